@@ -1,0 +1,166 @@
+//! The one model definition: for training and for inference, on every device, in every precision.
+//!
+//! A [`Model`] is an encoder of the BERT family with at most one head. Its tensors are known by BERT's names, whatever the
+//! architecture; [`ModelConfig::tensors`] lists them.
+
+mod attention;
+mod config;
+mod embeddings;
+mod encoder;
+mod heads;
+mod linear;
+mod noise;
+mod weights;
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+
+pub use self::config::{Activation, MAX_DIMENSION, ModelConfig, ModelType, Task};
+use self::embeddings::Embeddings;
+use self::encoder::Encoder;
+use self::heads::Head;
+use self::linear::Linear;
+pub use self::noise::Noise;
+pub(crate) use self::weights::check_finite;
+use self::weights::transposed;
+pub use self::weights::{HostTensor, WeightSource, Weights};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+
+/// An encoder with its head.
+#[derive(Module, Debug)]
+pub struct Model {
+    embeddings: Embeddings,
+    embeddings_project: Option<Linear>,
+    encoder: Encoder,
+    head: Option<Head>,
+}
+
+impl Model {
+    /// Builds the model that `config` describes from the tensors of `source`.
+    ///
+    /// # Errors
+    /// Those of `source`.
+    pub fn load(config: &ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self> {
+        config.validate()?;
+        Ok(Model {
+            embeddings: Embeddings::load(config, source, device)?,
+            embeddings_project: embeddings::load_projection(config, source, device)?,
+            encoder: Encoder::load(config, source, device)?,
+            head: Head::load(config, source, device)?,
+        })
+    }
+
+    /// The last hidden states, `[batch, seq, hidden]`.
+    ///
+    /// `observe` is called with 0 and the embeddings' output, then with i and the output of the i-th layer, each
+    /// `[batch, seq, hidden]`. It serves whoever wants the states between, and it may end the computation. `noise` is there in
+    /// training alone: without it nothing is dropped.
+    ///
+    /// # Errors
+    /// Those of `observe`.
+    pub fn hidden_states(
+        &self,
+        batch: &Batch,
+        device: &Device,
+        noise: &mut Option<Noise>,
+        observe: &mut dyn FnMut(usize, &Tensor<3>) -> Result<()>,
+    ) -> Result<Tensor<3>> {
+        let mask = batch.score_mask(device);
+        let mut x = self.embeddings.forward(batch.input_ids(device), noise);
+        if let Some(project) = &self.embeddings_project {
+            x = project.forward(x);
+        }
+        observe(0, &x)?;
+        for (i, layer) in self.encoder.layer.iter().enumerate() {
+            x = layer.forward(x, mask.as_ref(), noise);
+            observe(i + 1, &x)?;
+        }
+        Ok(x)
+    }
+
+    /// The head's logits over the last hidden states `[batch, seq, hidden]`: `[batch, seq, labels]` for token
+    /// classification, `[batch, 1, labels]` for text classification.
+    ///
+    /// # Errors
+    /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
+    pub fn logits(&self, hidden: Tensor<3>, noise: &mut Option<Noise>) -> Result<Tensor<3>> {
+        match &self.head {
+            Some(head) => Ok(head.forward(hidden, noise)),
+            None => Err(Error::incompatible(
+                "this model is a bare encoder and has no labels; train a head on it, or embed texts with it",
+            )),
+        }
+    }
+
+    /// A copy of every tensor, in the files' names and layouts.
+    pub fn weights(&self) -> Weights {
+        let mut all = BTreeMap::new();
+        self.visit(&mut NamedTensors::new(|name: &str, is_linear: bool, shape: Vec<usize>, data: Vec<f32>| {
+            let tensor = match (is_linear, shape.as_slice()) {
+                (true, &[inputs, outputs]) => {
+                    HostTensor { data: transposed(&data, inputs, outputs), shape: vec![outputs, inputs] }
+                }
+                _ => HostTensor { shape, data },
+            };
+            all.insert(name.to_owned(), tensor);
+        }));
+        Weights(all)
+    }
+}
+
+/// The name under which files know the parameter at `path`, a path of module fields as Burn's visitors give it.
+pub fn parameter_name<S: AsRef<str>>(path: &[S]) -> String {
+    let mut name = String::new();
+    for field in path {
+        let field = match field.as_ref() {
+            "head" => continue,
+            "self_attention" => "self",
+            "layer_norm" => "LayerNorm",
+            "gamma" => "weight",
+            "beta" => "bias",
+            other => other,
+        };
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.push_str(field);
+    }
+    name
+}
+
+/// Reads every tensor with its name and whether it belongs to a [`Linear`].
+struct NamedTensors<F> {
+    path: Vec<String>,
+    containers: Vec<String>,
+    read: F,
+}
+
+impl<F: FnMut(&str, bool, Vec<usize>, Vec<f32>)> NamedTensors<F> {
+    fn new(read: F) -> Self {
+        NamedTensors { path: Vec::new(), containers: Vec::new(), read }
+    }
+}
+
+impl<F: FnMut(&str, bool, Vec<usize>, Vec<f32>)> ModuleVisitor for NamedTensors<F> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_owned());
+        self.containers.push(container.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        // A parameter's own field is entered as well, so the container of interest is the last but one or the last.
+        let is_linear = self.containers.iter().rev().take(2).any(|c| c.ends_with(":Linear"));
+        let data = param.val().into_data_as::<f32>();
+        let shape = data.shape().to_vec();
+        let data = data.try_into_vec::<f32>().unwrap_or_default();
+        (self.read)(&parameter_name(&self.path), is_linear, shape, data);
+    }
+}

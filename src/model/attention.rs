@@ -1,0 +1,112 @@
+//! Multi-head self-attention (Vaswani et al. 2017), as BERT lays it out.
+
+use burn::module::Module;
+use burn::nn::LayerNorm;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Device, Tensor};
+
+use super::config::ModelConfig;
+use super::embeddings::load_layer_norm;
+use super::linear::Linear;
+use super::noise::Noise;
+use super::weights::WeightSource;
+use crate::error::Result;
+
+/// Attention with its output projection, residual and layer norm.
+#[derive(Module, Debug)]
+pub struct Attention {
+    self_attention: SelfAttention,
+    output: Residual,
+}
+
+/// The three projections and the product of queries, keys and values.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    dropout: f64,
+    num_heads: usize,
+}
+
+/// A projection whose result is added to the block's input and normalised.
+#[derive(Module, Debug)]
+pub struct Residual {
+    dense: Linear,
+    layer_norm: LayerNorm,
+    dropout: f64,
+}
+
+impl Attention {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        source: &mut dyn WeightSource,
+        name: &str,
+        device: &Device,
+    ) -> Result<Self> {
+        let h = config.hidden_size;
+        let mut projection = |part: &str| Linear::load(source, &format!("{name}.self.{part}"), h, h, device);
+        let (query, key, value) = (projection("query")?, projection("key")?, projection("value")?);
+        Ok(Attention {
+            self_attention: SelfAttention {
+                query,
+                key,
+                value,
+                dropout: config.attention_probs_dropout_prob,
+                num_heads: config.num_attention_heads,
+            },
+            output: Residual::load(config, source, &format!("{name}.output"), h, device)?,
+        })
+    }
+
+    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` (added to the scores) -> `[batch, seq, hidden]`
+    pub(crate) fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4>>, noise: &mut Option<Noise>) -> Tensor<3> {
+        let context = self.self_attention.forward(x.clone(), mask, noise);
+        self.output.forward(context, x, noise)
+    }
+}
+
+impl SelfAttention {
+    fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4>>, noise: &mut Option<Noise>) -> Tensor<3> {
+        let [batch, seq, hidden] = x.dims();
+        let width = hidden / self.num_heads;
+        let heads = |x: Tensor<3>| -> Tensor<4> {
+            x.reshape([batch, seq, self.num_heads, width]).swap_dims(1, 2) // [batch, heads, seq, width]
+        };
+        let query = heads(self.query.forward(x.clone()) / (width as f64).sqrt());
+        let key = heads(self.key.forward(x.clone()));
+        let value = heads(self.value.forward(x));
+        let mut scores = query.matmul(key.swap_dims(2, 3)); // [batch, heads, seq, seq]
+        if let Some(mask) = mask {
+            scores = scores + mask.clone();
+        }
+        let weights = Noise::drop(noise, softmax(scores, 3), self.dropout);
+        weights
+            .matmul(value) // [batch, heads, seq, width]
+            .swap_dims(1, 2)
+            .reshape([batch, seq, hidden])
+    }
+}
+
+impl Residual {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        source: &mut dyn WeightSource,
+        name: &str,
+        inputs: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let h = config.hidden_size;
+        Ok(Residual {
+            dense: Linear::load(source, &format!("{name}.dense"), h, inputs, device)?,
+            layer_norm: load_layer_norm(source, &format!("{name}.LayerNorm"), h, config, device)?,
+            dropout: config.hidden_dropout_prob,
+        })
+    }
+
+    /// `x` `[batch, seq, in]`, `input` `[batch, seq, hidden]` -> `[batch, seq, hidden]`
+    pub(crate) fn forward(&self, x: Tensor<3>, input: Tensor<3>, noise: &mut Option<Noise>) -> Tensor<3> {
+        let x = Noise::drop(noise, self.dense.forward(x), self.dropout);
+        self.layer_norm.forward(x + input)
+    }
+}

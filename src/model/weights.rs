@@ -1,0 +1,74 @@
+//! Weights on the host, by name.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+
+/// Where a model takes its weights from: a bundle, a checkpoint, or memory.
+pub trait WeightSource {
+    /// Takes the tensor `name` (BERT's name without its prefix; linear weights are `[out, in]`), whose shape has to be
+    /// `shape`, as `f32` in row-major order.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) where it is missing, has another shape, or holds a value that is not
+    /// finite.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
+}
+
+/// A tensor on the host.
+#[derive(Clone, PartialEq)]
+pub struct HostTensor {
+    /// Its dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Its values in row-major order.
+    pub data: Vec<f32>,
+}
+
+impl std::fmt::Debug for HostTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HostTensor({:?})", self.shape)
+    }
+}
+
+/// A model's tensors on the host, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights(pub BTreeMap<String, HostTensor>);
+
+impl WeightSource for Weights {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.0.remove(name).ok_or_else(|| Error::corrupt(format!("tensor {name:?} is missing")))?;
+        if tensor.shape != shape {
+            return Err(Error::corrupt(format!("tensor {name:?}: expected {shape:?}, found {:?}", tensor.shape)));
+        }
+        check_finite(name, &tensor.data)?;
+        Ok(tensor.data)
+    }
+}
+
+/// Refuses weights that hold NaN or an infinity.
+pub(crate) fn check_finite(name: &str, data: &[f32]) -> Result<()> {
+    match data.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::corrupt(format!(
+            "tensor {name:?}: element {at} is {}; weights must be finite, so fetch or export the file again",
+            data[at]
+        ))),
+    }
+}
+
+/// The transpose of a row-major `[rows, columns]` matrix.
+pub(crate) fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    // Blocks keep both sides in cache; a plain double loop is several times slower on embeddings.
+    const BLOCK: usize = 32;
+    let mut out = vec![0.0; data.len()];
+    for r0 in (0..rows).step_by(BLOCK) {
+        for c0 in (0..columns).step_by(BLOCK) {
+            for r in r0..(r0 + BLOCK).min(rows) {
+                for c in c0..(c0 + BLOCK).min(columns) {
+                    out[c * rows + r] = data[r * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
