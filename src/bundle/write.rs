@@ -1,0 +1,395 @@
+//! Writing a bundle: laid out first, then streamed to a temporary file, sealed, synced and renamed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use super::int8::{quantize, row_scale};
+use super::{
+    Dtype, FORMAT_VERSION, MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_INNER, MAX_TENSORS, Metadata, Precision, check, hex,
+};
+use crate::error::{Error, Result};
+use crate::model::{HostTensor, Weights};
+
+/// What a bundle is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct BundleSpec<'a> {
+    /// What the bundle says about its model, its precision among it.
+    pub metadata: &'a Metadata,
+    /// Exactly the tensors of [`ModelConfig::tensors`](crate::model::ModelConfig::tensors).
+    pub weights: &'a Weights,
+    /// The `tokenizer.json`.
+    pub tokenizer_json: &'a [u8],
+    /// Matrices, by name, that are kept wider than the rest.
+    pub wider: &'a BTreeMap<String, Precision>,
+    /// A model card, shown by tools.
+    pub card: Option<&'a str>,
+}
+
+/// Writes a bundle to `path`, in place of what is there. The old file stays as it is until the new one is whole.
+///
+/// # Errors
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the parts do not fit together or a value cannot be kept in its
+/// precision; [`NotFound`](crate::ErrorKind::NotFound) where the file cannot be written.
+pub fn write(path: &Path, spec: &BundleSpec) -> Result<()> {
+    stage(path, spec)?.commit()
+}
+
+/// Writes a bundle beside `path`, to be opened and measured before it is [committed](Staged::commit).
+///
+/// # Errors
+/// As [`write()`].
+pub fn stage(path: &Path, spec: &BundleSpec) -> Result<Staged> {
+    let layout = Layout::new(spec)?;
+    let (staged, file) = Staged::create(path)?;
+    layout.write(file).map_err(|e| e.into_error(path))?;
+    Ok(staged)
+}
+
+/// The SHA-256 of weights, whatever file they came from: for each tensor, by name, the name, a zero byte, the number of dimensions
+/// and each of them as u64, then the values as f32, all little-endian.
+pub fn weights_sha256(weights: &Weights) -> String {
+    let mut hash = Sha256::new();
+    for (name, tensor) in &weights.0 {
+        hash.update(name);
+        hash.update([0]);
+        for n in std::iter::once(tensor.shape.len()).chain(tensor.shape.iter().copied()) {
+            hash.update((n as u64).to_le_bytes());
+        }
+        each_chunk(&tensor.data, |x| x.to_le_bytes(), &mut |bytes| {
+            hash.update(bytes);
+            Ok(())
+        })
+        .unwrap_or_default();
+    }
+    hex(&hash.finalize())
+}
+
+/// A whole bundle under a temporary name, removed unless it is committed.
+#[derive(Debug)]
+pub struct Staged {
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+impl Staged {
+    fn create(target: &Path) -> Result<(Self, File)> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = target
+            .file_name()
+            .ok_or_else(|| Error::invalid_input(format!("{}: expected the name of a file", target.display())))?;
+        let mut temporary = std::ffi::OsString::from(format!(
+            ".partial-{}-{}-",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        ));
+        temporary.push(name);
+        let temporary = target.with_file_name(temporary);
+        let file =
+            OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|e| Error::io(target, e))?;
+        Ok((Staged { temporary, target: target.to_owned() }, file))
+    }
+
+    /// Where the bundle is for now.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Moves the bundle to where it belongs, in place of what is there.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) where the system refuses.
+    pub fn commit(self) -> Result<()> {
+        fs::rename(&self.temporary, &self.target).map_err(|e| Error::io(&self.target, e))?;
+        // The new name has to survive a power cut too. Only Unix opens folders.
+        #[cfg(unix)]
+        {
+            let folder = self.target.parent().filter(|p| !p.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new(".")))
+                .and_then(|folder| folder.sync_all())
+                .map_err(|e| Error::io(&self.target, e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // After a commit there is nothing under this name, and a drop cannot report.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// A failure of the file, or of what was to go into it.
+enum Failure {
+    Io(io::Error),
+    Content(Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Io(error)
+    }
+}
+
+impl Failure {
+    fn into_error(self, path: &Path) -> Error {
+        match self {
+            Failure::Io(error) => Error::io(path, error).context("the bundle was not written"),
+            Failure::Content(error) => error,
+        }
+    }
+}
+
+/// Where a tensor of the file comes from.
+enum Source<'a> {
+    /// The values of a weight, in the tensor's type.
+    Weight(&'a HostTensor),
+    /// The scales of an 8-bit matrix's rows.
+    Scales(&'a HostTensor),
+    Bytes(&'a [u8]),
+}
+
+struct Planned<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    source: Source<'a>,
+}
+
+impl Planned<'_> {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// Every tensor in the file's order, and the metadata but for the digests that come last.
+struct Layout<'a> {
+    tensors: Vec<Planned<'a>>,
+    metadata: BTreeMap<&'static str, String>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(spec: &BundleSpec<'a>) -> Result<Self> {
+        let metadata = spec.metadata;
+        let config = &metadata.config;
+        config.validate()?;
+        check::usable(metadata).map_err(|(name, expected, found)| {
+            Error::invalid_input(format!("{name}: expected {expected}, found {found}"))
+        })?;
+        if spec.tokenizer_json.is_empty() {
+            return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
+        }
+        let mut tensors = Self::weights(spec)?;
+        let bytes = |name: &str, bytes: &'a [u8]| Planned {
+            name: name.to_owned(),
+            dtype: Dtype::U8,
+            shape: vec![bytes.len()],
+            source: Source::Bytes(bytes),
+        };
+        tensors.push(bytes(check::TOKENIZER, spec.tokenizer_json));
+        if let Some(card) = spec.card {
+            tensors.push(bytes(check::CARD, card.as_bytes()));
+        }
+        if tensors.len() > MAX_TENSORS {
+            return Err(Error::invalid_input(format!(
+                "expected at most {MAX_TENSORS} tensors, found {}",
+                tensors.len()
+            )));
+        }
+        tensors.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
+
+        let mut hf = config.to_json();
+        if let Some(fields) = hf.as_object_mut() {
+            for labels in ["id2label", "label2id"] {
+                fields.remove(labels);
+            }
+        }
+        let hf = hf.to_string();
+        if hf.len() > MAX_CONFIG_BYTES {
+            return Err(Error::invalid_input(format!(
+                "config: expected at most {MAX_CONFIG_BYTES} bytes, found {}",
+                hf.len()
+            )));
+        }
+        let (major, minor) = FORMAT_VERSION;
+        let mut entries = BTreeMap::from([
+            ("config", hf),
+            ("format", "ampoule".to_owned()),
+            ("format_version", format!("{major}.{minor}")),
+            ("labels", serde_json::Value::from(config.id2label.clone()).to_string()),
+            ("licence", metadata.licence.clone()),
+            ("normalize", metadata.pooling.normalize.to_string()),
+            ("pooling", metadata.pooling.mode.as_str().to_owned()),
+            ("precision", metadata.precision.to_string()),
+            ("producer", metadata.producer.clone()),
+            ("source_sha256", weights_sha256(spec.weights)),
+            ("task", config.task.as_str().to_owned()),
+            ("temperature", metadata.temperature.to_string()),
+        ]);
+        if let Some(n) = metadata.max_tokens {
+            entries.insert("max_tokens", n.to_string());
+        }
+        Ok(Layout { tensors, metadata: entries })
+    }
+
+    /// The weights and scales, checked against the configuration.
+    fn weights(spec: &BundleSpec<'a>) -> Result<Vec<Planned<'a>>> {
+        let wanted: BTreeMap<String, Vec<usize>> = spec.metadata.config.tensors().into_iter().collect();
+        let invalid = |message: String| Err(Error::invalid_input(message));
+        let missing: Vec<&str> =
+            wanted.keys().map(String::as_str).filter(|n| !spec.weights.0.contains_key(*n)).collect();
+        let unknown: Vec<&str> =
+            spec.weights.0.keys().map(String::as_str).filter(|n| !wanted.contains_key(*n)).collect();
+        if !missing.is_empty() || !unknown.is_empty() {
+            return invalid(format!(
+                "the weights are not those of the config: missing [{}], unknown [{}]",
+                missing.join(", "),
+                unknown.join(", ")
+            ));
+        }
+        if let Some(name) = spec.wider.keys().find(|n| wanted.get(*n).is_none_or(|shape| shape.len() != 2)) {
+            return invalid(format!("no matrix of this model is named {name:?}, so it cannot be kept wider"));
+        }
+        let mut planned = Vec::new();
+        for (name, tensor) in &spec.weights.0 {
+            let shape = wanted.get(name).cloned().unwrap_or_default();
+            if tensor.shape != shape || tensor.data.len() != shape.iter().product::<usize>() {
+                return invalid(format!(
+                    "tensor {name:?}: expected {shape:?}, found {:?} of {} values",
+                    tensor.shape,
+                    tensor.data.len()
+                ));
+            }
+            let dtype = match shape.len() {
+                2 => {
+                    let usual = check::matrix_precision(name, spec.metadata.precision);
+                    spec.wider.get(name).map_or(usual, |wider| usual.min(*wider)).dtype()
+                }
+                _ => Dtype::F32,
+            };
+            let largest = match dtype {
+                Dtype::F16 => half::f16::MAX.to_f32(),
+                // A scale is rounded, and 127 times it has to be finite.
+                Dtype::I8 => f32::MAX / 2.0,
+                Dtype::F32 | Dtype::U8 => f32::MAX,
+            };
+            if let Some(at) = tensor.data.iter().position(|x| !x.is_finite() || x.abs() > largest) {
+                return invalid(format!(
+                    "tensor {name:?}: element {at} is {}, which {dtype:?} cannot keep; weights must be finite, and at most \
+                     {largest} in magnitude",
+                    tensor.data[at]
+                ));
+            }
+            if dtype == Dtype::I8 {
+                if shape[1] > MAX_INNER {
+                    return invalid(format!(
+                        "tensor {name:?}: expected rows of at most {MAX_INNER} values, found {}; keep it wider than int8",
+                        shape[1]
+                    ));
+                }
+                planned.push(Planned {
+                    name: check::scale_name(name),
+                    dtype: Dtype::F32,
+                    shape: vec![shape[0]],
+                    source: Source::Scales(tensor),
+                });
+            }
+            planned.push(Planned { name: name.clone(), dtype, shape, source: Source::Weight(tensor) });
+        }
+        Ok(planned)
+    }
+
+    fn write(mut self, file: File) -> Result<(), Failure> {
+        let zeros = "0".repeat(64);
+        self.metadata.insert("data_sha256", zeros.clone());
+        self.metadata.insert("header_sha256", zeros);
+        let header_len = self.header()?.len();
+        if header_len as u64 > MAX_HEADER_BYTES {
+            return Err(Failure::Content(Error::invalid_input(format!(
+                "expected labels and names that fit a header of {MAX_HEADER_BYTES} bytes, found {header_len}"
+            ))));
+        }
+        let mut out = BufWriter::with_capacity(1 << 16, file);
+        out.write_all(&(header_len as u64).to_le_bytes())?;
+        out.seek_relative(header_len as i64)?;
+        let mut hash = Sha256::new();
+        for tensor in &self.tensors {
+            tensor.encode(&mut |bytes| {
+                hash.update(bytes);
+                out.write_all(bytes)
+            })?;
+        }
+        self.metadata.insert("data_sha256", hex(&hash.finalize()));
+        // Its own digest still stands as zeros, as the seal wants it.
+        let seal = hex(&Sha256::digest(self.header()?));
+        self.metadata.insert("header_sha256", seal);
+        out.seek(SeekFrom::Start(8))?;
+        out.write_all(&self.header()?)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        Ok(())
+    }
+
+    /// The padded header.
+    fn header(&self) -> io::Result<Vec<u8>> {
+        let mut entries = BTreeMap::from([("__metadata__", serde_json::to_value(&self.metadata)?)]);
+        let mut begin = 0;
+        for tensor in &self.tensors {
+            let end = begin + tensor.bytes();
+            entries.insert(
+                &tensor.name,
+                serde_json::json!({
+                    "data_offsets": [begin, end],
+                    "dtype": format!("{:?}", tensor.dtype),
+                    "shape": tensor.shape,
+                }),
+            );
+            begin = end;
+        }
+        let mut header = serde_json::to_vec(&entries)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        Ok(header)
+    }
+}
+
+impl Planned<'_> {
+    /// Hands the tensor's bytes on, a piece at a time.
+    fn encode(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        match (&self.source, self.dtype) {
+            (Source::Bytes(bytes), _) => sink(bytes),
+            (Source::Scales(matrix), _) => {
+                let scales: Vec<f32> = matrix.data.chunks(matrix.shape[1].max(1)).map(row_scale).collect();
+                each_chunk(&scales, |x| x.to_le_bytes(), sink)
+            }
+            (Source::Weight(tensor), Dtype::F32) => each_chunk(&tensor.data, |x| x.to_le_bytes(), sink),
+            (Source::Weight(tensor), Dtype::F16) => {
+                each_chunk(&tensor.data, |x| half::f16::from_f32(x).to_le_bytes(), sink)
+            }
+            (Source::Weight(tensor), Dtype::I8 | Dtype::U8) => {
+                tensor.data.chunks(tensor.shape[1].max(1)).try_for_each(|row| {
+                    let scale = row_scale(row);
+                    each_chunk(row, |x| quantize(x, scale).to_le_bytes(), sink)
+                })
+            }
+        }
+    }
+}
+
+/// Hands on the bytes of `values`, a few thousand values at a time.
+fn each_chunk<const N: usize>(
+    values: &[f32],
+    to_bytes: impl Fn(f32) -> [u8; N],
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(N * values.len().min(4096));
+    for chunk in values.chunks(4096) {
+        buffer.clear();
+        buffer.extend(chunk.iter().flat_map(|&x| to_bytes(x)));
+        sink(&buffer)?;
+    }
+    Ok(())
+}
