@@ -1,0 +1,220 @@
+//! Tokenizers from what checkpoints hold in place of a `tokenizer.json`, and the checks of one.
+
+use serde_json::{Map, Value, json};
+
+use super::Tokenizer;
+use crate::error::{Error, Result};
+
+/// The names of a tokenizer's special tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Before every text (`[CLS]`, `<s>`).
+    pub cls: String,
+    /// After every text (`[SEP]`, `</s>`).
+    pub sep: String,
+    /// Fills a batch up (`[PAD]`, `<pad>`).
+    pub pad: String,
+    /// Stands for what the vocabulary cannot say (`[UNK]`, `<unk>`).
+    pub unk: String,
+    /// Hides a token in pre-training (`[MASK]`, `<mask>`).
+    pub mask: String,
+}
+
+impl SpecialTokens {
+    /// The names that `setting` gives for `cls_token`, `sep_token` and so on, else RoBERTa's or BERT's own.
+    pub fn from_settings(is_roberta: bool, setting: impl Fn(&str) -> Option<String>) -> Self {
+        let name = |key: &str, roberta: &str, bert: &str| {
+            setting(key).unwrap_or_else(|| if is_roberta { roberta } else { bert }.to_owned())
+        };
+        SpecialTokens {
+            cls: name("cls_token", "<s>", "[CLS]"),
+            sep: name("sep_token", "</s>", "[SEP]"),
+            pad: name("pad_token", "<pad>", "[PAD]"),
+            unk: name("unk_token", "<unk>", "[UNK]"),
+            mask: name("mask_token", "<mask>", "[MASK]"),
+        }
+    }
+
+    /// The names in a `tokenizer.json`: those of its post-processor where it has one, the usual ones else.
+    pub(super) fn of(json: &Value, is_known: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut special = Self::from_settings(is_known("<s>") && !is_known("[CLS]"), |_| None);
+        if let Some(unk) = json["model"]["unk_token"].as_str() {
+            special.unk = unk.to_owned();
+        }
+        let Some((cls, sep)) = around(&json["post_processor"]) else {
+            return match is_known(&special.cls) && is_known(&special.sep) {
+                true => Ok(special),
+                false => Err(Error::incompatible(
+                    "tokenizer.json: no classification and separator tokens are named by its post_processor, and neither \
+                     [CLS] and [SEP] nor <s> and </s> are in its vocabulary",
+                )),
+            };
+        };
+        Ok(SpecialTokens { cls, sep, ..special })
+    }
+}
+
+/// The special tokens that a post-processor puts around a text.
+fn around(post_processor: &Value) -> Option<(String, String)> {
+    match post_processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let ids: Vec<&str> = post_processor["single"]
+                .as_array()?
+                .iter()
+                .filter_map(|piece| piece["SpecialToken"]["id"].as_str())
+                .collect();
+            match ids.as_slice() {
+                [cls, sep] => Some(((*cls).to_owned(), (*sep).to_owned())),
+                _ => None,
+            }
+        }
+        "BertProcessing" | "RobertaProcessing" => {
+            let name = |key: &str| post_processor[key][0].as_str().map(str::to_owned);
+            Some((name("cls")?, name("sep")?))
+        }
+        "Sequence" => post_processor["processors"].as_array()?.iter().find_map(around),
+        _ => None,
+    }
+}
+
+/// Refuses what `tokenizers` would accept and then fail on.
+pub(super) fn check(json: &Value) -> Result<()> {
+    let model = &json["model"];
+    let kind = model["type"].as_str().unwrap_or(match model["merges"].is_array() {
+        true => "BPE",
+        false => "WordPiece",
+    });
+    if !["WordPiece", "BPE"].contains(&kind) {
+        return Err(Error::incompatible(format!(
+            "tokenizer.json: the model {kind:?} is not supported; supported are WordPiece and byte-level BPE"
+        )));
+    }
+    let vocab = model["vocab"]
+        .as_object()
+        .filter(|v| !v.is_empty())
+        .ok_or_else(|| Error::corrupt("tokenizer.json: the vocabulary is missing or empty"))?;
+    if let Some(id) = vocab.values().find(|id| id.as_u64().is_none_or(|id| id > u64::from(u32::MAX))) {
+        return Err(Error::corrupt(format!("tokenizer.json: {id} is not a token id")));
+    }
+    let unk = model["unk_token"].as_str().or((kind == "WordPiece").then_some("[UNK]"));
+    if let Some(unk) = unk.filter(|unk| !vocab.contains_key(*unk)) {
+        return Err(Error::corrupt(format!("tokenizer.json: the unknown token {unk:?} is not in the vocabulary")));
+    }
+    Ok(())
+}
+
+impl Tokenizer {
+    /// BERT's tokenizer over a `vocab.txt`, one piece a line, as transformers builds it.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Incompatible`](crate::ErrorKind::Incompatible) where special tokens are
+    /// not in it.
+    pub fn from_vocab_txt(
+        vocab: &str,
+        lowercase: bool,
+        strip_accents: Option<bool>,
+        handle_chinese_chars: bool,
+        special: &SpecialTokens,
+    ) -> Result<Self> {
+        let pieces: Map<String, Value> = vocab
+            .split_terminator('\n')
+            .map(|line| line.strip_suffix('\r').unwrap_or(line))
+            .enumerate()
+            .map(|(id, piece)| (piece.to_owned(), json!(id)))
+            .collect();
+        let id = |name: &str| required(&pieces, "vocab.txt", name);
+        let (cls, sep) = (id(&special.cls)?, id(&special.sep)?);
+        let token = |name: &str, id: &Value| json!({"id": name, "ids": [id], "tokens": [name]});
+        let template = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        Self::from_value(json!({
+            "version": "1.0",
+            "added_tokens": added_tokens(&pieces, special),
+            "normalizer": {
+                "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": handle_chinese_chars,
+                "strip_accents": strip_accents, "lowercase": lowercase,
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [template(&special.cls), text, template(&special.sep)],
+                "pair": [
+                    template(&special.cls), text, template(&special.sep),
+                    {"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": special.sep, "type_id": 1}},
+                ],
+                "special_tokens": {(special.cls.as_str()): token(&special.cls, &cls), (special.sep.as_str()): token(&special.sep, &sep)},
+            },
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+            "model": {
+                "type": "WordPiece", "unk_token": special.unk, "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": pieces,
+            },
+        }))
+    }
+
+    /// RoBERTa's byte-level BPE over a `vocab.json` and a `merges.txt`, as transformers builds it.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Incompatible`](crate::ErrorKind::Incompatible) where the files do not fit
+    /// one another or special tokens are missing.
+    pub fn from_vocab_merges(
+        vocab: &[u8],
+        merges: &str,
+        add_prefix_space: bool,
+        special: &SpecialTokens,
+    ) -> Result<Self> {
+        let pieces: Map<String, Value> =
+            serde_json::from_slice(vocab).map_err(|e| Error::corrupt(format!("vocab.json: not a JSON object: {e}")))?;
+        let id = |name: &str| required(&pieces, "vocab.json", name);
+        let (cls, sep) = (id(&special.cls)?, id(&special.sep)?);
+        let merges: Vec<&str> =
+            merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty()).collect();
+        Self::from_value(json!({
+            "version": "1.0",
+            "added_tokens": added_tokens(&pieces, special),
+            "normalizer": null,
+            "pre_tokenizer": {
+                "type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": true,
+            },
+            "post_processor": {
+                "type": "RobertaProcessing", "sep": [special.sep, sep], "cls": [special.cls, cls],
+                "trim_offsets": true, "add_prefix_space": add_prefix_space,
+            },
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+                "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "vocab": pieces, "merges": merges,
+            },
+        }))
+    }
+}
+
+fn required(pieces: &Map<String, Value>, file: &str, name: &str) -> Result<Value> {
+    pieces
+        .get(name)
+        .cloned()
+        .ok_or_else(|| Error::incompatible(format!("{file}: the special token {name:?} is not in it")))
+}
+
+/// The special tokens that are in the vocabulary, as `tokenizer.json` lists them.
+fn added_tokens(pieces: &Map<String, Value>, special: &SpecialTokens) -> Vec<Value> {
+    let mut tokens: Vec<(u64, Value)> = [&special.pad, &special.unk, &special.cls, &special.sep, &special.mask]
+        .into_iter()
+        .filter_map(|name| {
+            let id = pieces.get(name)?.as_u64()?;
+            // As transformers has it, RoBERTa's mask takes the space before it.
+            let lstrip = name == "<mask>";
+            Some((
+                id,
+                json!({
+                    "id": id, "content": name, "single_word": false, "lstrip": lstrip, "rstrip": false,
+                    "normalized": false, "special": true,
+                }),
+            ))
+        })
+        .collect();
+    tokens.sort_by_key(|(id, _)| *id);
+    tokens.dedup_by_key(|(id, _)| *id);
+    tokens.into_iter().map(|(_, token)| token).collect()
+}
