@@ -1,0 +1,123 @@
+//! Where a model computes, and why there.
+
+use std::sync::Arc;
+
+use burn::tensor::Device as BurnDevice;
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The device that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Device {
+    /// The processor, by Burn's Flex back end.
+    #[default]
+    Cpu,
+    /// A GPU by wgpu; an error where there is none, or where this build is without the feature `wgpu`.
+    Gpu,
+    /// A GPU where there is one, else the processor; [`DeviceReport`] says which, and why.
+    GpuOrCpu,
+    /// The processor, by Burn's deprecated NdArray back end, for comparison; needs the feature `ndarray`.
+    NdArray,
+}
+
+/// What was chosen, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceReport {
+    /// What was asked for.
+    pub requested: Device,
+    /// What computes.
+    pub computes_on: Device,
+    /// The back end and, for a GPU, the adapter.
+    pub name: String,
+    /// Why this one.
+    pub reason: String,
+    /// Worker threads of the model's pool.
+    pub threads: usize,
+}
+
+/// A device with the pool in which every computation on it runs, since Burn and `tokenizers` would otherwise start rayon's
+/// global one.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    pub(crate) device: BurnDevice,
+    pub(crate) pool: Arc<rayon::ThreadPool>,
+    pub(crate) report: DeviceReport,
+}
+
+/// The most threads that are used unless more are asked for; encoders this small gain nothing from more.
+const DEFAULT_THREADS: usize = 4;
+
+impl Engine {
+    pub(crate) fn start(requested: Device, threads: usize) -> Result<Self> {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_THREADS)),
+            n => n,
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("ampoule-{i}"))
+            .build()
+            .map_err(|e| {
+                Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
+            })?;
+        let (device, computes_on, name, reason) = choose(requested)?;
+        let report = DeviceReport { requested, computes_on, name, reason: reason.to_owned(), threads };
+        Ok(Engine { device, pool: Arc::new(pool), report })
+    }
+}
+
+fn choose(requested: Device) -> Result<(BurnDevice, Device, String, &'static str)> {
+    let cpu = |reason| Ok((BurnDevice::flex(), Device::Cpu, "Flex".to_owned(), reason));
+    match requested {
+        Device::Cpu => cpu("asked for"),
+        Device::NdArray => ndarray(),
+        Device::Gpu => match gpu() {
+            Some((device, name)) => Ok((device, Device::Gpu, name, "asked for")),
+            None => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
+        },
+        Device::GpuOrCpu => match gpu() {
+            Some((device, name)) => Ok((device, Device::Gpu, name, "a GPU was found")),
+            None => cpu(NO_GPU),
+        },
+    }
+}
+
+#[cfg(feature = "ndarray")]
+fn ndarray() -> Result<(BurnDevice, Device, String, &'static str)> {
+    #[allow(deprecated)] // kept as long as Burn keeps it
+    let device = BurnDevice::ndarray();
+    Ok((device, Device::NdArray, "NdArray".to_owned(), "asked for"))
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn ndarray() -> Result<(BurnDevice, Device, String, &'static str)> {
+    Err(Error::new(
+        ErrorKind::DeviceUnavailable,
+        "this build is without NdArray; build with the feature `ndarray`, or use the device `cpu`",
+    ))
+}
+
+#[cfg(feature = "wgpu")]
+const NO_GPU: &str = "no GPU adapter was found by wgpu; use the device `cpu`";
+#[cfg(not(feature = "wgpu"))]
+const NO_GPU: &str = "this build is without GPU support; build with the feature `wgpu`, or use the device `cpu`";
+
+#[cfg(feature = "wgpu")]
+fn gpu() -> Option<(BurnDevice, String)> {
+    let device = BurnDevice::enumerate(burn::tensor::DeviceType::Wgpu).into_iter().next()?;
+    let name = device.identity().map_or_else(|| "wgpu".to_owned(), |identity| format!("wgpu: {identity:?}"));
+    Some((device, name))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn gpu() -> Option<(BurnDevice, String)> {
+    None
+}
+
+/// Names of the GPU adapters that this build could use; none without the feature `wgpu`.
+pub fn gpu_adapters() -> Vec<String> {
+    gpu().map(|(_, name)| name).into_iter().collect()
+}

@@ -1,0 +1,147 @@
+//! Text in, vector out.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+
+use crate::batch::Batch;
+use crate::bundle::{Bundle, PoolingMode};
+use crate::device::DeviceReport;
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::opened::Opened;
+use crate::options::{Limit, Options};
+
+/// Turns texts into vectors for search and comparison.
+///
+/// Token vectors are pooled and, where the model says so, normalised to length 1 (Reimers and Gurevych 2019). A text longer
+/// than the model's positions is computed in overlapping windows, over which the pooling goes on; the first window decides
+/// for CLS pooling. Calls take `&self` and may be made from several threads at once.
+pub struct Embedder {
+    opened: Opened,
+}
+
+impl Embedder {
+    /// Opens a bundle or, with the feature `checkpoint`, a Hugging Face folder. A model with a head works too; the head is
+    /// not used.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`](crate::Extractor::open).
+    pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+        Ok(Embedder { opened: Opened::open(path.as_ref(), options)? })
+    }
+
+    /// Opens a bundle in memory.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`](crate::Extractor::open).
+    pub fn from_bytes(bytes: impl Into<std::borrow::Cow<'static, [u8]>>, options: &Options) -> Result<Self> {
+        let bundle = Bundle::from_bytes(bytes, options.verify)?;
+        Ok(Embedder { opened: Opened::from_bundle(bundle, options)? })
+    }
+
+    /// Uses a checkpoint in memory.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`](crate::Extractor::open).
+    #[cfg(feature = "checkpoint")]
+    pub fn from_checkpoint(checkpoint: crate::Checkpoint, options: &Options) -> Result<Self> {
+        Ok(Embedder { opened: Opened::from_checkpoint(checkpoint, options)? })
+    }
+
+    /// Number of values of a vector.
+    pub fn width(&self) -> usize {
+        self.opened.config.hidden_size
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.opened.config
+    }
+
+    /// Where this model computes, and why there.
+    pub fn device(&self) -> &DeviceReport {
+        &self.opened.engine.report
+    }
+
+    /// The vector of a text, [`width`](Embedder::width) values.
+    ///
+    /// # Errors
+    /// [`Cancelled`](crate::ErrorKind::Cancelled) when the token of the options was cancelled or the deadline passed.
+    pub fn embed(&self, text: &str) -> Result<Vec<f32>> {
+        Ok(self.embed_batch(&[text])?.swap_remove(0))
+    }
+
+    /// The vectors of several texts, computed together.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    pub fn embed_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<f32>>> {
+        let limit = Limit::of(&self.opened.options);
+        limit.check()?;
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let mut pooled: Vec<Pooled> = texts.iter().map(|_| Pooled::default()).collect();
+        let mode = self.opened.pooling.mode;
+        self.opened.install(|| {
+            self.opened.windows(
+                texts.iter().copied(),
+                &limit,
+                true,
+                &|hidden, batch| Ok(self.pool(hidden, batch)),
+                &mut |index, window, values, _| {
+                    // Special tokens belong to the mean, as in sentence-transformers.
+                    pooled[index].add(mode, values, (window.tokens.len() + 2) as f32);
+                    Ok(())
+                },
+            )
+        })?;
+        Ok(pooled.into_iter().map(|p| p.finish(self.opened.pooling.normalize)).collect())
+    }
+
+    /// `[batch, seq, hidden] -> [batch, 1, hidden]`
+    fn pool(&self, hidden: Tensor<3>, batch: &Batch) -> Tensor<3> {
+        let device = &self.opened.engine.device;
+        let mask = || batch.attention_mask(device).unsqueeze_dim::<3>(2); // [batch, seq, 1]
+        match self.opened.pooling.mode {
+            PoolingMode::Cls => hidden.narrow(1, 0, 1),
+            PoolingMode::Mean => (hidden * mask()).sum_dim(1) / mask().sum_dim(1),
+            PoolingMode::Max => (hidden + (mask() - 1.0) * 1e9).max_dim(1),
+        }
+    }
+}
+
+/// The vector of a text whose windows arrive one by one.
+#[derive(Default)]
+struct Pooled {
+    vector: Vec<f32>,
+    weight: f32,
+}
+
+impl Pooled {
+    fn add(&mut self, mode: PoolingMode, values: &[f32], weight: f32) {
+        if self.vector.is_empty() {
+            self.vector = values.to_vec();
+        } else {
+            let share = weight / (self.weight + weight);
+            for (sum, &x) in self.vector.iter_mut().zip(values) {
+                match mode {
+                    PoolingMode::Cls => {}
+                    PoolingMode::Mean => *sum += (x - *sum) * share,
+                    PoolingMode::Max => *sum = sum.max(x),
+                }
+            }
+        }
+        self.weight += weight;
+    }
+
+    fn finish(mut self, normalize: bool) -> Vec<f32> {
+        if normalize {
+            let norm = self.vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let scale = 1.0 / norm.max(1e-12);
+            for x in &mut self.vector {
+                *x = (f64::from(*x) * scale) as f32;
+            }
+        }
+        self.vector
+    }
+}

@@ -1,0 +1,203 @@
+//! An opened model: what extractor, classifier and embedder have in common.
+
+use std::cell::Cell;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+
+use crate::batch::Batch;
+use crate::bundle::{Bundle, Pooling};
+#[cfg(feature = "checkpoint")]
+use crate::checkpoint::Checkpoint;
+use crate::device::Engine;
+use crate::error::{Error, Result};
+use crate::model::{Model, ModelConfig, Task, WeightSource};
+use crate::options::{Limit, Options};
+use crate::text::{Token, Tokenizer, Window, Windower};
+
+/// A model with its tokenizer, on its device, in its pool.
+pub(crate) struct Opened {
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) options: Options,
+    pub(crate) pooling: Pooling,
+    pub(crate) temperature: f32,
+    pub(crate) engine: Engine,
+    model: Model,
+}
+
+impl Opened {
+    /// Opens a bundle or, with the feature `checkpoint`, a Hugging Face folder.
+    pub(crate) fn open(path: &Path, options: &Options) -> Result<Self> {
+        if path.is_dir() {
+            return Self::open_folder(path, options);
+        }
+        let bundle = Bundle::open(path, options.load, options.verify)?;
+        Self::from_bundle(bundle, options).map_err(|e| e.context(path.display()))
+    }
+
+    #[cfg(feature = "checkpoint")]
+    fn open_folder(path: &Path, options: &Options) -> Result<Self> {
+        Self::from_checkpoint(Checkpoint::open(path)?, options)
+    }
+
+    #[cfg(not(feature = "checkpoint"))]
+    fn open_folder(path: &Path, _: &Options) -> Result<Self> {
+        Err(Error::incompatible(format!(
+            "{} is a folder, and this build opens bundles only; make one with `ampoule quantize`",
+            path.display()
+        )))
+    }
+
+    pub(crate) fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
+        let tokenizer = Tokenizer::from_json(bundle.tokenizer_json())?;
+        let metadata = bundle.metadata();
+        let (pooling, temperature) = (metadata.pooling, metadata.temperature);
+        let config = metadata.config.clone();
+        Self::new(config, tokenizer, &mut bundle.weights(), pooling, temperature, options)
+    }
+
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
+        let Checkpoint { config, tokenizer, mut weights, pooling } = checkpoint;
+        Self::new(config, tokenizer, &mut weights, pooling, 1.0, options)
+    }
+
+    fn new(
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        source: &mut (dyn WeightSource + Send),
+        pooling: Pooling,
+        temperature: f32,
+        options: &Options,
+    ) -> Result<Self> {
+        let engine = Engine::start(options.device, options.threads)?;
+        let model = engine.pool.install(|| Model::load(&config, source, &engine.device))?;
+        Self::from_model(config, model, tokenizer, pooling, temperature, engine, options)
+    }
+
+    pub(crate) fn from_model(
+        config: ModelConfig,
+        model: Model,
+        tokenizer: Tokenizer,
+        pooling: Pooling,
+        temperature: f32,
+        engine: Engine,
+        options: &Options,
+    ) -> Result<Self> {
+        if tokenizer.max_id() as usize >= config.vocab_size {
+            return Err(Error::corrupt(format!(
+                "the tokenizer gives ids up to {}, but the word embedding has {} rows; tokenizer and weights do not belong \
+                 together",
+                tokenizer.max_id(),
+                config.vocab_size
+            )));
+        }
+        Ok(Opened { config, tokenizer, options: options.clone(), pooling, temperature, engine, model })
+    }
+
+    /// Refuses a model whose head answers something else.
+    pub(crate) fn expect(self, tasks: &[Task], verb: &str) -> Result<Self> {
+        if tasks.contains(&self.config.task) {
+            return Ok(self);
+        }
+        Err(Error::incompatible(format!(
+            "this model's task is {}, which cannot {verb}; it needs {}",
+            self.config.task.as_str(),
+            tasks.iter().map(|t| t.as_str()).collect::<Vec<_>>().join(" or ")
+        )))
+    }
+
+    /// The most tokens of a text in one window, special tokens not counted.
+    pub(crate) fn window_size(&self) -> usize {
+        let most = self.config.max_tokens();
+        let window = match self.options.max_window_tokens {
+            0 => most,
+            n => n.clamp(3, most),
+        };
+        window - 2
+    }
+
+    /// Runs `f` in the model's own pool.
+    pub(crate) fn install<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.engine.pool.install(f)
+    }
+
+    /// Cuts `texts` into windows, computes them in batches of at most `max_batch_tokens` and hands each window with its values
+    /// to `each`, in order. A text without tokens has no window, or, with `also_empty`, one of special tokens alone.
+    ///
+    /// `compute` turns a batch's last hidden states `[batch, seq, hidden]` into `[batch, rows, width]`; `each` gets
+    /// `[rows, width]` of its window.
+    pub(crate) fn windows<'t>(
+        &self,
+        texts: impl IntoIterator<Item = &'t str>,
+        limit: &Limit,
+        also_empty: bool,
+        compute: &dyn Fn(Tensor<3>, &Batch) -> Result<Tensor<3>>,
+        each: &mut dyn FnMut(usize, &Window, &[f32], usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut pending: Vec<(usize, Window)> = Vec::new();
+        let mut longest = 0;
+        let mut flush = |pending: &mut Vec<(usize, Window)>| -> Result<()> {
+            if pending.is_empty() {
+                return Ok(());
+            }
+            let sequences: Vec<Vec<u32>> = pending.iter().map(|(_, window)| self.sequence(&window.tokens)).collect();
+            let batch = Batch::new(&sequences, self.config.pad_token_id);
+            let hidden = self.model.hidden_states(&batch, &self.engine.device, &mut None, &mut |_, _| limit.check())?;
+            let output = compute(hidden, &batch)?;
+            let [_, rows, width] = output.dims();
+            let values = host(output)?;
+            for (i, (text, window)) in pending.drain(..).enumerate() {
+                each(text, &window, &values[i * rows * width..(i + 1) * rows * width], width)?;
+            }
+            Ok(())
+        };
+        for (text_index, text) in texts.into_iter().enumerate() {
+            let windows = Cell::new(0);
+            let mut queue = |window: Window| -> Result<()> {
+                windows.set(windows.get() + 1);
+                let with_it = longest.max(window.tokens.len() + 2);
+                if !pending.is_empty() && (pending.len() + 1) * with_it > self.options.max_batch_tokens {
+                    flush(&mut pending)?;
+                    longest = 0;
+                }
+                longest = longest.max(window.tokens.len() + 2);
+                pending.push((text_index, window));
+                Ok(())
+            };
+            let mut windower = Windower::new(self.window_size());
+            self.tokenizer.encode_each(text, &mut |tokens| {
+                limit.check()?;
+                windower.push(tokens, &mut queue)
+            })?;
+            windower.finish(&mut queue)?;
+            if windows.get() == 0 && also_empty {
+                queue(Window { tokens: Vec::new(), keep: 0..0 })?;
+            }
+        }
+        flush(&mut pending)
+    }
+
+    /// Token ids of one window between the special tokens.
+    fn sequence(&self, tokens: &[Token]) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(tokens.len() + 2);
+        ids.push(self.tokenizer.cls_id());
+        ids.extend(tokens.iter().map(|t| t.id));
+        ids.push(self.tokenizer.sep_id());
+        ids
+    }
+
+    /// The head's logits, see [`Model::logits`].
+    pub(crate) fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        self.model.logits(hidden, &mut None)
+    }
+}
+
+/// The values of a tensor, row-major.
+pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let failed =
+        |why: &dyn std::fmt::Debug| Error::internal(format!("cannot read the result from the device: {why:?}"));
+    let data = tensor.try_into_data_as::<f32>().map_err(|e| failed(&e))?;
+    data.try_into_vec::<f32>().map_err(|_| failed(&"wrong type"))
+}

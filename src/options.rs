@@ -1,0 +1,112 @@
+//! How a model is opened and how a call on it may end early.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::bundle::Load;
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a model is opened and used. Every field has a default.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to compute.
+    pub device: Device,
+    /// Worker threads of the model's own pool; 0 for as many as the machine has cores, at most four. A call's own thread
+    /// waits while they compute.
+    pub threads: usize,
+    /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
+    pub max_batch_tokens: usize,
+    /// The most tokens of a window, special tokens counted; 0, and anything above, for as many as the model has positions.
+    pub max_window_tokens: usize,
+    /// How a bundle's file is read.
+    pub load: Load,
+    /// Whether a bundle's data is compared with the digest in its header when it is opened.
+    pub verify: bool,
+    /// Entities with a lower score are left out.
+    pub min_score: f32,
+    /// The same by label, in place of `min_score`.
+    pub min_score_by_label: BTreeMap<String, f32>,
+    /// How long a call may take before it ends as [`ErrorKind::Cancelled`].
+    pub deadline: Option<Duration>,
+    /// Ends the calls of this model from another thread.
+    pub cancel: Option<CancelToken>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            device: Device::default(),
+            threads: 0,
+            max_batch_tokens: 1024,
+            max_window_tokens: 0,
+            load: Load::default(),
+            verify: false,
+            min_score: 0.0,
+            min_score_by_label: BTreeMap::new(),
+            deadline: None,
+            cancel: None,
+        }
+    }
+}
+
+impl Options {
+    pub(crate) fn min_score_of(&self, label: &str) -> f32 {
+        self.min_score_by_label.get(label).copied().unwrap_or(self.min_score)
+    }
+}
+
+/// Asks running calls to end, from any thread. Clones are one token.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// A token that has not been cancelled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the calls that look at this token, and those to come, as [`ErrorKind::Cancelled`].
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets calls run again.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has been cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// When one call has to end.
+pub(crate) struct Limit {
+    cancel: Option<CancelToken>,
+    end: Option<Instant>,
+}
+
+impl Limit {
+    /// The limit of a call that begins now.
+    pub(crate) fn of(options: &Options) -> Self {
+        Limit { cancel: options.cancel.clone(), end: options.deadline.and_then(|d| Instant::now().checked_add(d)) }
+    }
+
+    /// Looked at between layers and between chunks of text.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
+            return Err(Error::new(ErrorKind::Cancelled, "the call was cancelled"));
+        }
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "the deadline passed; allow more time, or give less text at once",
+            ));
+        }
+        Ok(())
+    }
+}
