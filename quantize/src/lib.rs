@@ -1,0 +1,126 @@
+//! From a checkpoint's weights to a [bundle] for the device, with a report of what that cost.
+//!
+//! The integers are those of the bundle's [integer contract](ampoule::bundle#the-integer-contract), which the runtime owns. This
+//! crate decides which matrix is kept how, measures the error of each from the file that was written, and refuses to put a
+//! bundle in place whose task metric fell too far.
+
+mod report;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ampoule::bundle::{self, Bundle, BundleSpec, Load, Metadata, Pooling, Precision};
+use ampoule::model::{ModelConfig, Weights};
+use ampoule::{Error, Result};
+
+pub use ampoule::bundle::{dequantize_rows, quantize_rows};
+pub use report::{MetricChange, Report, TensorReport};
+
+/// How a bundle is made.
+#[derive(Clone, Debug)]
+pub struct QuantizeOptions {
+    /// The precision of its matrices.
+    pub precision: Precision,
+    /// Matrices, by name, that are kept wider than `precision`.
+    pub wider: BTreeMap<String, Precision>,
+    /// The program that makes it.
+    pub producer: String,
+    /// The terms under which the weights may be used.
+    pub licence: String,
+    /// How an embedder makes a text's vector.
+    pub pooling: Pooling,
+    /// The most tokens of a window, special tokens counted; `None` for as many as the model has positions.
+    pub max_tokens: Option<usize>,
+    /// What logits are divided by before they become probabilities.
+    pub temperature: f32,
+    /// A model card to carry along.
+    pub card: Option<String>,
+}
+
+impl Default for QuantizeOptions {
+    fn default() -> Self {
+        QuantizeOptions {
+            precision: Precision::Int8,
+            wider: BTreeMap::new(),
+            producer: concat!("ampoule-quantize ", env!("CARGO_PKG_VERSION")).to_owned(),
+            licence: "unknown".to_owned(),
+            pooling: Pooling::default(),
+            max_tokens: None,
+            temperature: 1.0,
+            card: None,
+        }
+    }
+}
+
+/// How much of the task metric a bundle may lose.
+pub struct Guard<'a> {
+    /// The metric of the model as it was, larger for better.
+    pub before: f64,
+    /// Measures the same metric of the bundle at a path, before it is put in place.
+    pub measure: &'a mut dyn FnMut(&Path) -> Result<f64>,
+    /// The most that may be lost, in the metric's own unit.
+    pub max_loss: f64,
+    /// Put the bundle in place whatever it lost.
+    pub force: bool,
+}
+
+/// Writes the bundle of a model to `out` and says what its precision cost. What stood at `out` stays as it is when this fails.
+///
+/// `weights` are exactly those of [`ModelConfig::tensors`].
+///
+/// # Errors
+/// Those of [`bundle::write()`]; those of the guard's measure; [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where the
+/// metric fell by more than the guard allows and is not forced.
+pub fn quantize(
+    config: &ModelConfig,
+    weights: &Weights,
+    tokenizer_json: &[u8],
+    out: &Path,
+    options: &QuantizeOptions,
+    guard: Option<Guard>,
+) -> Result<Report> {
+    let metadata = Metadata {
+        config: config.clone(),
+        precision: options.precision,
+        producer: options.producer.clone(),
+        licence: options.licence.clone(),
+        pooling: options.pooling,
+        max_tokens: options.max_tokens,
+        temperature: options.temperature,
+    };
+    let staged = bundle::stage(
+        out,
+        &BundleSpec {
+            metadata: &metadata,
+            weights,
+            tokenizer_json,
+            wider: &options.wider,
+            card: options.card.as_deref(),
+        },
+    )?;
+    // Read back as a device will read it, so that the report is about the file.
+    let written = Bundle::open(staged.path(), Load::Copy, true)?;
+    let mut report = Report::compare(weights, &written)?;
+    drop(written);
+    if let Some(guard) = guard {
+        let after = (guard.measure)(staged.path())?;
+        let change = MetricChange { before: guard.before, after, loss: guard.before - after };
+        // A metric that is no number is no reason to trust the bundle.
+        let acceptable = change.loss <= guard.max_loss;
+        if !acceptable && !guard.force {
+            return Err(Error::invalid_input(format!(
+                "{}: not written: the metric fell from {:.4} to {:.4}, a loss of {:.4}, and at most {:.4} is allowed; keep the \
+                 worst matrices wider ({}), allow a larger loss, or force it",
+                out.display(),
+                change.before,
+                change.after,
+                change.loss,
+                guard.max_loss,
+                report.worst(3).map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ")
+            )));
+        }
+        report.metric = Some(change);
+    }
+    staged.commit()?;
+    Ok(report)
+}

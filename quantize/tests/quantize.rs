@@ -1,0 +1,119 @@
+//! A model becomes a bundle, with a report, unless it lost too much.
+
+use std::path::{Path, PathBuf};
+
+use ampoule::ErrorKind;
+use ampoule::bundle::{Bundle, Load, Precision};
+use ampoule::model::{HostTensor, ModelConfig, WeightSource, Weights};
+use ampoule::{Error, Result};
+use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize};
+use serde_json::json;
+
+const TOKENIZER: &[u8] = b"{}";
+
+fn model() -> (ModelConfig, Weights) {
+    let config = ModelConfig::from_json(&json!({
+        "model_type": "bert", "architectures": ["BertForTokenClassification"], "vocab_size": 50, "hidden_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 20,
+        "id2label": {"0": "O", "1": "B-Disease", "2": "I-Disease"},
+    }))
+    .unwrap();
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let count: usize = shape.iter().product();
+        let data = (0..count).map(|i| (i as f32 * 0.7 + name.len() as f32).sin()).collect();
+        (name, HostTensor { shape, data })
+    };
+    let weights = Weights(config.tensors().into_iter().map(tensor).collect());
+    (config, weights)
+}
+
+fn run(out: &Path, options: &QuantizeOptions, guard: Option<Guard>) -> Result<Report> {
+    let (config, weights) = model();
+    quantize(&config, &weights, TOKENIZER, out, options, guard)
+}
+
+#[test]
+fn the_report_says_what_the_file_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, weights) = model();
+    let classifier = "classifier.weight".to_owned();
+    let mut last_error = -1.0;
+    for precision in [Precision::F32, Precision::F16, Precision::Int8] {
+        let out = folder.path().join(precision.as_str());
+        let options = QuantizeOptions {
+            precision,
+            wider: [(classifier.clone(), Precision::F32)].into(),
+            card: Some("A card.".to_owned()),
+            ..QuantizeOptions::default()
+        };
+        let report = run(&out, &options, None).unwrap();
+        assert_eq!(report.bytes_after, std::fs::metadata(&out).unwrap().len());
+        assert_eq!(report.bytes_before, weights.0.values().map(|t| 4 * t.data.len() as u64).sum::<u64>());
+        let bundle = Bundle::open(&out, Load::Copy, true).unwrap();
+        assert_eq!(bundle.card().as_deref(), Some("A card."));
+        // One linear layer has six matrices; beside them three embeddings and the classifier.
+        assert_eq!(report.tensors.len(), 10);
+        for tensor in &report.tensors {
+            let original = &weights.0[&tensor.name];
+            let read = bundle.weights().take(&tensor.name, &original.shape).unwrap();
+            let largest = original.data.iter().zip(&read).map(|(w, r)| f64::from((w - r).abs())).fold(0.0, f64::max);
+            assert!((tensor.max_error - largest).abs() < 1e-7, "{}", tensor.name);
+            assert!(tensor.cosine > 0.9999 && tensor.cosine < 1.0 + 1e-12);
+            let exact = tensor.precision == Precision::F32;
+            assert_eq!(tensor.relative_error == 0.0, exact, "{}", tensor.name);
+        }
+        let kept = report.tensors.iter().find(|t| t.name == classifier).unwrap();
+        assert_eq!(kept.precision, Precision::F32);
+        let worst = report.worst(1).next().unwrap();
+        assert!(worst.relative_error > last_error && worst.relative_error < 0.01);
+        last_error = worst.relative_error;
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["precision"], precision.as_str());
+        assert!(json["tensors"][0]["relative_error"].is_number());
+    }
+}
+
+#[test]
+fn a_bundle_that_lost_too_much_is_not_put_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.safetensors");
+    let wide = QuantizeOptions { precision: Precision::F32, ..QuantizeOptions::default() };
+    run(&out, &wide, None).unwrap();
+    let old = std::fs::read(&out).unwrap();
+    let attempt = |after: Result<f64>, max_loss: f64, force: bool| -> (Result<Report>, PathBuf) {
+        let mut measured = PathBuf::new();
+        let mut after = Some(after);
+        let mut measure = |candidate: &Path| {
+            Bundle::open(candidate, Load::Map, true).unwrap();
+            assert_eq!(std::fs::read(&out).unwrap(), old, "the old file stands while the new one is measured");
+            measured = candidate.to_owned();
+            after.take().unwrap()
+        };
+        let guard = Guard { before: 88.0, measure: &mut measure, max_loss, force };
+        let result = run(&out, &QuantizeOptions::default(), Some(guard));
+        (result, measured)
+    };
+    for (after, max_loss) in [(87.0, 0.5), (f64::NAN, 0.5), (87.9, 0.0)] {
+        let (result, measured) = attempt(Ok(after), max_loss, false);
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        for part in ["model.safetensors", "88.0000", "force", "weight"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert!(!measured.exists());
+        assert_eq!(std::fs::read(&out).unwrap(), old);
+    }
+    let (result, measured) = attempt(Err(Error::invalid_input("no dev set")), 0.5, true);
+    assert!(result.unwrap_err().to_string().contains("no dev set"));
+    assert!(!measured.exists());
+    assert_eq!(std::fs::read(&out).unwrap(), old);
+
+    let (result, _) = attempt(Ok(80.0), 0.5, true);
+    let metric = result.unwrap().metric.unwrap();
+    assert_eq!((metric.before, metric.after, metric.loss), (88.0, 80.0, 8.0));
+    assert_eq!(Bundle::open(&out, Load::Copy, true).unwrap().precision(), Precision::Int8);
+    std::fs::write(&out, &old).unwrap();
+    let (result, _) = attempt(Ok(88.5), 0.0, false);
+    assert_eq!(result.unwrap().metric.unwrap().loss, -0.5);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
