@@ -1,0 +1,54 @@
+//! Teaching: fine-tunes a checkpoint on labelled text, and distills it into a small student.
+//!
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//! # fn main() -> ampoule::Result<()> {
+//! # struct Quiet;
+//! # impl ampoule_distill::ProgressListener for Quiet {
+//! #     fn started(&mut self, _: usize, _: usize) {}
+//! #     fn step(&mut self, _: &ampoule_distill::StepLog) {}
+//! #     fn evaluated(&mut self, _: &ampoule_distill::EvaluationLog) {}
+//! # }
+//! use ampoule::Checkpoint;
+//! use ampoule_distill::data::{OffsetUnit, read_lines, read_ner};
+//! use ampoule_distill::{Data, Term, TrainConfig, student_from_layers, train};
+//!
+//! let teacher = Checkpoint::open("runs/teacher/model")?;
+//! let (student, layer_map) = student_from_layers(&teacher, &[2, 4, 6])?;
+//! let data = Data::Entities {
+//!     train: vec![read_ner("data/train.tsv".as_ref(), OffsetUnit::Utf8, None)?],
+//!     dev: vec![read_ner("data/dev.tsv".as_ref(), OffsetUnit::Utf8, None)?],
+//!     transfer: read_lines("data/notes.txt".as_ref())?,
+//! };
+//! let config = TrainConfig {
+//!     terms: vec![
+//!         Term::Hard { weight: 0.5 },
+//!         Term::SoftTargets { weight: 1.0, temperature: 2.0 },
+//!         Term::Hidden { weight: 1.0, layer_map },
+//!     ],
+//!     ..TrainConfig::default()
+//! };
+//! let stop = AtomicBool::new(false);
+//! train(student, Some(teacher), &data, &config, "runs/student".as_ref(), &stop, &mut Quiet)?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod data;
+mod dictionary;
+mod evaluate;
+mod losses;
+mod optimizer;
+mod run;
+pub mod score;
+mod sequences;
+mod student;
+mod trainer;
+
+pub use dictionary::Dictionary;
+pub use evaluate::{FoundEntities, evaluate_labels};
+pub use losses::{Counts, Outputs, Targets, Term, losses};
+pub use optimizer::AdamW;
+pub use sequences::Data;
+pub use student::student_from_layers;
+pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, train};

@@ -1,0 +1,174 @@
+//! The folder of a run: what it is, what happened, and what it takes to go on.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use ampoule::model::{HostTensor, Weights};
+use ampoule::{Checkpoint, Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::optimizer::{Moments, OptimizerState};
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Steps made.
+    pub(crate) step: usize,
+    pub(crate) best: Option<Best>,
+    /// Updates that the optimizer made.
+    pub(crate) updates: u64,
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Best {
+    pub(crate) step: usize,
+    pub(crate) score: f64,
+    /// Evaluations since then.
+    pub(crate) since: usize,
+}
+
+/// A run's folder. Every file in it is written aside and renamed, so a killed process leaves the one before.
+pub(crate) struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// Makes the folder, or opens it where it holds a run of the same `identity`.
+    pub(crate) fn open(path: &Path, identity: &Value) -> Result<Self> {
+        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        let config = path.join("config.json");
+        match fs::read(&config) {
+            Ok(bytes) => {
+                if serde_json::from_slice::<Value>(&bytes).ok().as_ref() != Some(identity) {
+                    return Err(Error::invalid_input(format!(
+                        "{} holds a run of another configuration; name another run folder, or delete this one",
+                        path.display()
+                    )));
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                ampoule::checkpoint::write_aside(&config, pretty(identity).as_bytes())?;
+            }
+            Err(e) => return Err(Error::io(&config, e)),
+        }
+        Ok(RunFolder { path: path.to_owned() })
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.path.join("state.safetensors")
+    }
+
+    fn best_path(&self, step: usize) -> PathBuf {
+        self.path.join(format!("best-{step:08}"))
+    }
+
+    /// Appends a line to `log.jsonl`.
+    pub(crate) fn log(&self, line: &Value) -> Result<()> {
+        let path = self.path.join("log.jsonl");
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
+        file.write_all(format!("{line}\n").as_bytes()).map_err(|e| Error::io(&path, e))
+    }
+
+    /// Takes out of the log what was logged after `step`, and will be again.
+    pub(crate) fn truncate_log(&self, step: usize) -> Result<()> {
+        let path = self.path.join("log.jsonl");
+        let Ok(log) = fs::read_to_string(&path) else {
+            return Ok(());
+        };
+        let is_before = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            let logged = line.as_object().and_then(|o| o.values().next()).and_then(|v| v["step"].as_u64());
+            logged.is_some_and(|logged| logged as usize <= step)
+        };
+        let kept: String = log.lines().filter(|l| is_before(l)).flat_map(|l| [l, "\n"]).collect();
+        if kept.len() == log.len() {
+            return Ok(());
+        }
+        ampoule::checkpoint::write_aside(&path, kept.as_bytes())
+    }
+
+    /// The state that was saved last, with its weights and moments.
+    pub(crate) fn load_state(&self) -> Result<Option<(State, Weights, OptimizerState)>> {
+        let path = self.state_path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let damaged =
+            || Error::corrupt(format!("{}: the saved state is damaged; delete it to begin anew", path.display()));
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(|_| damaged())?;
+        let state = header.metadata().as_ref().and_then(|m| m.get("state")).ok_or_else(damaged)?;
+        let state: State = serde_json::from_str(state).map_err(|_| damaged())?;
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).map_err(|_| damaged())?;
+        let mut weights = Weights::default();
+        let mut optimizer = OptimizerState { updates: state.updates, ..OptimizerState::default() };
+        for (name, tensor) in tensors.iter() {
+            let data: Vec<f32> =
+                tensor.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            let (kind, name) = name.split_once('/').ok_or_else(damaged)?;
+            match kind {
+                "weights" => {
+                    let shape = tensor.shape().to_vec();
+                    weights.0.insert(name.to_owned(), HostTensor { shape, data });
+                }
+                "first" => optimizer.moments.entry(name.to_owned()).or_default().first = data,
+                "second" => optimizer.moments.entry(name.to_owned()).or_default().second = data,
+                _ => return Err(damaged()),
+            }
+        }
+        Ok(Some((state, weights, optimizer)))
+    }
+
+    /// Saves all that it takes to go on from `state`.
+    pub(crate) fn save_state(&self, state: &State, weights: &Weights, optimizer: &OptimizerState) -> Result<()> {
+        let mut tensors: Vec<(String, &[usize], &[f32])> = Vec::new();
+        for (name, tensor) in &weights.0 {
+            tensors.push((format!("weights/{name}"), &tensor.shape, &tensor.data));
+        }
+        let lengths: Vec<[usize; 1]> = optimizer.moments.values().map(|m| [m.first.len()]).collect();
+        for ((name, Moments { first, second }), length) in optimizer.moments.iter().zip(&lengths) {
+            tensors.push((format!("first/{name}"), length, first));
+            tensors.push((format!("second/{name}"), length, second));
+        }
+        let state_json =
+            serde_json::to_string(state).map_err(|e| Error::internal(format!("cannot write the state: {e}")))?;
+        let bytes = ampoule::checkpoint::safetensors_bytes(&tensors, [("state".to_owned(), state_json)])?;
+        ampoule::checkpoint::write_aside(&self.state_path(), &bytes)?;
+        self.remove_bests_but(state.best.as_ref());
+        Ok(())
+    }
+
+    /// Saves the best weights so far. Those before stay until a state names these.
+    pub(crate) fn save_best(&self, step: usize, checkpoint: &Checkpoint) -> Result<()> {
+        checkpoint.save(&self.best_path(step))
+    }
+
+    fn remove_bests_but(&self, best: Option<&Best>) {
+        let keep = best.map(|best| self.best_path(best.step));
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_best = entry.file_name().to_string_lossy().starts_with("best-");
+            if is_best && Some(&path) != keep.as_ref() {
+                // Only disk space is at stake.
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+    }
+
+    /// Makes the best weights the run's `model`.
+    pub(crate) fn finish(&self, best: &Best) -> Result<()> {
+        let model = self.path.join("model");
+        if self.best_path(best.step).exists() {
+            Checkpoint::open(&self.best_path(best.step))?.save(&model)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}

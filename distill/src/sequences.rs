@@ -1,0 +1,331 @@
+//! Texts as the sequences and targets that a step trains on.
+
+use std::ops::Range;
+
+use ampoule::decode::Scheme;
+use ampoule::text::{Token, Tokenizer, Window, Windower};
+use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result, Task};
+use rand::seq::SliceRandom;
+
+use crate::data::{Example, LabelledText, NerSet, runs};
+use crate::losses::{Counts, Targets};
+use crate::trainer::{TrainConfig, generator};
+
+/// What a run trains and evaluates on.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// Entities. Each set says which labels it covers.
+    Entities {
+        /// Texts to train on.
+        train: Vec<NerSet>,
+        /// Texts by which the best weights are chosen.
+        dev: Vec<NerSet>,
+        /// Texts without labels, for the terms that need none.
+        transfer: Vec<String>,
+    },
+    /// Labels of whole texts.
+    Labels {
+        /// Texts to train on.
+        train: Vec<LabelledText>,
+        /// Texts by which the best weights are chosen.
+        dev: Vec<LabelledText>,
+        /// Texts without labels, for the terms that need none.
+        transfer: Vec<String>,
+    },
+}
+
+/// One sequence with its targets.
+#[derive(Clone)]
+struct Sequence {
+    /// With special tokens.
+    ids: Vec<u32>,
+    /// The tags that each position may have; none where it does not count. One position for labels of whole texts.
+    allowed: Vec<Option<Allowed>>,
+}
+
+#[derive(Clone)]
+enum Allowed {
+    /// Not labelled.
+    Any,
+    /// The tag of an entity, or `O` where the corpus covers every label.
+    One(u32),
+    /// `O` in a corpus that does not cover every label: the tags of [`Sequences::outside`] of that corpus.
+    Outside(usize),
+    /// All labels of a text of a multi-label set.
+    All(Vec<u32>),
+}
+
+/// The batches of one epoch.
+pub(crate) struct Epoch {
+    sequences: Vec<Sequence>,
+    /// Indices of the sequences of each step.
+    pub(crate) batches: Vec<Vec<usize>>,
+}
+
+/// Makes sequences of texts.
+pub(crate) struct Sequences<'a> {
+    data: &'a Data,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    scheme: Option<Scheme>,
+    /// By training set, 1 for `O` and for every tag of a label that it does not cover.
+    outside: Vec<Vec<f32>>,
+    /// The most tokens of a sequence, special tokens not counted.
+    window: usize,
+}
+
+/// Purposes of random streams, beside that of dropout.
+const RUNS: u64 = 1;
+const ORDER: u64 = 2;
+
+impl<'a> Sequences<'a> {
+    pub(crate) fn new(student: &Checkpoint, data: &'a Data, config: &TrainConfig) -> Result<Self> {
+        let model = student.config.clone();
+        let fits = match data {
+            Data::Entities { .. } => model.task == Task::TokenClassification,
+            Data::Labels { .. } => matches!(model.task, Task::SingleLabel | Task::MultiLabel),
+        };
+        if !fits {
+            return Err(Error::invalid_input(format!(
+                "the data and the model do not belong together: the model's task is {}",
+                model.task.as_str()
+            )));
+        }
+        let most = model.max_tokens();
+        let window = match config.window {
+            0 => most,
+            n => n.clamp(3, most),
+        } - 2;
+        let (mut scheme, mut outside) = (None, Vec::new());
+        if let Data::Entities { train, .. } = data {
+            let tags = Scheme::new(&model.id2label)?;
+            for set in train {
+                if let Some(label) = set.covers.iter().find(|l| tags.label_index(l).is_none()) {
+                    return Err(Error::invalid_input(format!(
+                        "the training data has the label {label:?}, which is not one of the model's: {}",
+                        tags.entity_labels().join(", ")
+                    )));
+                }
+                let may_be = |tag: usize| match tags.label_of(tag as u32) {
+                    None => 1.0,
+                    Some(label) => f32::from(u8::from(!set.covers.contains(&*tags.entity_labels()[label]))),
+                };
+                outside.push((0..model.id2label.len()).map(may_be).collect());
+            }
+            scheme = Some(tags);
+        }
+        Ok(Sequences { data, tokenizer: student.tokenizer.clone(), config: model, scheme, outside, window })
+    }
+
+    /// The sequences and batches of the epoch with this number; the same each time.
+    pub(crate) fn epoch(&self, number: usize, config: &TrainConfig) -> Result<Epoch> {
+        let mut sequences = Vec::new();
+        let (labelled, transfer): (Vec<_>, &[String]) = match self.data {
+            Data::Entities { train, transfer, .. } => {
+                for (i, set) in train.iter().enumerate() {
+                    let mut random = generator(config.seed, RUNS + ((i as u64 + 1) << 8), number);
+                    let length = |example: &Example| example.text.len() / 4 + 1;
+                    for example in runs(set, config.runs, self.window, &length, &mut random) {
+                        self.entity_sequences(&example, i, &mut sequences)?;
+                    }
+                }
+                (Vec::new(), transfer)
+            }
+            Data::Labels { train, transfer, .. } => (train.iter().collect(), transfer),
+        };
+        for text in labelled {
+            let allowed = self.label_target(text)?;
+            sequences.push(self.whole(&text.text, Some(allowed))?);
+        }
+        // Without a teacher, a text without labels teaches nothing.
+        if config.terms.iter().any(|term| term.needs_teacher()) {
+            for text in transfer {
+                if self.scheme.is_some() {
+                    self.windows(text, |tokens| vec![Some(Allowed::Any); tokens.len()], &mut sequences)?;
+                } else {
+                    sequences.push(self.whole(text, Some(Allowed::Any))?);
+                }
+            }
+        }
+        let batches = batches(&sequences, config, number);
+        Ok(Epoch { sequences, batches })
+    }
+
+    fn entity_sequences(&self, example: &Example, set: usize, out: &mut Vec<Sequence>) -> Result<()> {
+        let Some(scheme) = &self.scheme else { return Ok(()) };
+        let spans = example
+            .entities
+            .iter()
+            .filter_map(|e| Some((scheme.label_index(&e.label)?, e.range.clone())))
+            .collect::<Vec<_>>();
+        let covers_all = self.outside[set].iter().sum::<f32>() <= 1.0;
+        let tag = |tokens: &[Token]| {
+            let words: Vec<Range<usize>> = tokens.iter().map(|t| t.range.clone()).collect();
+            scheme
+                .encode(&words, &spans)
+                .into_iter()
+                .map(|tag| {
+                    Some(match scheme.label_of(tag) {
+                        None if !covers_all => Allowed::Outside(set),
+                        _ => Allowed::One(tag),
+                    })
+                })
+                .collect::<Vec<_>>()
+        };
+        self.windows(&example.text, tag, out)
+    }
+
+    /// Cuts a text into windows as the runtime does, with targets from `tag`, which gets the words of the whole text.
+    fn windows(
+        &self,
+        text: &str,
+        tag: impl Fn(&[Token]) -> Vec<Option<Allowed>>,
+        out: &mut Vec<Sequence>,
+    ) -> Result<()> {
+        let tokens = self.tokenizer.encode(text)?;
+        let words = words(&tokens);
+        let mut tags = tag(&words).into_iter();
+        // Targets of the kept tokens, in order: one for each first sub-word.
+        let mut push = |window: Window| -> Result<()> {
+            let mut allowed = vec![None; window.tokens.len() + 2];
+            for i in window.keep.clone() {
+                if window.tokens[i].starts_word {
+                    allowed[i + 1] = tags.next().flatten();
+                }
+            }
+            out.push(Sequence { ids: self.with_special(&window.tokens), allowed });
+            Ok(())
+        };
+        let mut windower = Windower::new(self.window);
+        windower.push(tokens, &mut push)?;
+        windower.finish(&mut push)
+    }
+
+    /// The beginning of a text as one sequence with one target.
+    fn whole(&self, text: &str, allowed: Option<Allowed>) -> Result<Sequence> {
+        let mut tokens = self.tokenizer.encode(text)?;
+        tokens.truncate(self.window);
+        Ok(Sequence { ids: self.with_special(&tokens), allowed: vec![allowed] })
+    }
+
+    fn label_target(&self, text: &LabelledText) -> Result<Allowed> {
+        let ids = text
+            .labels
+            .iter()
+            .map(|label| {
+                let id = self.config.id2label.iter().position(|l| l == label);
+                id.map(|id| id as u32).ok_or_else(|| {
+                    Error::invalid_input(format!(
+                        "the training data has the label {label:?}, which is not one of the model's: {}",
+                        self.config.id2label.join(", ")
+                    ))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        match (self.config.task, ids.as_slice()) {
+            (Task::MultiLabel, _) => Ok(Allowed::All(ids)),
+            (_, &[one]) => Ok(Allowed::One(one)),
+            (_, _) => Err(Error::invalid_input(format!(
+                "a text has {} labels, and this model gives exactly one; train a multi-label head",
+                ids.len()
+            ))),
+        }
+    }
+
+    fn with_special(&self, tokens: &[Token]) -> Vec<u32> {
+        let middle = tokens.iter().map(|t| t.id);
+        std::iter::once(self.tokenizer.cls_id()).chain(middle).chain([self.tokenizer.sep_id()]).collect()
+    }
+
+    /// The input and the targets of a step, in `parts` of about as many tokens each, to be computed side by side.
+    pub(crate) fn batch(&self, epoch: &Epoch, step: usize, parts: usize) -> Vec<(Batch, Targets)> {
+        let mut sequences: Vec<&Sequence> = epoch.batches[step].iter().map(|&i| &epoch.sequences[i]).collect();
+        // The longest first, each to the part that has least: even parts, and little padding.
+        sequences.sort_by_key(|s| std::cmp::Reverse(s.ids.len()));
+        let mut cut: Vec<(usize, Vec<&Sequence>)> = vec![(0, Vec::new()); parts.max(1)];
+        for sequence in &sequences {
+            if let Some((tokens, part)) = cut.iter_mut().min_by_key(|(tokens, _)| *tokens) {
+                *tokens += sequence.ids.len();
+                part.push(sequence);
+            }
+        }
+        let positions = || sequences.iter().flat_map(|s| &s.allowed).flatten();
+        let of_step = Counts {
+            counts: positions().count(),
+            labelled: positions().filter(|allowed| !matches!(allowed, Allowed::Any)).count(),
+            tokens: sequences.iter().map(|s| s.ids.len()).sum(),
+        };
+        cut.iter().filter(|(_, part)| !part.is_empty()).map(|(_, part)| self.part(part, of_step)).collect()
+    }
+
+    fn part(&self, sequences: &[&Sequence], of_step: Counts) -> (Batch, Targets) {
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let batch = Batch::new(&ids, self.config.pad_token_id);
+        let labels = self.config.id2label.len();
+        let positions = sequences.iter().map(|s| s.allowed.len()).max().unwrap_or(0);
+        let count = sequences.len() * positions;
+        let mut targets = Targets {
+            counts: vec![0.0; count],
+            labelled: vec![0.0; count],
+            allowed: vec![0.0; count * labels],
+            multi_label: self.config.task == Task::MultiLabel,
+            of_step,
+        };
+        for (row, sequence) in sequences.iter().enumerate() {
+            for (column, allowed) in sequence.allowed.iter().enumerate() {
+                let Some(allowed) = allowed else { continue };
+                let at = row * positions + column;
+                targets.counts[at] = 1.0;
+                targets.labelled[at] = 1.0;
+                let slots = &mut targets.allowed[at * labels..(at + 1) * labels];
+                match allowed {
+                    Allowed::Any => {
+                        targets.labelled[at] = 0.0;
+                        slots.fill(1.0);
+                    }
+                    Allowed::One(tag) => slots[*tag as usize] = 1.0,
+                    Allowed::Outside(set) => slots.copy_from_slice(&self.outside[*set]),
+                    Allowed::All(ids) => ids.iter().for_each(|&id| slots[id as usize] = 1.0),
+                }
+            }
+        }
+        (batch, targets)
+    }
+}
+
+/// The words of a text, each as one token from its first sub-word's beginning to its last one's end.
+fn words(tokens: &[Token]) -> Vec<Token> {
+    let mut words: Vec<Token> = Vec::new();
+    for token in tokens {
+        match words.last_mut() {
+            Some(word) if !token.starts_word => word.range.end = token.range.end,
+            _ => words.push(token.clone()),
+        }
+    }
+    words
+}
+
+/// Sequences of like length together, in random order: shuffled, sorted within stretches of many batches, cut, and the
+/// batches shuffled again.
+fn batches(sequences: &[Sequence], config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
+    const STRETCH: usize = 64;
+    let mut random = generator(config.seed, ORDER, epoch);
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.shuffle(&mut random);
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for stretch in order.chunks_mut(STRETCH * config.batch_size) {
+        stretch.sort_by_key(|&i| sequences[i].ids.len());
+        let mut batch: Vec<usize> = Vec::new();
+        for &i in stretch.iter() {
+            // Sorted, so the one that comes is the longest.
+            let padded = (batch.len() + 1) * sequences[i].ids.len();
+            if batch.len() == config.batch_size || (!batch.is_empty() && padded > config.max_batch_tokens) {
+                batches.push(std::mem::take(&mut batch));
+            }
+            batch.push(i);
+        }
+        batches.push(batch);
+    }
+    batches.shuffle(&mut random);
+    batches
+}
