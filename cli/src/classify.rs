@@ -1,0 +1,29 @@
+//! `ampoule classify`: labels of texts.
+
+use ampoule::Classifier;
+use anyhow::Result;
+use serde_json::json;
+
+use crate::input::{ModelArgs, TextArgs};
+use crate::ui::{print_json, print_line, table};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let classifier = Classifier::open(args.model.path("classify")?, &args.model.running.options())?;
+    args.texts.each(|input| {
+        let labels = classifier.classify(&input.text)?;
+        if args.texts.json {
+            let labels: Vec<_> = labels.iter().map(|l| json!({"label": *l.label, "score": l.score})).collect();
+            return print_json(&json!({"id": input.id, "labels": labels}));
+        }
+        let rows: Vec<_> = labels.iter().map(|l| vec![l.label.to_string(), format!("{:.3}", l.score)]).collect();
+        print_line(&table(&rows))
+    })
+}

@@ -1,0 +1,162 @@
+//! Labelled and unlabelled text for training.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use ampoule::Task;
+use ampoule_distill::Data;
+use ampoule_distill::data::{
+    LabelledText, NerSet, OffsetUnit, read_folder, read_labelled, read_lines, read_ner, split,
+};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::ui::hint;
+
+#[derive(clap::Args)]
+pub struct DataArgs {
+    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl). `FOLDER=Label,…` says which labels it
+    /// covers, where they are not those that occur in its train file. May be given several times
+    #[arg(long, required = true, value_name = "FOLDER[=LABELS]")]
+    data: Vec<String>,
+    /// Text without labels, one a line or .jsonl
+    #[arg(long, value_name = "FILE")]
+    transfer: Vec<PathBuf>,
+    /// The unit of "start" and "end" in .jsonl lines that name none
+    #[arg(long, value_enum, default_value = "utf8")]
+    offsets: OffsetsArg,
+    /// A text may have several labels, or none
+    #[arg(long)]
+    multi_label: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum OffsetsArg {
+    Utf8,
+    Utf16,
+    Chars,
+}
+
+impl OffsetsArg {
+    pub fn unit(self) -> OffsetUnit {
+        match self {
+            OffsetsArg::Utf8 => OffsetUnit::Utf8,
+            OffsetsArg::Utf16 => OffsetUnit::Utf16,
+            OffsetsArg::Chars => OffsetUnit::Chars,
+        }
+    }
+}
+
+/// Which file of a folder.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Split {
+    Train,
+    Dev,
+    Test,
+}
+
+impl Split {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Dev => "dev",
+            Split::Test => "test",
+        }
+    }
+}
+
+/// A corpus of the command line: a path, and the labels that it is said to cover.
+pub struct Corpus {
+    pub path: PathBuf,
+    covers: Option<Vec<String>>,
+}
+
+impl Corpus {
+    pub fn parse(argument: &str) -> Self {
+        match argument.rsplit_once('=') {
+            Some((path, labels)) if !Path::new(argument).exists() => {
+                Corpus { path: path.into(), covers: Some(labels.split(',').map(|l| l.trim().to_owned()).collect()) }
+            }
+            _ => Corpus { path: argument.into(), covers: None },
+        }
+    }
+
+    fn file(&self, which: Split) -> ampoule::Result<PathBuf> {
+        if self.path.is_dir() { split(&self.path, which.as_str()) } else { Ok(self.path.clone()) }
+    }
+
+    /// Whether its lines mark entities and not whole texts.
+    pub fn has_entities(&self, which: Split) -> Result<bool> {
+        let file = self.file(which)?;
+        if file.extension().is_none_or(|e| e != "jsonl") {
+            return Ok(true);
+        }
+        let content = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let first: serde_json::Value = serde_json::from_str(first).unwrap_or_default();
+        Ok(first.get("entities").is_some())
+    }
+
+    pub fn entities(&self, which: Split, unit: OffsetUnit) -> ampoule::Result<NerSet> {
+        let covers = self.covers.as_deref();
+        if !self.path.is_dir() {
+            return read_ner(&self.path, unit, covers);
+        }
+        // All files of the folder: its train file says what the others cover.
+        let folder = read_folder(&self.path, unit, covers)?;
+        let set = match which {
+            Split::Train => folder.train,
+            Split::Dev => folder.dev,
+            Split::Test => folder.test,
+        };
+        set.map_or_else(|| read_ner(&split(&self.path, which.as_str())?, unit, covers), Ok)
+    }
+
+    pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
+        read_labelled(&self.file(which)?)
+    }
+}
+
+impl DataArgs {
+    pub fn read(&self) -> Result<Data> {
+        let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
+        let kinds = corpora.iter().map(|c| c.has_entities(Split::Train)).collect::<Result<BTreeSet<bool>>>()?;
+        let transfer = self.transfer.iter().map(|p| Ok(read_lines(p)?)).collect::<Result<Vec<_>>>()?.concat();
+        match kinds.into_iter().collect::<Vec<_>>().as_slice() {
+            [true] => {
+                let unit = self.offsets.unit();
+                let read = |split| corpora.iter().map(|c| c.entities(split, unit)).collect::<ampoule::Result<Vec<_>>>();
+                Ok(Data::Entities { train: read(Split::Train)?, dev: read(Split::Dev)?, transfer })
+            }
+            [false] => {
+                let read = |split| corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>();
+                Ok(Data::Labels { train: read(Split::Train)?.concat(), dev: read(Split::Dev)?.concat(), transfer })
+            }
+            _ => Err(hint("some of the data marks entities and some whole texts", "one kind of data in one run")),
+        }
+    }
+
+    /// What a head for `data` answers.
+    pub fn task(&self, data: &Data) -> Task {
+        match data {
+            Data::Entities { .. } => Task::TokenClassification,
+            Data::Labels { .. } if self.multi_label => Task::MultiLabel,
+            Data::Labels { .. } => Task::SingleLabel,
+        }
+    }
+
+    /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur.
+    pub fn labels(&self, data: &Data) -> Vec<String> {
+        match data {
+            Data::Entities { train, .. } => {
+                let labels: BTreeSet<&String> = train.iter().flat_map(|set| &set.covers).collect();
+                let tags = labels.into_iter().flat_map(|label| [format!("B-{label}"), format!("I-{label}")]);
+                std::iter::once("O".to_owned()).chain(tags).collect()
+            }
+            Data::Labels { train, .. } => {
+                let labels: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
+                labels.into_iter().cloned().collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! `ampoule embed`: vectors of texts.
+
+use ampoule::Embedder;
+use anyhow::Result;
+use serde_json::json;
+
+use crate::input::{ModelArgs, TextArgs};
+use crate::ui::{print_json, print_line};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    texts: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let embedder = Embedder::open(args.model.path("embed")?, &args.model.running.options())?;
+    args.texts.each(|input| {
+        let vector = embedder.embed(&input.text)?;
+        if args.texts.json {
+            return print_json(&json!({"id": input.id, "vector": vector}));
+        }
+        let values: Vec<String> = vector.iter().map(f32::to_string).collect();
+        print_line(&values.join(" "))
+    })
+}

@@ -1,0 +1,180 @@
+//! `ampoule evaluate`: models side by side on labelled text.
+
+use std::path::PathBuf;
+
+use ampoule::text::Tokenizer;
+use ampoule::{Classifier, Extractor, Options};
+use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
+use ampoule_distill::score::{Counts, interval, paired_bootstrap};
+use ampoule_distill::{FoundEntities, evaluate_labels};
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::data::{Corpus, OffsetsArg, Split};
+use crate::input::RunningArgs;
+use crate::ui::{counter, print_json, print_line, table};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Bundles or checkpoint folders; the first is what the others are compared with
+    #[arg(long = "model", required = true, value_name = "PATH")]
+    models: Vec<PathBuf>,
+    /// Labelled text: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
+    #[arg(long, required = true, value_name = "PATH[=LABELS]")]
+    data: Vec<String>,
+    /// Which file of a folder
+    #[arg(long, value_enum, default_value = "test")]
+    split: Split,
+    /// The unit of "start" and "end" in .jsonl lines that name none
+    #[arg(long, value_enum, default_value = "utf8")]
+    offsets: OffsetsArg,
+    /// Put consecutive texts together to texts of as many tokens as the model has positions, as notes are long
+    #[arg(long)]
+    full_windows: bool,
+    /// Resamples of each bootstrap
+    #[arg(long, default_value_t = 1000)]
+    resamples: usize,
+    #[command(flatten)]
+    running: RunningArgs,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
+    let split = args.split;
+    let options = args.running.options();
+    if corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false) {
+        let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
+        return labels(&args, &texts, &options);
+    }
+    let sets = corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>()?;
+    entities(&args, sets, &options)
+}
+
+/// One model's results.
+struct Row {
+    name: String,
+    json: Value,
+    sets: Vec<f64>,
+    micro: (f64, f64, f64),
+    /// One for each text, for the bootstrap.
+    counts: Vec<Counts>,
+}
+
+fn entities(args: &Args, sets: Vec<NerSet>, options: &Options) -> Result<()> {
+    let mut rows: Vec<Row> = Vec::new();
+    for path in &args.models {
+        let extractor = Extractor::open(path, options)?;
+        let sets = match args.full_windows {
+            true => sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<Vec<_>>>()?,
+            false => sets.clone(),
+        };
+        let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
+        let (mut by_set, mut json_sets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        for (set, path) in sets.iter().zip(&args.data) {
+            let found = FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?;
+            let report = found.scores();
+            by_set.push(report.micro.f1);
+            json_sets.push(json!({
+                "data": path, "scores": report,
+                "at_score": {"0.5": found.at_threshold(0.5), "0.9": found.at_threshold(0.9)},
+            }));
+            counts.extend(report.counts);
+        }
+        bar.finish_and_clear();
+        let micro = pooled(&counts);
+        rows.push(Row {
+            name: path.display().to_string(),
+            json: json!({"sets": json_sets, "device": extractor.device()}),
+            sets: by_set,
+            micro,
+            counts,
+        });
+    }
+    let first = rows[0].counts.clone();
+    let reference = rows[0].micro.2;
+    let mut objects = Vec::new();
+    let mut lines = vec![header(&args.data)];
+    for row in &rows {
+        let (low, high) = interval(&row.counts, args.resamples, 1);
+        let difference = paired_bootstrap(&row.counts, &first, args.resamples, 1);
+        let retention = row.micro.2 / reference;
+        let mut object = row.json.clone();
+        object["model"] = json!(row.name);
+        object["pooled"] = json!({
+            "precision": row.micro.0, "recall": row.micro.1, "f1": row.micro.2, "interval": [low, high],
+            "retention": retention, "difference_from_first": difference,
+        });
+        objects.push(object);
+        let percent = |x: f64| format!("{:.2}", 100.0 * x);
+        let mut line = vec![row.name.clone()];
+        line.extend(row.sets.iter().map(|&f1| percent(f1)));
+        line.extend([percent(row.micro.0), percent(row.micro.1), percent(row.micro.2)]);
+        line.push(format!("{}..{}", percent(low), percent(high)));
+        line.push(format!("{}%", percent(retention)));
+        line.push(format!(
+            "{:+.2} ({:+.2}..{:+.2})",
+            100.0 * difference.difference,
+            100.0 * difference.low,
+            100.0 * difference.high
+        ));
+        lines.push(line);
+    }
+    if args.json {
+        return print_json(
+            &json!({"split": args.split.as_str(), "full_windows": args.full_windows, "models": objects}),
+        );
+    }
+    print_line(&table(&lines))
+}
+
+fn header(data: &[String]) -> Vec<String> {
+    let name =
+        |path: &String| Corpus::parse(path).path.file_name().map_or(path.clone(), |n| n.to_string_lossy().into_owned());
+    let mut header = vec!["strict entity scores".to_owned()];
+    header.extend(data.iter().map(|path| format!("F1 {}", name(path))));
+    header.extend(["P", "R", "F1 pooled", "95 %", "kept", "difference (95 %)"].map(str::to_owned));
+    header
+}
+
+/// Precision, recall and F1 of all texts together.
+fn pooled(counts: &[Counts]) -> (f64, f64, f64) {
+    let sum = |f: fn(&Counts) -> u32| counts.iter().map(|c| f64::from(f(c))).sum::<f64>();
+    let (tp, fp, missed) = (sum(|c| c.tp), sum(|c| c.fp), sum(|c| c.fn_));
+    let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / b };
+    let (p, r) = (ratio(tp, tp + fp), ratio(tp, tp + missed));
+    (p, r, ratio(2.0 * p * r, p + r))
+}
+
+fn long_texts(set: &NerSet, extractor: &Extractor) -> Result<NerSet> {
+    let tokenizer: &Tokenizer = extractor.tokenizer();
+    let length = |example: &Example| tokenizer.encode(&example.text).map_or(1, |tokens| tokens.len());
+    let examples = full_windows(set, extractor.config().max_tokens() - 2, &length);
+    Ok(NerSet { examples, covers: set.covers.clone() })
+}
+
+fn labels(args: &Args, texts: &[LabelledText], options: &Options) -> Result<()> {
+    let mut objects = Vec::new();
+    let mut lines = vec![["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec()];
+    for path in &args.models {
+        let classifier = Classifier::open(path, options)?;
+        let bar = counter(texts.len(), "texts");
+        let report = evaluate_labels(&classifier, texts, || bar.inc(1))?;
+        bar.finish_and_clear();
+        let three = |x: f64| format!("{x:.3}");
+        lines.push(vec![
+            path.display().to_string(),
+            three(report.accuracy),
+            three(report.micro_f1),
+            three(report.macro_f1),
+            report.auroc.map_or("-".to_owned(), three),
+        ]);
+        objects.push(json!({"model": path, "scores": report, "device": classifier.device()}));
+    }
+    if args.json {
+        return print_json(&json!({"split": args.split.as_str(), "models": objects}));
+    }
+    print_line(&table(&lines))
+}

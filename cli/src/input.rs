@@ -1,0 +1,168 @@
+//! Texts from an argument, a file or stdin, and the model that they are for.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::PathBuf;
+
+use ampoule::{Device, Options};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::ui::hint;
+
+/// Which model, and how it runs.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Bundle, or checkpoint folder
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub running: RunningArgs,
+}
+
+/// How a model runs.
+#[derive(clap::Args)]
+pub struct RunningArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceArg,
+    /// Worker threads; 0 for as many as there are cores, at most four
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// The most tokens of a window; 0 for as many as the model has positions
+    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
+    pub window: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DeviceArg {
+    Cpu,
+    Gpu,
+    GpuOrCpu,
+    Ndarray,
+}
+
+impl RunningArgs {
+    pub fn options(&self) -> Options {
+        Options {
+            device: match self.device {
+                DeviceArg::Cpu => Device::Cpu,
+                DeviceArg::Gpu => Device::Gpu,
+                DeviceArg::GpuOrCpu => Device::GpuOrCpu,
+                DeviceArg::Ndarray => Device::NdArray,
+            },
+            threads: self.threads,
+            max_window_tokens: self.window,
+            ..Options::default()
+        }
+    }
+}
+
+impl ModelArgs {
+    /// The path, where no model is embedded for the verb.
+    pub fn path(&self, verb: &str) -> Result<&PathBuf> {
+        self.model.as_ref().ok_or_else(|| {
+            hint(
+                format!("no model is embedded for {verb}"),
+                format!("`ampoule {verb} --model PATH`, a bundle or a checkpoint folder"),
+            )
+        })
+    }
+}
+
+/// Which texts.
+#[derive(clap::Args)]
+pub struct TextArgs {
+    /// The text; `-` for stdin, a text a line
+    #[arg(required_unless_present = "file", conflicts_with = "file", allow_hyphen_values = true)]
+    text: Option<String>,
+    /// A file, as one text
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// Each line is an object with "text" and, optionally, "id"
+    #[arg(long, conflicts_with_all = ["whole", "lines"])]
+    jsonl: bool,
+    /// Stdin is one text
+    #[arg(long, conflicts_with = "lines")]
+    whole: bool,
+    /// Each line of the file is a text
+    #[arg(long)]
+    lines: bool,
+    /// One JSON object a text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A text with what its result is called.
+pub struct Input {
+    pub id: Value,
+    pub text: String,
+}
+
+impl TextArgs {
+    /// Hands over one text after the other, without holding all of them.
+    pub fn each(&self, mut f: impl FnMut(Input) -> Result<()>) -> Result<()> {
+        let (reader, is_stdin): (Box<dyn Read>, bool) = match (&self.file, self.text.as_deref()) {
+            (Some(path), _) => {
+                let file = File::open(path)
+                    .with_context(|| path.display().to_string())
+                    .map_err(|e| hint(format!("{e:#}"), "check the path and its permissions"))?;
+                (Box::new(file), false)
+            }
+            (None, Some("-")) => (Box::new(io::stdin()), true),
+            (None, text) => {
+                return f(Input { id: 1.into(), text: text.unwrap_or_default().to_owned() });
+            }
+        };
+        let place = match &self.file {
+            Some(path) => path.display().to_string(),
+            None => "stdin".to_owned(),
+        };
+        let mut reader = BufReader::new(reader);
+        let is_whole = !self.jsonl && if is_stdin { self.whole } else { !self.lines };
+        if is_whole {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).with_context(|| place.clone())?;
+            return f(Input { id: 1.into(), text: utf8(bytes, &place)? });
+        }
+        let mut number = 0u64;
+        loop {
+            let mut line = Vec::new();
+            if reader.read_until(b'\n', &mut line).with_context(|| place.clone())? == 0 {
+                return Ok(());
+            }
+            number += 1;
+            if line.last() == Some(&b'\n') {
+                line.pop();
+                if line.last() == Some(&b'\r') {
+                    line.pop();
+                }
+            }
+            let place = format!("{place}, line {number}");
+            let line = utf8(line, &place)?;
+            if !self.jsonl {
+                f(Input { id: number.into(), text: line })?;
+            } else if !line.trim().is_empty() {
+                f(from_json(&line, number, &place)?)?;
+            }
+        }
+    }
+}
+
+fn from_json(line: &str, number: u64, place: &str) -> Result<Input> {
+    let wrong = |what: &str| hint(format!("{place}: {what}"), "one object a line: {\"id\": \"a\", \"text\": \"…\"}");
+    // serde_json's message names a column and never the text, but a wrong type's value it would quote.
+    let value: Value = serde_json::from_str(line).map_err(|e| wrong(&format!("not JSON, column {}", e.column())))?;
+    let text = value.get("text").and_then(Value::as_str).ok_or_else(|| wrong("no \"text\""))?;
+    Ok(Input { id: value.get("id").cloned().unwrap_or_else(|| number.into()), text: text.to_owned() })
+}
+
+fn utf8(bytes: Vec<u8>, place: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| {
+        hint(
+            format!("{place}: not UTF-8 at byte {}", e.utf8_error().valid_up_to()),
+            "convert the text, for instance with `iconv -f WINDOWS-1252 -t UTF-8`",
+        )
+    })
+}

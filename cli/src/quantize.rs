@@ -1,0 +1,136 @@
+//! `ampoule quantize`: a bundle from a checkpoint.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ampoule::bundle::Precision;
+use ampoule::{Checkpoint, Classifier, Extractor, Options, Task};
+use ampoule_distill::{FoundEntities, evaluate_labels};
+use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize};
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::data::{Corpus, OffsetsArg, Split};
+use crate::ui::{hint, print_json, print_line, table};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint folder
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// The bundle to write, NAME.int8.safetensors by custom
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// f32, f16 or int8
+    #[arg(long, default_value = "int8")]
+    precision: Precision,
+    /// Keep a matrix wider, as in `--keep classifier.weight=f16`
+    #[arg(long, value_name = "TENSOR=PRECISION")]
+    keep: Vec<String>,
+    /// Labelled text on which the F1 before and after is measured: a file, or a folder's dev file
+    #[arg(long, value_name = "PATH[=LABELS]")]
+    data: Vec<String>,
+    /// The unit of "start" and "end" in .jsonl lines that name none
+    #[arg(long, value_enum, default_value = "utf8")]
+    offsets: OffsetsArg,
+    /// The most F1 that may be lost, of 100
+    #[arg(long, default_value_t = 0.5, value_name = "F1")]
+    max_loss: f64,
+    /// Write the bundle whatever it loses
+    #[arg(long)]
+    force: bool,
+    /// The terms under which the weights may be used
+    #[arg(long, default_value = "unknown")]
+    licence: String,
+    /// A model card in Markdown to carry along
+    #[arg(long, value_name = "FILE")]
+    card: Option<PathBuf>,
+    /// List every tensor's error, and not the worst ten
+    #[arg(long)]
+    all: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let mut wider = BTreeMap::new();
+    for argument in &args.keep {
+        let (name, precision) = argument
+            .split_once('=')
+            .ok_or_else(|| hint(format!("--keep {argument:?} has no `=`"), "--keep classifier.weight=f16"))?;
+        wider.insert(name.to_owned(), precision.parse::<Precision>()?);
+    }
+    let card = args
+        .card
+        .as_ref()
+        .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
+        .transpose()?;
+    let options = QuantizeOptions {
+        precision: args.precision,
+        wider,
+        licence: args.licence.clone(),
+        pooling: checkpoint.pooling,
+        card,
+        ..QuantizeOptions::default()
+    };
+    let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
+    let task = checkpoint.config.task;
+    let mut measure = |path: &Path| metric(path, task, &corpora, &args);
+    let guard = match corpora.is_empty() {
+        true => None,
+        false => Some(Guard {
+            before: measure(&args.model)?,
+            measure: &mut measure,
+            max_loss: args.max_loss,
+            force: args.force,
+        }),
+    };
+    let tokenizer = checkpoint.tokenizer.to_json();
+    let report = quantize(&checkpoint.config, &checkpoint.weights, &tokenizer, &args.out, &options, guard)?;
+    if args.json {
+        return print_json(&json!({"bundle": args.out, "report": report}));
+    }
+    show(&args, &report)
+}
+
+/// F1 of 100: micro of entities, macro of labels.
+fn metric(path: &Path, task: Task, corpora: &[Corpus], args: &Args) -> ampoule::Result<f64> {
+    let options = Options::default();
+    if task == Task::TokenClassification {
+        let sets =
+            corpora.iter().map(|c| c.entities(Split::Dev, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>()?;
+        let extractor = Extractor::open(path, &options)?;
+        return Ok(100.0 * FoundEntities::run(&extractor, &sets, || ())?.scores().micro.f1);
+    }
+    let texts = corpora.iter().map(|c| c.labelled(Split::Dev)).collect::<ampoule::Result<Vec<_>>>()?.concat();
+    let classifier = Classifier::open(path, &options)?;
+    Ok(100.0 * evaluate_labels(&classifier, &texts, || ())?.macro_f1)
+}
+
+fn show(args: &Args, report: &Report) -> Result<()> {
+    let megabytes = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
+    let mut rows = vec![["tensor", "kept as", "relative error", "largest error", "cosine"].map(str::to_owned).to_vec()];
+    let count = if args.all { report.tensors.len() } else { 10 };
+    rows.extend(report.worst(count).map(|t| {
+        vec![
+            t.name.clone(),
+            t.precision.to_string(),
+            format!("{:.5}", t.relative_error),
+            format!("{:.5}", t.max_error),
+            format!("{:.6}", t.cosine),
+        ]
+    }));
+    print_line(&table(&rows))?;
+    if let Some(metric) = &report.metric {
+        print_line(&format!("F1 {:.2} before, {:.2} after: {:.2} lost", metric.before, metric.after, metric.loss))?;
+    }
+    print_line(&format!(
+        "{}: {}, {} before, {} after",
+        args.out.display(),
+        report.precision,
+        megabytes(report.bytes_before),
+        megabytes(report.bytes_after)
+    ))
+}

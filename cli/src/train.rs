@@ -1,0 +1,129 @@
+//! `ampoule train`: a teacher from a checkpoint and labelled text.
+
+use std::path::PathBuf;
+
+use ampoule::Checkpoint;
+use ampoule::checkpoint::NewHead;
+use ampoule_distill::{Data, Outcome, TrainConfig, train};
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::data::DataArgs;
+use crate::ui::{TrainingView, hint, print_json, print_line, stop_on_ctrl_c};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint folder to start from; its encoder, or all of it where its labels are the data's
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Where and how a run trains; shared with `distill`.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Folder of the run; a run that is there already goes on
+    #[arg(long, value_name = "FOLDER")]
+    run: PathBuf,
+    /// JSON file of settings; `--set` and the options below come after it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Change one setting, as in `--set optimizer.learning_rate=1e-4`
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+    /// From which everything random follows
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Times that the training texts are gone through
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Worker threads; 0 for as many as there are cores, at most four
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print each evaluation and the outcome as JSON objects
+    #[arg(long)]
+    json: bool,
+}
+
+impl RunArgs {
+    /// The settings: `defaults`, then the file's, then the options'.
+    pub fn settings(&self, defaults: &TrainConfig) -> Result<TrainConfig> {
+        let mut all = serde_json::to_value(defaults)?;
+        if let Some(path) = &self.config {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let file: serde_json::Value =
+                serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
+            merge(&mut all, file);
+        }
+        for setting in &self.set {
+            let (name, value) = setting
+                .split_once('=')
+                .ok_or_else(|| hint(format!("--set {setting:?} has no `=`"), "--set optimizer.learning_rate=1e-4"))?;
+            let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+            let nested = name.rsplit('.').fold(value, |value, field| json!({ field: value }));
+            merge(&mut all, nested);
+        }
+        let mut settings: TrainConfig = serde_json::from_value(all).map_err(|e| {
+            hint(format!("settings: {e}"), "the fields of `config.json` in any run folder, under `config`")
+        })?;
+        settings.seed = self.seed.unwrap_or(settings.seed);
+        settings.epochs = self.epochs.unwrap_or(settings.epochs);
+        settings.threads = self.threads.unwrap_or(settings.threads);
+        Ok(settings)
+    }
+
+    /// Trains, and says how it ended.
+    pub fn train(
+        &self,
+        student: Checkpoint,
+        teacher: Option<Checkpoint>,
+        data: &Data,
+        settings: &TrainConfig,
+    ) -> Result<()> {
+        let stop = stop_on_ctrl_c()?;
+        let mut view = TrainingView::new(self.json);
+        let outcome = train(student, teacher, data, settings, &self.run, &stop, &mut view)?;
+        view.finish();
+        match outcome {
+            Outcome::Finished { dev_score, step } => {
+                let model = self.run.join("model");
+                if self.json {
+                    return print_json(&json!({"model": model, "dev_score": dev_score, "step": step}));
+                }
+                print_line(&format!("{} (dev F1 {:.2}, step {step})", model.display(), 100.0 * dev_score))
+            }
+            Outcome::Interrupted { step } => Err(hint(
+                format!("stopped after step {step}; the run is saved in {}", self.run.display()),
+                "run the same command again to go on",
+            )),
+        }
+    }
+}
+
+/// Puts the fields of `from` into `into`, object by object.
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+            for (name, value) in from {
+                merge(into.entry(name).or_insert(serde_json::Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let settings = args.run.settings(&TrainConfig::default())?;
+    let data = args.data.read()?;
+    let task = args.data.task(&data);
+    let labels = args.data.labels(&data);
+    let kept = Checkpoint::open(&args.model).ok().filter(|c| c.config.task == task && c.config.id2label == labels);
+    let student = match kept {
+        Some(checkpoint) => checkpoint,
+        None => Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?,
+    };
+    args.run.train(student, None, &data, &settings)
+}

@@ -1,0 +1,200 @@
+//! What people see: errors, progress, colour, tables.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ampoule::ErrorKind;
+use ampoule_distill::{EvaluationLog, ProgressListener, StepLog};
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+/// An error that says itself what to try.
+#[derive(Debug)]
+pub struct Hint {
+    what: String,
+    try_this: String,
+}
+
+impl std::fmt::Display for Hint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Hint {}
+
+/// An error with its `try:` line.
+pub fn hint(what: impl Into<String>, try_this: impl Into<String>) -> anyhow::Error {
+    Hint { what: what.into(), try_this: try_this.into() }.into()
+}
+
+/// Prints one line that says what failed and where, and one that says what to try; the exit code is 1.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    // A reader that has gone away (`| head`) is no failure of ours.
+    let is_closed_pipe =
+        error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe));
+    if is_closed_pipe {
+        return ExitCode::SUCCESS;
+    }
+    let mut said = Vec::<String>::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().replace('\n', " ");
+        // A library's error often repeats its source.
+        if !said.iter().any(|s| s.contains(&cause)) {
+            said.push(cause);
+        }
+    }
+    eprintln!("error: {}", said.join(": "));
+    eprintln!("try: {}", what_to_try(error));
+    ExitCode::FAILURE
+}
+
+fn what_to_try(error: &anyhow::Error) -> String {
+    if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<Hint>()) {
+        return hint.try_this.clone();
+    }
+    let kind = error.chain().find_map(|e| e.downcast_ref::<ampoule::Error>()).map(ampoule::Error::kind);
+    match kind {
+        Some(ErrorKind::NotFound) => "check the path, its permissions and the space on the disk",
+        Some(ErrorKind::Corrupt) => "fetch or make the file again; `ampoule inspect --verify` checks a bundle",
+        Some(ErrorKind::Incompatible) => {
+            "`ampoule inspect` says what the file is; make one that fits with `ampoule quantize`"
+        }
+        Some(ErrorKind::DeviceUnavailable) => "`--device cpu`; `ampoule doctor` says what this machine has",
+        Some(ErrorKind::Cancelled) => "run the same command again",
+        Some(ErrorKind::Internal) => "report this with the command and the output of `ampoule doctor`",
+        _ => "`ampoule help`, or the verb with --help, says what is expected",
+    }
+    .to_owned()
+}
+
+/// Prints a line of results.
+pub fn print_line(line: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").context("stdout")
+}
+
+/// Prints one JSON object.
+pub fn print_json(value: &Value) -> Result<()> {
+    print_line(&value.to_string())
+}
+
+/// Whether results may be coloured.
+pub fn has_colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// A table with a header, its columns as wide as they need to be; the first to the left, the others to the right.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (c, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[c] - cell.chars().count());
+            let _ = if c == 0 { write!(line, "{cell}{pad}") } else { write!(line, "  {pad}{cell}") };
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out.pop();
+    out
+}
+
+/// A bar that counts on a terminal.
+pub fn counter(length: usize, what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
+    let style = format!("{{bar:30}} {{pos}}/{{len}} {what}  {{per_sec}}  {{eta}} left");
+    bar.set_style(ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// Set when the user presses Ctrl-C for the first time; the second ends the process.
+pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let handle = stop.clone();
+    ctrlc::set_handler(move || {
+        if handle.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+    })
+    .context("Ctrl-C cannot be handled")?;
+    Ok(stop)
+}
+
+/// Shows a training run: a bar with rate and time left on a terminal, and a row an evaluation.
+pub struct TrainingView {
+    bar: ProgressBar,
+    /// Sums of the loss terms since the last evaluation.
+    sums: Vec<(String, f64)>,
+    steps: usize,
+    json: bool,
+}
+
+impl TrainingView {
+    /// `json` prints each evaluation as an object on stdout in place of the row on stderr.
+    pub fn new(json: bool) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let style = "{bar:30} {pos}/{len} steps  {per_sec}  {eta} left  {msg}";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        TrainingView { bar, sums: Vec::new(), steps: 0, json }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl ProgressListener for TrainingView {
+    fn started(&mut self, step: usize, steps: usize) {
+        self.bar.set_length(steps as u64);
+        self.bar.set_position(step as u64);
+        self.bar.reset_eta();
+        if step > 0 {
+            self.bar.suspend(|| eprintln!("going on after step {step} of {steps}"));
+        }
+    }
+
+    fn step(&mut self, log: &StepLog) {
+        self.bar.set_position(log.step as u64);
+        self.bar.set_message(format!("loss {:.4}", log.loss));
+        self.steps += 1;
+        let terms: Vec<(String, f64)> =
+            log.terms.iter().map(|(name, v)| (name.clone(), v.as_f64().unwrap_or(f64::NAN))).collect();
+        if self.sums.is_empty() {
+            self.sums = terms;
+        } else {
+            self.sums.iter_mut().zip(terms).for_each(|((_, sum), (_, x))| *sum += x);
+        }
+    }
+
+    fn evaluated(&mut self, log: &EvaluationLog) {
+        let means: Vec<(String, f64)> =
+            self.sums.drain(..).map(|(name, sum)| (name, sum / self.steps.max(1) as f64)).collect();
+        self.steps = 0;
+        if self.json {
+            let terms: serde_json::Map<_, _> = means.into_iter().map(|(n, v)| (n, v.into())).collect();
+            let row = serde_json::json!({ "evaluation": log, "mean_terms": terms });
+            self.bar.suspend(|| println!("{row}"));
+            return;
+        }
+        let terms: String = means.iter().map(|(name, v)| format!("  {name} {v:.4}")).collect();
+        let percent = |x: f64| format!("{:.2}", 100.0 * x);
+        let entities = match (log.precision, log.recall) {
+            (Some(p), Some(r)) => format!("  P {}  R {}", percent(p), percent(r)),
+            _ => String::new(),
+        };
+        let best = if log.best { "  best" } else { "" };
+        self.bar.suspend(|| {
+            eprintln!("step {}{terms}{entities}  F1 {}{best}", log.step, percent(log.dev_score));
+        });
+    }
+}
