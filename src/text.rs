@@ -179,7 +179,9 @@ impl Tokenizer {
             .map(|((&id, &(from, to)), &of)| {
                 let starts_word = word != Some(of) || of.is_none();
                 word = Some(of);
-                Token { id, range: start + from..start + to, starts_word }
+                // Trimming a byte-level piece can leave an end inside a character, where Python has none.
+                let at = |offset: usize| start + chunk.floor_char_boundary(offset);
+                Token { id, range: at(from)..at(to), starts_word }
             })
             .collect())
     }
@@ -243,7 +245,8 @@ impl Cut {
         };
         match self {
             Cut::BeforeSpace { punctuation, chinese } => {
-                here.is_whitespace()
+                // BERT takes other controls out, those that Unicode counts as white space too, which joins words.
+                (here.is_whitespace() && (matches!(here, '\t' | '\n' | '\r') || !here.is_control()))
                     || (punctuation && here.is_ascii_punctuation())
                     || (chinese && matches!(here, '\u{4E00}'..='\u{9FFF}' | '\u{3400}'..='\u{4DBF}'))
             }

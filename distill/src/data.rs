@@ -7,8 +7,8 @@
 //! | labels | `.jsonl`: `{"id"?, "text", "label"}` or `{"id"?, "text", "labels": […]}` | [`read_labelled`] |
 //! | plain text | a sentence a line | [`read_lines`] |
 //!
-//! Files are UTF-8, with or without a byte order mark, and their lines end in LF or CRLF. A corpus may be a folder of `train`,
-//! `dev` and `test` files ([`read_folder`]). Every error names the file and the line, and none quotes the text.
+//! Files are UTF-8, with or without a byte order mark, and their lines end in LF or CRLF. A corpus may be a folder of
+//! `train`, `dev` and `test` files ([`read_folder`]). Every error names the file and the line, and none quotes the text.
 
 mod conll;
 mod join;
@@ -168,13 +168,14 @@ struct Annotated {
 /// lines state (`"covers": […]`, the same in every line that has it); without these, those that occur in it.
 ///
 /// # Errors
-/// [`NotFound`](ErrorKind::NotFound) if the file cannot be read; [`InvalidInput`](ErrorKind::InvalidInput) for another extension,
-/// a malformed line, a file without texts, or one of which it cannot be told what it covers.
+/// [`NotFound`](ErrorKind::NotFound) if the file cannot be read; [`InvalidInput`](ErrorKind::InvalidInput) for another
+/// extension, a malformed line, a file without texts, or one of which it cannot be told what it covers.
 pub fn read_ner(path: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerSet> {
     settle(path, annotated(path, unit)?, covers, None)
 }
 
-/// Reads sentences of one token a line: `token<TAB>tag`, tags `O`, `B-<label>` and `I-<label>`, a blank line after each sentence.
+/// Reads sentences of one token a line: `token<TAB>tag`, tags `O`, `B-<label>` and `I-<label>`, a blank line after each
+/// sentence.
 ///
 /// Strict IOB2: an `I-` follows a `B-` or `I-` of the same label. Lines that begin with `-DOCSTART-` separate like blank ones.
 /// Tokens are joined to a text by [`join`]. The set covers the labels that occur in it.

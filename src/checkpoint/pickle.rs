@@ -5,6 +5,7 @@
 //! As in torch, the ZIP archive's check sums are not looked at: torch writes archives without them on request.
 
 mod machine;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,8 @@ use std::path::Path;
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::{Error, Result};
-use machine::{Heap, Source, Value, View};
+use machine::{Heap, Value, View};
+use source::{Source, unreadable};
 
 /// How a pre-1.6 stream begins: a pickle, of protocol 2, of torch's magic number, a whole number of 10 bytes.
 const MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
@@ -125,11 +127,8 @@ impl TorchFile<File> {
 
 impl<R: Read + Seek> TorchFile<R> {
     fn read(mut reader: R) -> Result<Self> {
-        let len = reader.seek(SeekFrom::End(0)).map_err(unreadable)?;
-        reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-        let mut magic = [0; 4];
-        Source::new(&mut reader, 0, len).fill(&mut magic)?;
-        reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        let len = reader.seek(SeekFrom::End(0)).map_err(|e| unreadable(0, e))?;
+        let magic: [u8; 4] = Source::open(&mut reader, 0, len)?.array()?;
         let tensors = match magic {
             [b'P', b'K', 3, 4] => read_zip(&mut BufReader::new(&mut reader), len)?,
             [0x80, ..] => read_stream(&mut BufReader::new(&mut reader), len)?,
@@ -166,9 +165,8 @@ impl<R: Read + Seek> TorchFile<R> {
             return Err(Error::incompatible(format!("expected F32, F16, BF16 or F64, found {dtype:?}")));
         }
         let mut reader = self.reader.borrow_mut();
-        reader.seek(SeekFrom::Start(tensor.start)).map_err(unreadable)?;
         let size = dtype.size();
-        let mut source = Source::new(&mut *reader, tensor.start, tensor.start + tensor.span as u64 * size);
+        let mut source = Source::open(&mut *reader, tensor.start, tensor.span as u64 * size)?;
         let mut buffer = vec![0; tensor.span.min(CHUNK) * size as usize];
         let mut numbers = Vec::with_capacity(tensor.span);
         while numbers.len() < tensor.span {
@@ -179,10 +177,6 @@ impl<R: Read + Seek> TorchFile<R> {
         }
         Ok(if tensor.is_contiguous() { numbers } else { tensor.gather(&numbers) })
     }
-}
-
-fn unreadable(e: std::io::Error) -> Error {
-    Error::new(crate::ErrorKind::NotFound, format!("cannot be read: {e}")).with_source(e)
 }
 
 impl Tensor {
@@ -294,13 +288,11 @@ fn read_zip<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String,
         _ => return Err(Error::corrupt("expected one `data.pkl` in the ZIP archive, as torch.save writes it")),
     };
     if let Some(&(start, size)) = entries.get(&format!("{folder}/byteorder")) {
-        reader.seek(SeekFrom::Start(start)).map_err(unreadable)?;
-        if Source::new(&mut *reader, start, start + size).bytes(size.min(6))? != b"little" {
+        if Source::open(&mut *reader, start, size)?.bytes(size.min(6))? != b"little" {
             return Err(big_endian());
         }
     }
-    reader.seek(SeekFrom::Start(start)).map_err(unreadable)?;
-    let (root, heap) = machine::read(&mut Source::new(&mut *reader, start, start + size), len)?;
+    let (root, heap) = machine::read(&mut Source::open(&mut *reader, start, size)?, len)?;
     let mut starts = Vec::new();
     for storage in &heap.storages {
         let name = format!("{folder}/data/{}", storage.key);
@@ -322,7 +314,7 @@ fn read_zip<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String,
 /// The tensors of a pre-1.6 stream: pickles of a magic number, a version, the writer's system, the tensors and the storages'
 /// keys; then each storage's number of elements and its bytes.
 fn read_stream<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String, Tensor>> {
-    let mut source = Source::new(reader, 0, len);
+    let mut source = Source::open(reader, 0, len)?;
     if source.array()? != MAGIC {
         return Err(Error::corrupt("byte 0: a pickle, but not one that torch wrote: its magic number is not there"));
     }

@@ -14,7 +14,8 @@ const LEFT: Glue = Glue { left: true, right: false };
 const RIGHT: Glue = Glue { left: false, right: true };
 const BOTH: Glue = Glue { left: true, right: true };
 
-/// Joins the tokens of a sentence to a text that reads as if it had never been tokenized, and gives each token's UTF-8 range in it.
+/// Joins the tokens of a sentence to a text that reads as if it had never been tokenized, and gives each token's UTF-8
+/// range in it.
 ///
 /// One space stands between two tokens, but none where either is glued to the other. The rule knows the tokens alone, never
 /// their tags:
@@ -152,6 +153,10 @@ fn is_apostrophe(token: &str) -> bool {
 }
 
 fn is_contraction(token: &str) -> bool {
+    // A token may be as long as the file.
+    if token.len() > "’ll".len() {
+        return false;
+    }
     let word = token.to_ascii_lowercase().replace('’', "'");
     matches!(word.as_str(), "'s" | "'t" | "'d" | "'m" | "'ll" | "'re" | "'ve" | "n't")
 }

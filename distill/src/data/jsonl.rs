@@ -80,8 +80,8 @@ pub(super) fn read_entities(path: &Path, unit: OffsetUnit) -> Result<Annotated> 
 /// Reads texts with the labels of the whole from a `.jsonl` file (see the [module](super)).
 ///
 /// # Errors
-/// [`NotFound`](ampoule::ErrorKind::NotFound) if the file cannot be read; [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for
-/// another extension, a malformed line or a file without texts.
+/// [`NotFound`](ampoule::ErrorKind::NotFound) if the file cannot be read;
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for another extension, a malformed line or a file without texts.
 pub fn read_labelled(path: &Path) -> Result<Vec<LabelledText>> {
     if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case(super::JSONL)) {
         return Err(Error::invalid_input(format!(

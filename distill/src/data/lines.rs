@@ -7,8 +7,8 @@ use ampoule::{Error, Result};
 /// Reads a sentence a line; blank lines are skipped.
 ///
 /// # Errors
-/// [`NotFound`](ampoule::ErrorKind::NotFound) if the file cannot be read, [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for a
-/// line that is not UTF-8.
+/// [`NotFound`](ampoule::ErrorKind::NotFound) if the file cannot be read,
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for a line that is not UTF-8.
 pub fn read_lines(path: &Path) -> Result<Vec<String>> {
     let mut sentences = Vec::new();
     each(path, |_, line| {

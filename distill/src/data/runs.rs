@@ -9,11 +9,11 @@ const SENTENCES: std::ops::RangeInclusive<usize> = 2..=13;
 
 /// The examples of a set, some of them put together to runs, as notes are, in the set's order.
 ///
-/// The set is cut into groups of consecutive sentences: the number of sentences is drawn evenly from 2 to 13, and a group ends
-/// earlier where the next sentence would bring its `length` over `budget_tokens`. A group becomes, with probability `share`, one
-/// example, its sentences joined by a space and its entities moved; otherwise its sentences come singly. So `share` is the
-/// expected share of sentences that come in runs, whatever the budget, of those that have a neighbour within it. Every sentence
-/// comes exactly once, and the same state of `rng` gives the same runs.
+/// The set is cut into groups of consecutive sentences: the number of sentences is drawn evenly from 2 to 13, and a group
+/// ends earlier where the next sentence would bring its `length` over `budget_tokens`. A group becomes, with probability
+/// `share`, one example, its sentences joined by a space and its entities moved; otherwise its sentences come singly. So
+/// `share` is the expected share of sentences that come in runs, whatever the budget, among those whose group has two or
+/// more. Every sentence comes exactly once, and the same state of `rng` gives the same runs.
 pub fn runs(
     set: &NerSet,
     share: f64,

@@ -213,7 +213,10 @@ fn reads_folders() {
 
 #[test]
 fn reads_labels_and_lines() {
-    let content = "{\"id\":\"a\",\"text\":\"x\",\"label\":\"acne\",\"more\":1}\n{\"text\":\"y\",\"labels\":[]}\n{\"text\":\"z\",\"labels\":[\"a\",\"b\"]}\n";
+    let content = r#"{"id":"a","text":"x","label":"acne","more":1}
+{"text":"y","labels":[]}
+{"text":"z","labels":["a","b"]}
+"#;
     let (_folder, path) = file("a.jsonl", content);
     let texts = read_labelled(&path).expect("sound");
     let seen: Vec<(&str, &str, Vec<&str>)> =

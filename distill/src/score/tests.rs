@@ -119,7 +119,8 @@ fn what_a_data_set_does_not_mark_is_ignored_and_a_span_counts_once() {
     ];
     let report = ner_scores(&gold, &found, &[&both, &disease]);
     assert_eq!(report.counts, [Counts { tp: 1, fp: 1, fn_: 1 }, Counts { tp: 1, fp: 1, fn_: 0 }]);
-    assert_eq!(report.micro, Prf { precision: 0.5, recall: 2.0 / 3.0, f1: 4.0 / 7.0, support: 3 });
+    assert_eq!((report.micro.precision, report.micro.recall, report.micro.support), (0.5, 2.0 / 3.0, 3));
+    assert!((report.micro.f1 - 4.0 / 7.0).abs() < 1e-12);
     assert_eq!(report.per_label["Chemical"], Prf { support: 1, ..Prf::default() });
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["micro"]["precision"], 0.5);
@@ -243,13 +244,13 @@ fn lists_of_different_lengths_are_refused() {
 
 #[test]
 fn an_interval_holds_its_point_and_follows_its_seed() {
-    for seed in 0..20 {
-        let (a, _) = two_models(200, seed);
+    for seed in 0..8 {
+        let (a, _) = two_models(100, seed);
         let point = Tally::of(&a).prf().f1;
-        let (low, high) = interval(&a, 500, seed);
+        let (low, high) = interval(&a, 200, seed);
         assert!(low < point && point < high && low > 0.0 && high < 1.0, "{low} {point} {high}");
-        assert_eq!((low, high), interval(&a, 500, seed));
-        assert_ne!((low, high), interval(&a, 500, seed + 1));
+        assert_eq!((low, high), interval(&a, 200, seed));
+        assert_ne!((low, high), interval(&a, 200, seed + 1));
         assert_eq!(interval(&a, 0, seed), (point, point));
     }
     let alike = vec![Counts { tp: 3, fp: 1, fn_: 1 }; 30];
@@ -261,19 +262,19 @@ fn an_interval_covers_the_truth_as_often_as_it_says() {
     let share = 0.8;
     let mut rng = rng(11);
     let truth = 2.0 * share / (1.0 + share);
-    let covered = (0..300)
+    let covered = (0..200)
         .filter(|&seed| {
-            let texts: Vec<Counts> = (0..150)
+            let texts: Vec<Counts> = (0..60)
                 .map(|_| {
                     let tp = (0..3).filter(|_| rng.random::<f64>() < share).count() as u32;
                     Counts { tp, fp: 0, fn_: 3 - tp }
                 })
                 .collect();
-            let (low, high) = interval(&texts, 200, seed);
+            let (low, high) = interval(&texts, 100, seed);
             low <= truth && truth <= high
         })
         .count();
-    assert!((270..=297).contains(&covered), "95 % of 300 is 285, not {covered}");
+    assert!((175..200).contains(&covered), "95 % of 200 is 190, not {covered}");
 }
 
 #[test]
@@ -294,9 +295,9 @@ fn a_model_does_not_differ_from_itself_and_a_better_one_does() {
 fn chance_alone_is_significant_no_oftener_than_it_should_be() {
     let significant = (0..200)
         .filter(|&seed| {
-            let (a, _) = two_models(100, seed);
-            let (b, _) = two_models(100, seed + 1000);
-            paired_bootstrap(&a, &b, 200, seed).p < 0.05
+            let (a, _) = two_models(60, seed);
+            let (b, _) = two_models(60, seed + 1000);
+            paired_bootstrap(&a, &b, 100, seed).p < 0.05
         })
         .count();
     assert!(significant <= 20, "5 % of 200 is 10, not {significant}");

@@ -4,116 +4,20 @@
 //! every value is paid for from a budget that the file's size sets.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind as IoErrorKind, Read, Seek, SeekFrom};
+use std::io::Read;
 
 use super::DType;
-use crate::error::{Error, ErrorKind, Result};
+use super::source::{MAX_LINE, Source, too_large};
+use crate::error::{Error, Result};
 
 /// No weight of a model has more dimensions.
 const MAX_DIMENSIONS: usize = 8;
-
-/// A global's line; longer ones name nothing that is known.
-const MAX_LINE: usize = 256;
 
 /// What one unit of the budget stands for: the bytes of a [`Value`] in a list that grows by doubling.
 const BYTES_OF_A_VALUE: u64 = 2 * size_of::<Value>() as u64;
 
 /// The budget of the smallest files, whose many small tensors outweigh their data.
 const MIN_BUDGET: u64 = 2 << 20;
-
-/// Bytes `position..end` of a file.
-pub(super) struct Source<R> {
-    reader: R,
-    position: u64,
-    end: u64,
-}
-
-impl<R: Read> Source<R> {
-    /// The bytes `position..end` of a file of which `reader` stands at `position`.
-    pub(super) fn new(reader: R, position: u64, end: u64) -> Self {
-        Source { reader, position, end }
-    }
-
-    /// Where in the file the next byte lies.
-    pub(super) fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn claim(&mut self, count: u64) -> Result<u64> {
-        let start = self.position;
-        match start.checked_add(count).filter(|&end| end <= self.end) {
-            Some(end) => self.position = end,
-            None => {
-                return Err(Error::corrupt(format!(
-                    "byte {start}: {count} more bytes expected, {} are there",
-                    self.end.saturating_sub(start)
-                )));
-            }
-        }
-        Ok(start)
-    }
-
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.fill(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// The next `bytes.len()` bytes.
-    pub(super) fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
-        let start = self.claim(bytes.len() as u64)?;
-        self.reader.read_exact(bytes).map_err(|e| unreadable(start, e))
-    }
-
-    /// The next `count` bytes; `count` is checked against what is there before anything is allocated.
-    pub(super) fn bytes(&mut self, count: u64) -> Result<Vec<u8>> {
-        let start = self.claim(count)?;
-        let mut bytes = vec![0; usize::try_from(count).map_err(|_| too_large(start))?];
-        self.reader.read_exact(&mut bytes).map_err(|e| unreadable(start, e))?;
-        Ok(bytes)
-    }
-
-    fn text(&mut self, count: u64) -> Result<String> {
-        let start = self.position;
-        String::from_utf8(self.bytes(count)?)
-            .map_err(|_| Error::corrupt(format!("byte {start}: a string is not UTF-8")))
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let start = self.position;
-        let mut line = Vec::new();
-        loop {
-            match self.array()? {
-                [b'\n'] => break,
-                [byte] => line.push(byte),
-            }
-            if line.len() > MAX_LINE {
-                return Err(Error::corrupt(format!("byte {start}: a global's name of over {MAX_LINE} bytes")));
-            }
-        }
-        String::from_utf8(line).map_err(|_| Error::corrupt(format!("byte {start}: a global's name is not UTF-8")))
-    }
-}
-
-impl<R: Read + Seek> Source<R> {
-    /// Passes over the next `count` bytes, which must be there.
-    pub(super) fn skip(&mut self, count: u64) -> Result<()> {
-        let start = self.claim(count)?;
-        self.reader.seek(SeekFrom::Start(self.position)).map(|_| ()).map_err(|e| unreadable(start, e))
-    }
-}
-
-fn unreadable(position: u64, e: std::io::Error) -> Error {
-    let kind = match e.kind() {
-        IoErrorKind::UnexpectedEof => ErrorKind::Corrupt,
-        _ => ErrorKind::NotFound,
-    };
-    Error::new(kind, format!("byte {position}: cannot be read: {e}")).with_source(e)
-}
-
-fn too_large(position: u64) -> Error {
-    Error::corrupt(format!("byte {position}: a length that no memory holds"))
-}
 
 /// One value of a pickle; the numbers are places in the [`Heap`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -131,6 +35,10 @@ pub(super) enum Value {
     Storage(usize),
     Tensor(usize),
 }
+
+/// The element types that a file may name besides its storages' classes.
+const DTYPES: [&str; 10] =
+    ["float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"];
 
 /// A global that may be named.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,13 +58,7 @@ impl Global {
             ("torch", "Size") => Global::Size,
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Global::RebuildTensor,
             ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-            (
-                "torch",
-                "float32" | "float16" | "bfloat16" | "float64" | "int64" | "int32" | "int16" | "int8" | "uint8"
-                | "bool",
-            ) => {
-                return Some(Value::Plain);
-            }
+            ("torch", dtype) if DTYPES.contains(&dtype) => return Some(Value::Plain),
             ("torch", storage) => Global::Storage(DType::of_storage(storage)?),
             _ => return None,
         }))
@@ -247,7 +149,7 @@ struct Machine<'a, R> {
     stack: Vec<Value>,
     /// Heights of the stack at its marks.
     marks: Vec<usize>,
-    memo: HashMap<u32, Value>,
+    memo: HashMap<u64, Value>,
     storage_of_key: HashMap<String, usize>,
     heap: Heap,
     /// How many more values may be made.
@@ -289,51 +191,21 @@ impl<R: Read> Machine<'_, R> {
                     let n = i32::from_le_bytes(self.source.array()?);
                     self.push(Value::Int(n.into()))?;
                 }
-                b'K' => {
-                    let [n] = self.source.array()?;
-                    self.push(Value::Int(n.into()))?;
-                }
-                b'M' => {
-                    let n = u16::from_le_bytes(self.source.array()?);
-                    self.push(Value::Int(n.into()))?;
-                }
-                0x8a => {
-                    let [n] = self.source.array()?;
-                    self.push_long(n.into())?;
-                }
-                0x8b => {
-                    let n = self.length32()?;
-                    self.push_long(n)?;
-                }
+                b'K' => self.push_unsigned::<1>()?,
+                b'M' => self.push_unsigned::<2>()?,
+                0x8a => self.push_long::<1>()?,
+                0x8b => self.push_long::<4>()?,
                 b'G' => {
                     self.source.array::<8>()?;
                     self.push(Value::Plain)?;
                 }
-                // Python 2's strings, those of protocol 1, and those of protocol 4.
-                b'U' | 0x8c => {
-                    let [n] = self.source.array()?;
-                    self.push_str(n.into())?;
-                }
-                b'T' | b'X' => {
-                    let n = self.length32()?;
-                    self.push_str(n)?;
-                }
-                0x8d => {
-                    let n = u64::from_le_bytes(self.source.array()?);
-                    self.push_str(n)?;
-                }
-                b'C' => {
-                    let [n] = self.source.array()?;
-                    self.push_bytes(n.into())?;
-                }
-                b'B' => {
-                    let n = self.length32()?;
-                    self.push_bytes(n)?;
-                }
-                0x8e | 0x96 => {
-                    let n = u64::from_le_bytes(self.source.array()?);
-                    self.push_bytes(n)?;
-                }
+                // `U` and `T` are Python 2's strings.
+                b'U' | 0x8c => self.push_str::<1>()?,
+                b'T' | b'X' => self.push_str::<4>()?,
+                0x8d => self.push_str::<8>()?,
+                b'C' => self.push_bytes::<1>()?,
+                b'B' => self.push_bytes::<4>()?,
+                0x8e | 0x96 => self.push_bytes::<8>()?,
                 b')' => self.push_sequence(Value::Tuple, Vec::new())?,
                 0x85..=0x87 => {
                     let mut items = Vec::new();
@@ -367,25 +239,16 @@ impl<R: Read> Machine<'_, R> {
                     self.extend_dict(&items)?;
                 }
                 b'q' => {
-                    let [n] = self.source.array()?;
-                    self.remember(n.into())?;
+                    let place = self.number::<1>()?;
+                    self.remember(place)?;
                 }
                 b'r' => {
-                    let n = u32::from_le_bytes(self.source.array()?);
-                    self.remember(n)?;
+                    let place = self.number::<4>()?;
+                    self.remember(place)?;
                 }
-                0x94 => {
-                    let n = u32::try_from(self.memo.len()).map_err(|_| too_large(self.at))?;
-                    self.remember(n)?;
-                }
-                b'h' => {
-                    let [n] = self.source.array()?;
-                    self.recall(n.into())?;
-                }
-                b'j' => {
-                    let n = u32::from_le_bytes(self.source.array()?);
-                    self.recall(n)?;
-                }
+                0x94 => self.remember(self.memo.len() as u64)?,
+                b'h' => self.recall::<1>()?,
+                b'j' => self.recall::<4>()?,
                 b'c' => {
                     let (module, name) = (self.source.line()?, self.source.line()?);
                     let global = self.global(&module, &name)?;
@@ -418,7 +281,7 @@ impl<R: Read> Machine<'_, R> {
                 }
                 other => {
                     return Err(Error::incompatible(format!(
-                        "byte {}: pickle opcode 0x{other:02x} is refused: no file of torch's tensors and plain containers holds it; \
+                        "byte {}: pickle opcode 0x{other:02x} is refused: tensors and plain containers need none of its kind; \
                          {ADVICE}",
                         self.at
                     )));
@@ -467,12 +330,20 @@ impl<R: Read> Machine<'_, R> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn length32(&mut self) -> Result<u64> {
-        Ok(u32::from_le_bytes(self.source.array()?).into())
+    /// The next `N` bytes as a whole number.
+    fn number<const N: usize>(&mut self) -> Result<u64> {
+        let bytes: [u8; N] = self.source.array()?;
+        Ok(bytes.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
     }
 
-    /// A whole number of `count` bytes, two's complement.
-    fn push_long(&mut self, count: u64) -> Result<()> {
+    fn push_unsigned<const N: usize>(&mut self) -> Result<()> {
+        let n = i64::try_from(self.number::<N>()?).map_err(|_| too_large(self.at))?;
+        self.push(Value::Int(n))
+    }
+
+    /// A whole number in two's complement, after its length, which has `N` bytes.
+    fn push_long<const N: usize>(&mut self) -> Result<()> {
+        let count = self.number::<N>()?;
         if count > 8 {
             return Err(self.unexpected("a whole number of at most 8 bytes"));
         }
@@ -483,14 +354,18 @@ impl<R: Read> Machine<'_, R> {
         self.push(Value::Int(i64::from_le_bytes(wide)))
     }
 
-    fn push_str(&mut self, count: u64) -> Result<()> {
+    /// A string after its length, which has `N` bytes.
+    fn push_str<const N: usize>(&mut self) -> Result<()> {
+        let count = self.number::<N>()?;
         self.charge(1)?;
         let text = self.source.text(count)?;
         self.heap.strings.push(text);
         self.push(Value::Str(self.heap.strings.len() - 1))
     }
 
-    fn push_bytes(&mut self, count: u64) -> Result<()> {
+    /// Bytes after their length, which has `N` bytes.
+    fn push_bytes<const N: usize>(&mut self) -> Result<()> {
+        let count = self.number::<N>()?;
         self.source.bytes(count)?;
         self.push(Value::Plain)
     }
@@ -529,13 +404,14 @@ impl<R: Read> Machine<'_, R> {
         Ok(())
     }
 
-    fn remember(&mut self, place: u32) -> Result<()> {
+    fn remember(&mut self, place: u64) -> Result<()> {
         self.charge(2)?;
         self.memo.insert(place, self.top()?);
         Ok(())
     }
 
-    fn recall(&mut self, place: u32) -> Result<()> {
+    fn recall<const N: usize>(&mut self) -> Result<()> {
+        let place = self.number::<N>()?;
         match self.memo.get(&place) {
             Some(&value) => self.push(value),
             None => Err(self.unexpected("a value that was remembered before")),
