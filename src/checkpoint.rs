@@ -150,12 +150,8 @@ impl Checkpoint {
         write_aside(&path.join("config.json"), pretty(&self.config.to_json()).as_bytes())?;
         write_aside(&path.join("tokenizer.json"), &self.tokenizer.to_json())?;
         let special = self.tokenizer.special_tokens();
-        let class = match self.config.model_type {
-            ModelType::Roberta => "RobertaTokenizerFast",
-            _ => "BertTokenizerFast",
-        };
         let tokenizer_config = json!({
-            "tokenizer_class": class,
+            "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.config.max_tokens(),
             "cls_token": special.cls, "sep_token": special.sep, "pad_token": special.pad,
             "unk_token": special.unk, "mask_token": special.mask,

@@ -1,8 +1,9 @@
 //! `pytorch_model.bin`: the ZIP archives of torch 1.6 and later, and the streams from before.
 //!
 //! Both are a pickle that describes tensors as views of storages, with the storages' raw bytes beside it. The pickle is
-//! [read](machine), never executed. What torch writes is laid down in its `torch/serialization.py` (`_save`, `_legacy_save`).
-//! As in torch, the ZIP archive's check sums are not looked at: torch writes archives without them on request.
+//! [read](machine), never executed. What torch writes is laid down in its `torch/serialization.py` (`_save`,
+//! `_legacy_save`). As in torch, the ZIP archive's check sums are not looked at: torch writes archives without them on
+//! request.
 
 mod machine;
 mod source;
@@ -115,9 +116,9 @@ impl TorchFile<File> {
     /// Reads the description of the tensors, and checks it against the file.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) where the file cannot be read, [`Corrupt`](crate::ErrorKind::Corrupt) with the
-    /// byte at which it is damaged or cut short, [`Incompatible`](crate::ErrorKind::Incompatible) for a pickle that names
-    /// anything but tensors and plain containers, and for big-endian, compressed or encrypted files.
+    /// [`NotFound`](crate::ErrorKind::NotFound) where the file cannot be read, [`Corrupt`](crate::ErrorKind::Corrupt)
+    /// with the byte at which it is damaged or cut short, [`Incompatible`](crate::ErrorKind::Incompatible) for a pickle
+    /// that names anything but tensors and plain containers, and for big-endian, compressed or encrypted files.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let name = path.file_name().unwrap_or(path.as_os_str()).display();
@@ -149,8 +150,8 @@ impl<R: Read + Seek> TorchFile<R> {
     /// The numbers of the tensor `name` in row-major order, widened or rounded to f32.
     ///
     /// # Errors
-    /// [`Incompatible`](crate::ErrorKind::Incompatible) for a tensor of integers, [`NotFound`](crate::ErrorKind::NotFound) for
-    /// a name that is not there and for a file that can no longer be read.
+    /// [`Incompatible`](crate::ErrorKind::Incompatible) for a tensor of integers,
+    /// [`NotFound`](crate::ErrorKind::NotFound) for a name that is not there and for a file that can no longer be read.
     pub(crate) fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
         let tensor = self
             .tensors
@@ -268,7 +269,7 @@ fn read_zip<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String,
         let name = entry.name().map_err(damaged)?.into_owned();
         if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
             return Err(Error::incompatible(format!(
-                "ZIP entry {name:?} is compressed or encrypted, and torch stores entries as they are; save it again with torch"
+                "ZIP entry {name:?} is compressed or encrypted, unlike those of torch; save the file again with torch"
             )));
         }
         let start = entry.data_start().unwrap_or(len);
@@ -287,10 +288,10 @@ fn read_zip<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String,
         (Some(one), None) => one,
         _ => return Err(Error::corrupt("expected one `data.pkl` in the ZIP archive, as torch.save writes it")),
     };
-    if let Some(&(start, size)) = entries.get(&format!("{folder}/byteorder")) {
-        if Source::open(&mut *reader, start, size)?.bytes(size.min(6))? != b"little" {
-            return Err(big_endian());
-        }
+    if let Some(&(start, size)) = entries.get(&format!("{folder}/byteorder"))
+        && Source::open(&mut *reader, start, size)?.bytes(size.min(6))? != b"little"
+    {
+        return Err(big_endian());
     }
     let (root, heap) = machine::read(&mut Source::open(&mut *reader, start, size)?, len)?;
     let mut starts = Vec::new();
@@ -311,8 +312,8 @@ fn read_zip<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String,
     locate(root, &heap, &starts)
 }
 
-/// The tensors of a pre-1.6 stream: pickles of a magic number, a version, the writer's system, the tensors and the storages'
-/// keys; then each storage's number of elements and its bytes.
+/// The tensors of a pre-1.6 stream: pickles of a magic number, a version, the writer's system, the tensors and the
+/// storages' keys; then each storage's number of elements and its bytes.
 fn read_stream<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String, Tensor>> {
     let mut source = Source::open(reader, 0, len)?;
     if source.array()? != MAGIC {
@@ -364,8 +365,8 @@ fn big_endian() -> Error {
     Error::incompatible("the file is big-endian, which is not supported; save it again on a little-endian machine")
 }
 
-/// The tensors of a state dict, or of one inside a dict of a training script, checked against their storages, which lie at
-/// the bytes `starts`.
+/// The tensors of a state dict, or of one inside a dict of a training script, checked against their storages, which lie
+/// at the bytes `starts`.
 fn locate(root: Value, heap: &Heap, starts: &[u64]) -> Result<BTreeMap<String, Tensor>> {
     let has_tensors = |dict| {
         heap.entries(dict).is_some_and(|mut entries| entries.any(|(_, value)| matches!(value, Value::Tensor(_))))

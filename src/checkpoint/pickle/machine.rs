@@ -1,7 +1,8 @@
-//! Reads one pickle without ever running it: the opcodes that torch writes (protocols 2 to 5), and a short list of globals.
+//! Reads one pickle without ever running it: the opcodes that torch writes (protocols 2 to 5), and a short list of
+//! globals.
 //!
-//! Everything it makes lies in the flat lists of a [`Heap`], so that neither deep nesting nor self-reference costs stack, and
-//! every value is paid for from a budget that the file's size sets.
+//! Everything it makes lies in the flat lists of a [`Heap`], so that neither deep nesting nor self-reference costs
+//! stack, and every value is paid for from a budget that the file's size sets.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -281,7 +282,7 @@ impl<R: Read> Machine<'_, R> {
                 }
                 other => {
                     return Err(Error::incompatible(format!(
-                        "byte {}: pickle opcode 0x{other:02x} is refused: tensors and plain containers need none of its kind; \
+                        "byte {}: pickle opcode 0x{other:02x} is refused: no tensor or plain container needs it; \
                          {ADVICE}",
                         self.at
                     )));
