@@ -150,7 +150,13 @@ impl Checkpoint {
         write_aside(&path.join("config.json"), pretty(&self.config.to_json()).as_bytes())?;
         write_aside(&path.join("tokenizer.json"), &self.tokenizer.to_json())?;
         let special = self.tokenizer.special_tokens();
+        // What the architecture does not take, transformers must not be told to give it.
+        let inputs: &[&str] = match self.config.type_vocab_size {
+            0 | 1 => &["input_ids", "attention_mask"],
+            _ => &["input_ids", "token_type_ids", "attention_mask"],
+        };
         let tokenizer_config = json!({
+            "model_input_names": inputs,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.config.max_tokens(),
             "cls_token": special.cls, "sep_token": special.sep, "pad_token": special.pad,
@@ -333,22 +339,22 @@ fn is_replaced_head(name: &str) -> bool {
 
 fn read_weights(file: &Path, config: &ModelConfig, replaces_head: bool, weights: &mut Weights) -> Result<()> {
     let wanted: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-    let is_dropped =
-        |name: &str| !wanted.contains_key(name) && (is_left_over(name) || (replaces_head && is_replaced_head(name)));
-    let mut insert = |name: String, shape: Vec<usize>, data: Vec<f32>| match weights
-        .0
-        .insert(name.clone(), HostTensor { shape, data })
-    {
-        None => Ok(()),
-        Some(_) => Err(Error::corrupt(format!("tensor {name:?} is there twice, under two of its names"))),
+    // What is not wanted, or of another shape, is named later and need not be read.
+    let mut take = |found: &str, shape: &[usize], load: &dyn Fn() -> Result<Vec<f32>>| -> Result<()> {
+        let name = canonical(found, config);
+        if !wanted.contains_key(&name) && (is_left_over(&name) || (replaces_head && is_replaced_head(&name))) {
+            return Ok(());
+        }
+        let data = if wanted.get(&name).is_some_and(|wanted| wanted == shape) { load()? } else { Vec::new() };
+        match weights.0.insert(name.clone(), HostTensor { shape: shape.to_vec(), data }) {
+            None => Ok(()),
+            Some(_) => Err(Error::corrupt(format!("tensor {name:?} is there twice, under two of its names"))),
+        }
     };
     if file.extension().is_some_and(|e| e == "bin") {
         let torch = pickle::TorchFile::open(file)?;
         for (found, shape) in torch.tensors() {
-            let name = canonical(found, config);
-            if !is_dropped(&name) {
-                insert(name, shape.to_vec(), torch.load_f32(found)?)?;
-            }
+            take(found, shape, &|| torch.load_f32(found))?;
         }
         return Ok(());
     }
@@ -356,14 +362,11 @@ fn read_weights(file: &Path, config: &ModelConfig, replaces_head: bool, weights:
     let damaged = |e: &dyn std::fmt::Display| Error::corrupt(format!("{}: {e}", file.display()));
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
     for (found, tensor) in tensors.iter() {
-        let name = canonical(found, config);
-        if is_dropped(&name) {
-            continue;
-        }
-        let data = widen(tensor.dtype(), tensor.data()).ok_or_else(|| {
-            damaged(&format!("tensor {found:?}: expected F32, F16, BF16 or F64, found {:?}", tensor.dtype()))
+        take(found, tensor.shape(), &|| {
+            widen(tensor.dtype(), tensor.data()).ok_or_else(|| {
+                damaged(&format!("tensor {found:?}: expected F32, F16, BF16 or F64, found {:?}", tensor.dtype()))
+            })
         })?;
-        insert(name, tensor.shape().to_vec(), data)?;
     }
     Ok(())
 }

@@ -1,4 +1,25 @@
-//! placeholder
+//! The on-device runtime of small clinical language models: entities, labels and vectors from text, offline.
+//!
+//! A *bundle* is one file that holds a model; `ampoule quantize` makes one of a Hugging Face checkpoint. An [`Extractor`] finds
+//! entities in a note of any length, a [`Classifier`] gives texts labels, an [`Embedder`] turns them into vectors. No call
+//! opens a socket, reads an environment variable or prints; no error, log or `Debug` output holds a text.
+//!
+#![cfg_attr(feature = "embedded", doc = "```")]
+#![cfg_attr(not(feature = "embedded"), doc = "```ignore")]
+//! use ampoule::{Extractor, Options};
+//!
+//! # fn main() -> ampoule::Result<()> {
+//! let note = "Started on lisinopril for hypertension; developed angioedema.";
+//! let extractor = Extractor::embedded(&Options::default())?; // or Extractor::open("my.int8.safetensors", ..)
+//! let entities = extractor.extract(note)?;
+//! let found: Vec<_> = entities.iter().map(|e| (&*e.label, &note[e.range.clone()])).collect();
+//! assert_eq!(found, [("Chemical", "lisinopril"), ("Disease", "hypertension"), ("Disease", "angioedema")]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Features, all off by default: `embedded` (the bundle that the example uses, in the binary), `checkpoint` (Hugging Face
+//! folders in and out), `wgpu` (GPUs), `ndarray` (Burn's NdArray back end), `autodiff` (for `ampoule-distill`).
 
 mod batch;
 pub mod bundle;

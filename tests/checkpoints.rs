@@ -63,7 +63,8 @@ fn difference(checkpoint: &Checkpoint, expected: &Value) -> f64 {
     for (i, (sequence, answer)) in sequences.iter().zip(answers.as_array().unwrap()).enumerate() {
         let answer = numbers(answer);
         let is_by_token = matches!(checkpoint.config.task, Task::Encoder | Task::TokenClassification);
-        let count = if is_by_token { answer.len() / rows[i].as_array().unwrap().len() * sequence.len() } else { answer.len() };
+        let count =
+            if is_by_token { answer.len() / rows[i].as_array().unwrap().len() * sequence.len() } else { answer.len() };
         let (alone, _) = run(std::slice::from_ref(sequence));
         for found in [&padded[i * row..], &alone] {
             let differences = found[..count].iter().zip(&answer).map(|(f, a)| (f64::from(*f) - a).abs());

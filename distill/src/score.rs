@@ -362,4 +362,17 @@ fn mean(values: &[f64]) -> Option<f64> {
 }
 
 /// A sum in NumPy's order (pairwise, eight at a time), on which the last digit depends.
-fn sum(values: &[f64]) -> f64 { values.iter().sum() }
+fn sum(values: &[f64]) -> f64 {
+    if values.len() > 128 {
+        let half = values.len() / 2;
+        let (left, right) = values.split_at(half - half % 8);
+        return sum(left) + sum(right);
+    }
+    let eights = values.chunks_exact(8);
+    let rest = eights.remainder();
+    let start = eights
+        .map(|chunk| std::array::from_fn::<f64, 8, _>(|lane| chunk[lane]))
+        .reduce(|sums, chunk| std::array::from_fn(|lane| sums[lane] + chunk[lane]))
+        .map_or(0.0, |[a, b, c, d, e, f, g, h]| ((a + b) + (c + d)) + ((e + f) + (g + h)));
+    rest.iter().fold(start, |sum, x| sum + x)
+}

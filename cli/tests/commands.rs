@@ -1,0 +1,326 @@
+//! The commands, as a person and as a script meet them.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// Stands in every text, and must stand in no error, log or run folder.
+const CANARY: &str = "zyxquell";
+
+fn ampoule(arguments: &[&str]) -> Output {
+    with_stdin(arguments, b"")
+}
+
+fn with_stdin(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ampoule"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that fails before it reads closes the pipe.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints").join(name)
+}
+
+/// One `error:` line, one `try:` line, nothing of the text, exit code 1.
+fn assert_fails(output: &Output, part: &str) {
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let lines: Vec<&str> = message.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("error: ") && lines[1].starts_with("try: "), "{message}");
+    assert!(lines[0].contains(part), "{message}");
+    assert!(!message.contains(CANARY), "{message}");
+}
+
+/// A corpus in the letters that the fixture's vocabulary knows, the canary in every text.
+fn corpus(folder: &Path) -> PathBuf {
+    let path = folder.join("corpus");
+    fs::create_dir_all(&path).unwrap();
+    for (file, sentences, first) in [("train.tsv", 48, 0), ("dev.tsv", 8, 100), ("test.tsv", 8, 200)] {
+        let mut lines = String::new();
+        for i in first..first + sentences {
+            lines.push_str(&format!("{CANARY}\tO\nthe\tO\npain\tB-Disease\nof\tI-Disease\n"));
+            let word = char::from(b'a' + (i % 26) as u8);
+            lines.push_str(&format!("{word}\tO\naspirin\tB-Chemical\n.\tO\n\n"));
+        }
+        fs::write(path.join(file), lines).unwrap();
+    }
+    path
+}
+
+/// Arguments of a run that takes a few seconds and has several saved states.
+fn training<'a>(verb: &'a str, corpus: &'a str, run: &'a str) -> Vec<&'a str> {
+    vec![
+        verb,
+        "--data",
+        corpus,
+        "--run",
+        run,
+        "--epochs",
+        "4",
+        "--threads",
+        "2",
+        "--set",
+        "batch_size=4",
+        "--set",
+        "save_every=3",
+        "--set",
+        "optimizer.learning_rate=0.01",
+        "--set",
+        "window=48",
+    ]
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    fs::read(run.join("model/model.safetensors")).unwrap()
+}
+
+fn everything_in(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        match entry.path() {
+            path if path.is_dir() => all.extend(everything_in(&path)),
+            path => all.push((path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    all
+}
+
+#[test]
+fn the_embedded_model_finds_entities_and_says_where() {
+    let note = "Patient on lisinopril 10 mg developed angioede\u{301}ma 👍 and a cough.";
+    let output = ampoule(&["extract", "--json", note]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let entities = found["entities"].as_array().unwrap();
+    let marked: Vec<(&str, &str)> = entities
+        .iter()
+        .map(|e| {
+            let at = |name: &str| e[name].as_u64().unwrap() as usize;
+            (e["label"].as_str().unwrap(), &note[at("start")..at("end")])
+        })
+        .collect();
+    assert!(marked.contains(&("Chemical", "lisinopril")), "{marked:?}");
+    assert!(marked.contains(&("Disease", "angioede\u{301}ma")), "{marked:?}");
+
+    let in_unit = |unit: &str| {
+        let output = ampoule(&["extract", "--json", "--offsets", unit, note]);
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let last = found["entities"].as_array().unwrap().last().unwrap().clone();
+        last["start"].as_u64().unwrap() as usize
+    };
+    let last = entities.last().unwrap()["start"].as_u64().unwrap() as usize;
+    assert_eq!(in_unit("utf16"), note[..last].encode_utf16().count());
+    assert_eq!(in_unit("chars"), note[..last].chars().count());
+
+    let shown = text(&ampoule(&["extract", note]).stdout);
+    assert!(shown.contains("[lisinopril](Chemical "), "{shown}");
+}
+
+#[test]
+fn texts_come_from_lines_objects_and_files() {
+    let input = b"no finding\nshe took aspirin\r\n";
+    let lines = text(&with_stdin(&["extract", "-", "--json"], input).stdout);
+    let ids: Vec<serde_json::Value> =
+        lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["id"].clone()).collect();
+    assert_eq!(ids, [1, 2]);
+    let objects = b"{\"id\": \"a7\", \"text\": \"aspirin\"}\n\n{\"text\": \"aspirin\"}\n";
+    let lines = text(&with_stdin(&["extract", "-", "--jsonl", "--json"], objects).stdout);
+    assert!(lines.starts_with("{\"id\":\"a7\",\"entities\":[{\"label\":\"Chemical\",\"start\":0,\"end\":7"), "{lines}");
+    assert!(lines.lines().nth(1).unwrap().starts_with("{\"id\":3,"), "{lines}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("note.txt");
+    fs::write(&file, "aspirin\nfever\n").unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(text(&ampoule(&["extract", "--file", file, "--json"]).stdout).lines().count(), 1);
+    assert_eq!(text(&ampoule(&["extract", "--file", file, "--lines", "--json"]).stdout).lines().count(), 2);
+}
+
+#[test]
+fn odd_texts_are_no_trouble() {
+    let long_word = "x".repeat(100_000);
+    for input in ["", "   \n\t ", "\u{301}\u{301}", "a\u{0}b", "\u{feff}", &long_word] {
+        let output = with_stdin(&["extract", "-", "--whole", "--json"], input.as_bytes());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).starts_with("{\"id\":1,\"entities\":["));
+    }
+}
+
+#[test]
+fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let canary = format!("the {CANARY} of aspirin");
+    assert_fails(&ampoule(&["extract", &canary, "--model", &path("missing")]), "missing");
+    fs::write(path("empty"), b"").unwrap();
+    assert_fails(&ampoule(&["extract", &canary, "--model", &path("empty")]), "empty");
+    fs::write(path("other"), b"GGUF\x03\0\0\0 not a bundle at all").unwrap();
+    assert_fails(&ampoule(&["extract", &canary, "--model", &path("other")]), "other");
+    assert_fails(&ampoule(&["extract", &canary, "--min-score", "2"]), "--min-score");
+    assert_fails(&ampoule(&["extract", &canary, "--min-score", "Dragon=0.5"]), "Dragon");
+    assert_fails(&ampoule(&["extract", &canary, "--device", "ndarray"]), "NdArray");
+    assert_fails(&ampoule(&["classify", &canary]), "no model is embedded");
+    let encoder = fixture("bert-encoder");
+    assert_fails(&ampoule(&["extract", &canary, "--model", encoder.to_str().unwrap()]), "token-classification");
+
+    let mut bytes = format!("fine {CANARY}\n{CANARY} ").into_bytes();
+    bytes.extend(b"\xff\xfe\n");
+    assert_fails(&with_stdin(&["extract", "-"], &bytes), "line 2: not UTF-8 at byte 9");
+    let broken = format!("{{\"text\": \"{CANARY}\"");
+    assert_fails(&with_stdin(&["extract", "-", "--jsonl"], broken.as_bytes()), "line 1");
+    assert_fails(&with_stdin(&["extract", "-", "--jsonl"], format!("{{\"note\": \"{CANARY}\"}}").as_bytes()), "line 1");
+
+    let usage = ampoule(&["extract"]);
+    assert_eq!(usage.status.code(), Some(2));
+    assert_eq!(ampoule(&["extract", "x", "--json", "--threads", "many"]).status.code(), Some(2));
+}
+
+#[test]
+fn bad_data_is_refused_by_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixture("bert-token");
+    let model = model.to_str().unwrap();
+    let cases = [
+        ("train.tsv", format!("{CANARY}\tI-Disease\n"), "train.tsv:1"),
+        ("train.tsv", format!("a\tO\n{CANARY} without tab\n"), "train.tsv:2"),
+        (
+            "train.jsonl",
+            format!(
+                "{{\"text\": \"{CANARY}\", \"entities\": [{{\"start\": 0, \"end\": 99, \"label\": \"Disease\"}}]}}\n"
+            ),
+            "train.jsonl",
+        ),
+        (
+            "train.jsonl",
+            format!(
+                "{{\"text\": \"{CANARY}\", \"entities\": [{{\"start\": 0, \"end\": 3, \"label\": \"Disease\", \"text\": \"q\"}}]}}\n"
+            ),
+            "train.jsonl",
+        ),
+    ];
+    for (i, (file, content, part)) in cases.iter().enumerate() {
+        let corpus = folder.path().join(format!("c{i}"));
+        fs::create_dir_all(&corpus).unwrap();
+        fs::write(corpus.join(file), content).unwrap();
+        let run = folder.path().join(format!("r{i}"));
+        let output =
+            ampoule(&["train", "--model", model, "--data", corpus.to_str().unwrap(), "--run", run.to_str().unwrap()]);
+        assert_fails(&output, part);
+        assert!(!run.exists());
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = corpus(folder.path());
+    let corpus = corpus.to_str().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let checkpoint = fixture("bert-token");
+    let checkpoint = checkpoint.to_str().unwrap();
+    let kills: usize = std::env::var("AMPOULE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+
+    for (verb, start) in
+        [("train", vec!["--model", checkpoint]), ("distill", vec!["--teacher", checkpoint, "--layers", "2"])]
+    {
+        let unbroken = path(&format!("{verb}-unbroken"));
+        let mut arguments = training(verb, corpus, &unbroken);
+        arguments.extend(&start);
+        let begun = std::time::Instant::now();
+        let output = ampoule(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let whole = begun.elapsed();
+        let expected = weights(Path::new(&unbroken));
+
+        for kill in 0..kills {
+            let run = path(&format!("{verb}-killed-{kill}"));
+            let mut arguments = training(verb, corpus, &run);
+            arguments.extend(&start);
+            let mut child = Command::new(env!("CARGO_BIN_EXE_ampoule"))
+                .args(&arguments)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            // Spread over the run, its first and last moments included.
+            std::thread::sleep(whole.mul_f64((kill as f64 + 0.5) / kills as f64));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let output = ampoule(&arguments);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            assert!(weights(Path::new(&run)) == expected, "{verb}, kill {kill} of {kills}");
+        }
+        println!("{verb}: {kills} kills, the same tensors after each");
+        for (file, bytes) in everything_in(Path::new(&unbroken)) {
+            let is_vocabulary = file.file_name().is_some_and(|n| n == "tokenizer.json");
+            let holds = bytes.windows(CANARY.len()).any(|w| w == CANARY.as_bytes());
+            assert!(is_vocabulary || !holds, "{}", file.display());
+        }
+    }
+
+    // The same folder with other settings is refused, and stays as it is.
+    let run = path("train-unbroken");
+    let mut arguments = training("train", corpus, &run);
+    arguments.extend(["--model", checkpoint, "--seed", "9"]);
+    let before = weights(Path::new(&run));
+    assert_fails(&ampoule(&arguments), "another configuration");
+    assert!(weights(Path::new(&run)) == before);
+
+    // The bundle of the trained model answers as the folder does.
+    let (model, bundle) = (path("train-unbroken/model"), path("x.f32.safetensors"));
+    let output = ampoule(&["quantize", "--model", &model, "--out", &bundle, "--precision", "f32", "--data", corpus]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let note = "the pain of aspirin .";
+    let answer = |model: &str| text(&ampoule(&["extract", note, "--json", "--model", model]).stdout);
+    assert_eq!(answer(&model), answer(&bundle));
+    let table = ampoule(&["evaluate", "--model", &model, "--model", &bundle, "--data", corpus, "--json"]);
+    let table: serde_json::Value = serde_json::from_slice(&table.stdout).unwrap();
+    assert_eq!(table["models"][0]["pooled"]["f1"], table["models"][1]["pooled"]["f1"]);
+    for command in [vec!["inspect", &bundle, "--verify", "--json"], vec!["inspect", &model, "--json"]] {
+        let output = ampoule(&command);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(said["task"], "token-classification");
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_what_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = folder.path().join("small");
+    fs::create_dir_all(&mount).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=400k", "tmpfs"])
+        .arg(&mount)
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success());
+    if !mounted {
+        println!("skipped: this user cannot mount a small tmpfs");
+        return;
+    }
+    let corpus = corpus(folder.path());
+    let run = mount.join("run");
+    let checkpoint = fixture("bert-token");
+    let mut arguments = training("train", corpus.to_str().unwrap(), run.to_str().unwrap());
+    arguments.extend(["--model", checkpoint.to_str().unwrap()]);
+    let output = ampoule(&arguments);
+    let state = fs::metadata(run.join("state.safetensors")).map(|m| m.len());
+    let left: Vec<_> = everything_in(&mount).into_iter().map(|(path, _)| path).collect();
+    let unmounted = Command::new("umount").arg(&mount).status().is_ok_and(|s| s.success());
+    assert!(unmounted);
+    assert_fails(&output, "No space left on device");
+    assert!(left.iter().all(|path| !path.to_string_lossy().contains(".new")), "{left:?}");
+    assert!(state.is_err() || state.is_ok_and(|bytes| bytes > 0));
+}

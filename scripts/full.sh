@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The long checks. Each that cannot run here says why in one line.
+#   AMPOULE_PYTHON  a Python with torch, transformers, sentence-transformers and tokenizers
+#   AMPOULE_MODEL   the published all-MiniLM-L6-v2 folder
+#   AMPOULE_TEXT    a file of sentences, one a line
+set -euo pipefail
+cd "$(dirname "$0")/.."
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+skip() { echo "skipped: $1"; }
+
+echo "== NdArray and wgpu compile, and NdArray gives the answers of transformers"
+cargo test --release --workspace --features ampoule/ndarray --test backends
+if vulkaninfo --summary >/dev/null 2>&1; then
+    cargo test --release --workspace --features ampoule/wgpu --test backends
+else
+    cargo check --workspace --features ampoule/wgpu
+    skip "no Vulkan device, hardware or software (mesa-vulkan-drivers), to run wgpu on"
+fi
+
+echo "== twenty kills"
+AMPOULE_KILLS=20 cargo test --release --workspace --test commands -- --nocapture a_killed_run
+
+if [ -n "${AMPOULE_PYTHON:-}" ]; then
+    echo "== saved folders open in transformers"
+    cargo test --release --workspace --test checkpoints -- --nocapture
+    for tokenizer in ${AMPOULE_MODEL:+"$AMPOULE_MODEL/tokenizer.json"} tests/fixtures/tokenizers/bpe.json; do
+        echo "== ten thousand random strings, $tokenizer"
+        "$AMPOULE_PYTHON" tests/fixtures/unicode.py "$tokenizer" >"$temporary/unicode.jsonl"
+        AMPOULE_UNICODE="$temporary/unicode.jsonl" cargo test --release --workspace --test offsets -- --ignored --nocapture
+    done
+    if [ -n "${AMPOULE_MODEL:-}" ] && [ -n "${AMPOULE_TEXT:-}" ]; then
+        echo "== vectors of sentence-transformers"
+        "$AMPOULE_PYTHON" tests/fixtures/embeddings.py "$AMPOULE_MODEL" "$AMPOULE_TEXT" >"$temporary/vectors.jsonl"
+        AMPOULE_EMBEDDINGS="$temporary/vectors.jsonl" cargo test --release --workspace --test embeddings -- --ignored --nocapture
+    else
+        skip "AMPOULE_MODEL and AMPOULE_TEXT are not set: no vectors to compare"
+    fi
+else
+    skip "AMPOULE_PYTHON is not set: nothing compared with Python"
+fi
+if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else skip "cargo-deny is not installed"; fi

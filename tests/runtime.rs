@@ -1,0 +1,238 @@
+//! The runtime on small random models: windows, batches, threads, cancelling, and what it never says.
+#![cfg(feature = "checkpoint")]
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use ampoule::model::ModelType;
+use ampoule::{CancelToken, Checkpoint, Classifier, Embedder, Entity, ErrorKind, Extractor, Options};
+
+const CANARY: &str = "zyxquell";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints").join(name)
+}
+
+fn options() -> Options {
+    Options { threads: 1, ..Options::default() }
+}
+
+/// A long note in the letters that the fixtures' vocabularies know.
+fn note(words: usize) -> String {
+    let known = ["the", "pain", "of", "aspirin", "and", "a", "naloxone", ",", "in", "patient", "."];
+    let mut state = 7u32;
+    let mut text = String::new();
+    for _ in 0..words {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.push_str(known[(state >> 16) as usize % known.len()]);
+        text.push(' ');
+    }
+    text
+}
+
+/// A random model that finds entities of both labels.
+fn eager() -> Checkpoint {
+    let mut checkpoint = Checkpoint::open(fixture("bert-token")).unwrap();
+    for (logit, less) in
+        checkpoint.weights.0.get_mut("classifier.bias").unwrap().data.iter_mut().zip([1.5, 0.0, 0.5, 0.0, 0.5])
+    {
+        *logit -= less;
+    }
+    checkpoint
+}
+
+/// A model whose logits depend on the token alone: no positions, and nothing added by any layer.
+fn token_only() -> Checkpoint {
+    let mut checkpoint = Checkpoint::open(fixture("bert-token")).unwrap();
+    for (name, tensor) in &mut checkpoint.weights.0 {
+        let adds = name.contains("attention.output.dense") || (name.contains("output.dense") && name.contains("layer"));
+        if adds || name.contains("position_embeddings") {
+            tensor.data.fill(0.0);
+        }
+    }
+    checkpoint
+}
+
+#[test]
+fn windows_change_nothing_where_only_the_token_counts() {
+    let text = note(2000);
+    let mut expected: Option<Vec<Entity>> = None;
+    for max_window_tokens in [0, 40, 17, 5, 3] {
+        for max_batch_tokens in [1, 300, 5000] {
+            let options = Options { max_window_tokens, max_batch_tokens, ..options() };
+            let found = Extractor::from_checkpoint(token_only(), &options).unwrap().extract(&text).unwrap();
+            match &expected {
+                None => {
+                    assert!(found.len() > 50, "{}", found.len());
+                    expected = Some(found);
+                }
+                Some(expected) => {
+                    assert_eq!(found.len(), expected.len());
+                    for (found, expected) in found.iter().zip(expected) {
+                        assert_eq!((&found.label, &found.range), (&expected.label, &expected.range));
+                        assert!((found.score - expected.score).abs() < 1e-6);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_streams_and_threads_give_the_answers_of_single_calls() {
+    let texts: Vec<String> = [0, 1, 3, 40, 300, 7, 0, 120].into_iter().map(note).collect();
+    let extractor = Extractor::open(fixture("bert-token"), &options()).unwrap();
+    let single: Vec<Vec<Entity>> = texts.iter().map(|t| extractor.extract(t).unwrap()).collect();
+    let same = |found: &[Entity], expected: &[Entity]| {
+        assert_eq!(found.len(), expected.len());
+        for (f, e) in found.iter().zip(expected) {
+            assert!(f.label == e.label && f.range == e.range && (f.score - e.score).abs() < 1e-5);
+        }
+    };
+    for (found, expected) in extractor.extract_batch(&texts).unwrap().iter().zip(&single) {
+        same(found, expected);
+    }
+    let mut streamed = Vec::new();
+    extractor
+        .extract_each(&texts[4], |entity| {
+            streamed.push(entity);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    same(&streamed, &single[4]);
+    let mut first = 0;
+    extractor
+        .extract_each(&texts[4], |_| {
+            first += 1;
+            ControlFlow::Break(())
+        })
+        .unwrap();
+    assert_eq!(first, 1);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for (text, expected) in texts.iter().zip(&single) {
+                    same(&extractor.extract(text).unwrap(), expected);
+                }
+            });
+        }
+    });
+    for threads in [2, 4] {
+        let extractor = Extractor::open(fixture("bert-token"), &Options { threads, ..options() }).unwrap();
+        for (text, expected) in texts.iter().zip(&single) {
+            same(&extractor.extract(text).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn labels_and_vectors_are_what_they_should_be() {
+    let single = Classifier::open(fixture("bert-sequence"), &options()).unwrap();
+    let multi = Classifier::open(fixture("bert-multi-label"), &options()).unwrap();
+    for text in ["", "the pain of aspirin", &note(300)] {
+        let scores = single.classify(text).unwrap();
+        assert_eq!(scores.len(), single.labels().len());
+        assert!((scores.iter().map(|l| l.score).sum::<f32>() - 1.0).abs() < 1e-5);
+        assert!(scores.windows(2).all(|pair| pair[0].score >= pair[1].score));
+        assert!(multi.classify(text).unwrap().iter().all(|l| (0.0..=1.0).contains(&l.score)));
+    }
+    let embedder = Embedder::open(fixture("bert-encoder"), &options()).unwrap();
+    let texts = ["", "the pain", "aspirin", &note(200)];
+    for (text, batched) in texts.iter().zip(embedder.embed_batch(&texts).unwrap()) {
+        let alone = embedder.embed(text).unwrap();
+        assert_eq!(alone.len(), embedder.width());
+        assert!((alone.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+        assert!(alone.iter().zip(&batched).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+}
+
+#[test]
+fn scores_below_the_asked_for_are_left_out_by_label() {
+    let text = note(300);
+    let all = Extractor::from_checkpoint(eager(), &options()).unwrap().extract(&text).unwrap();
+    let labels: Vec<&str> = all.iter().map(|e| &*e.label).collect();
+    assert!(labels.contains(&"Chemical") && labels.contains(&"Disease"));
+    let strict = Options { min_score_by_label: [("Disease".to_owned(), 1.0)].into(), ..options() };
+    let found = Extractor::from_checkpoint(eager(), &strict).unwrap().extract(&text).unwrap();
+    assert!(found.iter().all(|e| &*e.label == "Chemical"));
+    assert_eq!(found.len(), labels.iter().filter(|l| **l == "Chemical").count());
+    let wrong = Options { min_score_by_label: [("Dragon".to_owned(), 1.0)].into(), ..options() };
+    let error = Extractor::open(fixture("bert-token"), &wrong).err().unwrap();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("Dragon"));
+}
+
+#[test]
+fn a_cancelled_call_ends_and_leaves_the_model_usable() {
+    let cancel = CancelToken::new();
+    let with_token = Options { cancel: Some(cancel.clone()), ..options() };
+    let extractor = Extractor::open(fixture("bert-token"), &with_token).unwrap();
+    let expected = extractor.extract("the pain of aspirin").unwrap();
+    let long = note(200_000);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| extractor.extract(&long));
+        std::thread::sleep(Duration::from_millis(30));
+        cancel.cancel();
+        assert_eq!(call.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    });
+    assert_eq!(extractor.extract("the pain").unwrap_err().kind(), ErrorKind::Cancelled);
+    cancel.reset();
+    assert_eq!(extractor.extract("the pain of aspirin").unwrap(), expected);
+
+    let hurried = Options { deadline: Some(Duration::from_millis(20)), ..options() };
+    let extractor = Extractor::open(fixture("bert-token"), &hurried).unwrap();
+    assert_eq!(extractor.extract(&long).unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+/// All that was logged, at every level.
+fn log() -> &'static Mutex<String> {
+    static LOG: OnceLock<Mutex<String>> = OnceLock::new();
+    LOG.get_or_init(Default::default)
+}
+
+struct Listener;
+
+impl log::Log for Listener {
+    fn enabled(&self, _: &log::Metadata) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record) {
+        log().lock().unwrap().push_str(&format!("{} {}\n", record.target(), record.args()));
+    }
+    fn flush(&self) {}
+}
+
+#[test]
+fn no_error_debug_or_log_holds_the_text_or_its_ids() {
+    log::set_logger(&Listener).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let text = format!("{CANARY} {}", note(30_000));
+    let mut said = String::new();
+    for name in ["bert-token", "roberta-token", "distilbert-token", "electra-token"] {
+        let checkpoint = Checkpoint::open(fixture(name)).unwrap();
+        let tokens = checkpoint.tokenizer.encode(&text).unwrap();
+        said.push_str(&format!("{:?} {:?} {:?} ", &tokens[..3], checkpoint.tokenizer, checkpoint));
+        assert!(checkpoint.config.model_type != ModelType::Bert || tokens.len() > 1000);
+        let hurried = Options { deadline: Some(Duration::from_nanos(1)), ..options() };
+        let extractor = Extractor::from_checkpoint(checkpoint.clone(), &hurried).unwrap();
+        let error = extractor.extract(&text).unwrap_err();
+        said.push_str(&format!("{error} {error:?} "));
+        let wrong = Classifier::from_checkpoint(checkpoint.clone(), &options()).err().unwrap();
+        said.push_str(&format!("{wrong} {wrong:?} "));
+        // Weights that make every logit infinite.
+        let mut unsound = checkpoint.clone();
+        for name in ["classifier.weight", "classifier.bias"] {
+            unsound.weights.0.get_mut(name).unwrap().data.fill(f32::MAX);
+        }
+        let error = Extractor::from_checkpoint(unsound, &options()).unwrap().extract(&text).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        said.push_str(&format!("{error} {error:?} "));
+        let ids: Vec<String> = tokens[..4].iter().map(|t| t.id.to_string()).collect();
+        for ids in [ids.join(", "), ids.join(","), ids.join(" ")] {
+            assert!(!said.contains(&ids), "{said}");
+        }
+    }
+    said.push_str(&log().lock().unwrap());
+    assert!(!said.contains(CANARY) && !said.contains("'z'"), "{said}");
+}
