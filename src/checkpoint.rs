@@ -258,10 +258,10 @@ fn replace_folder(new: &Path, path: &Path) -> Result<()> {
         fs::remove_dir_all(&old).map_err(failed)?;
     }
     fs::rename(path, &old).map_err(failed)?;
-    fs::rename(new, path).or_else(|e| {
+    fs::rename(new, path).map_err(|e| {
         // Best effort: the error already says that the folder was not replaced.
         let _ = fs::rename(&old, path);
-        Err(failed(e))
+        failed(e)
     })?;
     fs::remove_dir_all(&old).map_err(failed)
 }

@@ -15,6 +15,9 @@ use crate::model::{Model, ModelConfig, Task, WeightSource};
 use crate::options::{Limit, Options};
 use crate::text::{Token, Tokenizer, Window, Windower};
 
+/// Takes a window of the text of this index, and its values `[rows, width]` with their width.
+pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32], usize) -> Result<()> + 'a;
+
 /// A model with its tokenizer, on its device, in its pool.
 pub(crate) struct Opened {
     pub(crate) config: ModelConfig,
@@ -54,6 +57,14 @@ impl Opened {
         let metadata = bundle.metadata();
         let (pooling, temperature) = (metadata.pooling, metadata.temperature);
         let config = metadata.config.clone();
+        let mut options = options.clone();
+        if let Some(most) = metadata.max_tokens {
+            options.max_window_tokens = match options.max_window_tokens {
+                0 => most,
+                asked => asked.min(most),
+            };
+        }
+        let options = &options;
         Self::new(config, tokenizer, &mut bundle.weights(), pooling, temperature, options)
     }
 
@@ -134,7 +145,7 @@ impl Opened {
         limit: &Limit,
         also_empty: bool,
         compute: &dyn Fn(Tensor<3>, &Batch) -> Result<Tensor<3>>,
-        each: &mut dyn FnMut(usize, &Window, &[f32], usize) -> Result<()>,
+        each: &mut EachWindow,
     ) -> Result<()> {
         let mut pending: Vec<(usize, Window)> = Vec::new();
         let mut longest = 0;

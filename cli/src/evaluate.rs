@@ -6,7 +6,7 @@ use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
 use ampoule_distill::score::{Counts, interval, paired_bootstrap};
-use ampoule_distill::{FoundEntities, evaluate_labels};
+use ampoule_distill::{FoundEntities, evaluate_labels, log_test_reading};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -45,6 +45,9 @@ pub fn run(args: Args) -> Result<()> {
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options();
+    if let Split::Test = split {
+        args.models.iter().try_for_each(|model| log_test_reading(model, &args.data))?;
+    }
     if corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false) {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
         return labels(&args, &texts, &options);

@@ -49,6 +49,7 @@ pub use dictionary::Dictionary;
 pub use evaluate::{FoundEntities, evaluate_labels};
 pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
+pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::student_from_layers;
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, train};

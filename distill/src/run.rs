@@ -79,9 +79,10 @@ impl RunFolder {
             return Ok(());
         };
         let is_before = |line: &str| {
-            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            // A line that the kill cut short says nothing.
+            let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
             let logged = line.as_object().and_then(|o| o.values().next()).and_then(|v| v["step"].as_u64());
-            logged.is_some_and(|logged| logged as usize <= step)
+            logged.is_none_or(|logged| logged as usize <= step)
         };
         let kept: String = log.lines().filter(|l| is_before(l)).flat_map(|l| [l, "\n"]).collect();
         if kept.len() == log.len() {
@@ -144,7 +145,7 @@ impl RunFolder {
 
     /// Saves the best weights so far. Those before stay until a state names these.
     pub(crate) fn save_best(&self, step: usize, checkpoint: &Checkpoint) -> Result<()> {
-        checkpoint.save(&self.best_path(step))
+        checkpoint.save(self.best_path(step))
     }
 
     fn remove_bests_but(&self, best: Option<&Best>) {
@@ -163,10 +164,22 @@ impl RunFolder {
     pub(crate) fn finish(&self, best: &Best) -> Result<()> {
         let model = self.path.join("model");
         if self.best_path(best.step).exists() {
-            Checkpoint::open(&self.best_path(best.step))?.save(&model)?;
+            Checkpoint::open(self.best_path(best.step))?.save(&model)?;
         }
         Ok(())
     }
+}
+
+/// Notes in the log of the run that made `model` that it was measured on a test set. Choices made after such a reading are not
+/// blind. A model outside a run folder has no log; nothing is noted then.
+///
+/// # Errors
+/// [`NotFound`](ampoule::ErrorKind::NotFound) where the log cannot be written.
+pub fn log_test_reading(model: &Path, data: &[String]) -> Result<()> {
+    let Some(path) = model.parent().filter(|run| run.join("log.jsonl").is_file()) else {
+        return Ok(());
+    };
+    RunFolder { path: path.to_owned() }.log(&serde_json::json!({ "test_reading": { "data": data } }))
 }
 
 pub(crate) fn pretty(value: &Value) -> String {

@@ -189,10 +189,9 @@ fn check(config: &TrainConfig, has_teacher: bool) -> Result<()> {
     if !(config.optimizer.learning_rate > 0.0 && config.optimizer.learning_rate.is_finite()) {
         return wrong("optimizer.learning_rate must be positive");
     }
-    if let Some(term) = config.terms.iter().find(|t| t.needs_teacher()) {
-        if !has_teacher {
-            return wrong(&format!("the loss term {:?} needs a teacher", term.name()));
-        }
+    let needs_teacher = config.terms.iter().find(|t| t.needs_teacher());
+    if let (Some(term), false) = (needs_teacher, has_teacher) {
+        return wrong(&format!("the loss term {:?} needs a teacher", term.name()));
     }
     Ok(())
 }

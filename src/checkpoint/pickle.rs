@@ -255,9 +255,41 @@ impl Tensor {
     }
 }
 
+/// Refuses an archive of more entries than its bytes could hold tensors, before the ZIP reader makes room for them.
+fn refuse_crowd<R: Read + Seek>(reader: &mut R, len: u64) -> Result<()> {
+    /// Bytes that the reader holds for an entry; torch's own take as much in the file, small archives aside.
+    const ENTRY: u64 = 350;
+    const SMALL: u64 = 2 << 20;
+    /// The end record and the longest comment behind it, and the end record of ZIP64 before.
+    const END: u64 = 22 + 65_535 + 76;
+    let failed = |e: std::io::Error| Error::corrupt(format!("the ZIP archive cannot be read: {e}")).with_source(e);
+    reader.seek(SeekFrom::Start(len.saturating_sub(END))).map_err(failed)?;
+    let mut end = Vec::new();
+    reader.take(END).read_to_end(&mut end).map_err(failed)?;
+    reader.seek(SeekFrom::Start(0)).map_err(failed)?;
+    // Every place that could be an end record is looked at, whichever the reader will take.
+    let claimed = |mark: &[u8], at: usize, width: usize| {
+        end.windows(mark.len().max(1))
+            .enumerate()
+            .filter(|(_, bytes)| *bytes == mark)
+            .filter_map(|(i, _)| end.get(i + at..i + at + width))
+            .map(|count| count.iter().rev().fold(0u64, |n, &byte| n << 8 | u64::from(byte)))
+            .filter(|&count| count != 0xFFFF || width > 2)
+            .max()
+    };
+    let most = len.max(SMALL) / ENTRY;
+    match claimed(b"PK\x05\x06", 10, 2).max(claimed(b"PK\x06\x06", 32, 8)) {
+        Some(count) if count > most => Err(Error::corrupt(format!(
+            "the ZIP archive claims {count} entries in {len} bytes, and at most {most} could be tensors"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The tensors of a ZIP archive: `X/data.pkl`, and a storage `X/data/KEY` each, uncompressed.
 fn read_zip<R: Read + Seek>(reader: &mut R, len: u64) -> Result<BTreeMap<String, Tensor>> {
     let damaged = |e: zip::result::ZipError| Error::corrupt(format!("the ZIP archive is damaged: {e}")).with_source(e);
+    refuse_crowd(reader, len)?;
     let mut archive = ZipArchive::new(&mut *reader).map_err(damaged)?;
     if archive.has_duplicate_names() {
         return Err(Error::corrupt("the ZIP archive holds two entries of one name"));

@@ -27,6 +27,16 @@ fn a_file_cut_anywhere_is_corrupt() {
     assert!(refusal(b"version https://git-lfs.github.com/spec/v1\n").to_string().contains("fetch the file again"));
 }
 
+#[test]
+fn a_zip_of_more_entries_than_tensors_is_refused_before_they_are_read() {
+    let mut file = fixture_bytes().swap_remove(0);
+    let end = file.windows(4).rposition(|mark| mark == b"PK\x05\x06").unwrap();
+    file[end + 8..end + 12].copy_from_slice(&[0x60, 0xEA, 0x60, 0xEA]);
+    let error = refusal(&file);
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("60000 entries"), "{error}");
+}
+
 /// Reads everything that a damaged file still offers; only its not panicking and its size count.
 fn exhaust(file: &[u8]) {
     let Ok(torch) = open(file) else { return };
