@@ -41,7 +41,7 @@ fn bundle(args: &Args) -> Result<()> {
             "kind": "bundle", "format_version": format!("{}.{}", info.version.0, info.version.1),
             "task": m.config.task.as_str(), "labels": m.config.id2label, "precision": m.precision.as_str(),
             "config": m.config.to_json(), "producer": m.producer, "licence": m.licence,
-            "temperature": m.temperature, "bytes": info.bytes, "data_sha256": info.data_sha256,
+            "temperature": m.temperature, "max_tokens": m.max_tokens, "bytes": info.bytes, "data_sha256": info.data_sha256,
             "source_sha256": info.source_sha256, "verified": args.verify,
         });
         if args.tensors {
@@ -57,6 +57,7 @@ fn bundle(args: &Args) -> Result<()> {
     let mut rows = vec![
         ("bundle", format!("format {}.{}, {:.2} MB", info.version.0, info.version.1, info.bytes as f64 / 1e6)),
         ("precision", m.precision.to_string()),
+        ("window", m.max_tokens.map_or("as many tokens as it has positions".to_owned(), |n| format!("{n} tokens"))),
     ];
     rows.extend(config_rows(&m.config));
     rows.extend([

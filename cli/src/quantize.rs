@@ -39,6 +39,9 @@ pub struct Args {
     /// Write the bundle whatever it loses
     #[arg(long)]
     force: bool,
+    /// The most tokens of a window that the bundle asks for, where it answers best on shorter ones than it has positions
+    #[arg(long, value_name = "TOKENS")]
+    window: Option<usize>,
     /// The terms under which the weights may be used
     #[arg(long, default_value = "unknown")]
     licence: String,
@@ -72,6 +75,7 @@ pub fn run(args: Args) -> Result<()> {
         wider,
         licence: args.licence.clone(),
         pooling: checkpoint.pooling,
+        max_tokens: args.window,
         card,
         ..QuantizeOptions::default()
     };
