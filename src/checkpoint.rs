@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::bundle::{Pooling, PoolingMode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{HostTensor, ModelConfig, ModelType, Task, Weights};
+use crate::model::{HostTensor, ModelConfig, ModelType, Noise, Task, Weights};
 use crate::text::{SpecialTokens, Tokenizer};
 use names::{canonical, is_left_over, published};
 
@@ -86,6 +86,7 @@ impl Checkpoint {
             config.id2label.clear();
         }
         let tokenizer = read_tokenizer(path, &json, config.model_type)?;
+        tokenizer.check_rows(config.vocab_size)?;
         let mut weights = Weights::default();
         for file in weight_files(path)? {
             read_weights(&file, &config, head.is_some(), &mut weights)?;
@@ -103,7 +104,7 @@ impl Checkpoint {
         self.config.task = head.task;
         self.config.id2label = head.labels.clone();
         self.config.validate()?;
-        let mut normal = Normal::new(head.seed);
+        let mut noise = Noise::new(head.seed);
         for (name, shape) in self.config.tensors() {
             if !(name.starts_with("classifier.") || name.starts_with("pooler.")) {
                 continue;
@@ -111,7 +112,7 @@ impl Checkpoint {
             let count = shape.iter().product();
             let data = if shape.len() == 2 {
                 let scale = self.config.initializer_range;
-                (0..count).map(|_| (normal.draw() * scale) as f32).collect()
+                (0..count).map(|_| (normal(&mut noise) * scale) as f32).collect()
             } else {
                 vec![0.0; count]
             };
@@ -194,27 +195,11 @@ impl Checkpoint {
     }
 }
 
-/// Standard normal numbers from splitmix64 and Box-Muller: two lines each, and the same on every machine.
-struct Normal(u64);
-
-impl Normal {
-    fn new(seed: u64) -> Self {
-        Normal(seed)
-    }
-
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        ((z >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    fn draw(&mut self) -> f64 {
-        let (u, v) = (self.uniform(), self.uniform());
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-    }
+/// A standard normal number (Box and Muller 1958), the same on every machine.
+fn normal(noise: &mut Noise) -> f64 {
+    let mut uniform = || ((noise.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let (u, v) = (uniform(), uniform());
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
 /// Writes a file aside, syncs it and renames it, so that a killed process or a full disk leaves what was there before.

@@ -82,28 +82,9 @@ impl Opened {
         temperature: f32,
         options: &Options,
     ) -> Result<Self> {
+        tokenizer.check_rows(config.vocab_size)?;
         let engine = Engine::start(options.device, options.threads)?;
         let model = engine.pool.install(|| Model::load(&config, source, &engine.device))?;
-        Self::from_model(config, model, tokenizer, pooling, temperature, engine, options)
-    }
-
-    pub(crate) fn from_model(
-        config: ModelConfig,
-        model: Model,
-        tokenizer: Tokenizer,
-        pooling: Pooling,
-        temperature: f32,
-        engine: Engine,
-        options: &Options,
-    ) -> Result<Self> {
-        if tokenizer.max_id() as usize >= config.vocab_size {
-            return Err(Error::corrupt(format!(
-                "the tokenizer gives ids up to {}, but the word embedding has {} rows; tokenizer and weights do not belong \
-                 together",
-                tokenizer.max_id(),
-                config.vocab_size
-            )));
-        }
         Ok(Opened { config, tokenizer, options: options.clone(), pooling, temperature, engine, model })
     }
 

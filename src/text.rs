@@ -133,6 +133,18 @@ impl Tokenizer {
         self.sep_id
     }
 
+    /// Refuses an embedding that has no row for some of the ids.
+    pub(crate) fn check_rows(&self, vocab_size: usize) -> Result<()> {
+        if (self.max_id as usize) < vocab_size {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!(
+            "the tokenizer gives ids up to {}, but the word embedding has {vocab_size} rows; tokenizer and weights do not \
+             belong together",
+            self.max_id
+        )))
+    }
+
     /// The largest id of the vocabulary.
     pub fn max_id(&self) -> u32 {
         self.max_id
@@ -195,12 +207,7 @@ fn cut(json: &Value) -> Cut {
     if !specials_only {
         return Cut::Never;
     }
-    let normalizer = &json["normalizer"];
-    let steps: Vec<&Value> = match normalizer["type"].as_str() {
-        None => Vec::new(),
-        Some("Sequence") => normalizer["normalizers"].as_array().into_iter().flatten().collect(),
-        Some(_) => vec![normalizer],
-    };
+    let steps = build::steps(&json["normalizer"], "normalizers");
     let is = |step: &Value, names: &[&str]| step["type"].as_str().is_some_and(|t| names.contains(&t));
     let (model, pre) = (&json["model"], &json["pre_tokenizer"]);
     if is(model, &["WordPiece"]) && is(pre, &["BertPreTokenizer"]) {
@@ -211,10 +218,22 @@ fn cut(json: &Value) -> Cut {
         let chinese = steps.iter().any(|step| step["handle_chinese_chars"] == Value::Bool(true));
         return Cut::BeforeSpace { punctuation: true, chinese };
     }
-    if is(model, &["BPE"]) && is(pre, &["ByteLevel"]) && steps.is_empty() && pre["use_regex"] != Value::Bool(false) {
-        return match pre["add_prefix_space"] == Value::Bool(true) {
-            true => Cut::InSingleSpace,
-            false => Cut::BeforeSingleSpace,
+    let trims: Vec<&Value> = build::steps(&json["post_processor"], "processors")
+        .into_iter()
+        .filter(|step| is(step, &["RobertaProcessing", "ByteLevel"]))
+        .collect();
+    // Trimming gives a text's first piece back the space that was put before it, and takes it for put there in every chunk.
+    let on = |value: &Value| *value != Value::Bool(false);
+    let trims_prefix = match trims.as_slice() {
+        [] => Some(false),
+        [one] => Some(on(&one["trim_offsets"]) && on(&one["add_prefix_space"])),
+        _ => None,
+    };
+    if is(model, &["BPE"]) && is(pre, &["ByteLevel"]) && steps.is_empty() && on(&pre["use_regex"]) {
+        return match (on(&pre["add_prefix_space"]), trims_prefix) {
+            (true, Some(true)) => Cut::InSingleSpace,
+            (false, Some(false)) => Cut::BeforeSingleSpace,
+            _ => Cut::Never,
         };
     }
     Cut::Never
@@ -357,6 +376,98 @@ mod tests {
         for end in (0..whole.len()).step_by(whole.len() / 200) {
             assert!(Tokenizer::from_json(&whole[..end]).is_err());
         }
+    }
+
+    #[test]
+    fn post_processors_that_trim_otherwise_move_no_range() {
+        let text = "\r\u{164} \u{b67b} n't a\u{a8}\u{130}\u{4e2d} patient of  the \u{e9} x".repeat(3);
+        for name in ["bpe", "bpe_prefix"] {
+            let base: Value = serde_json::from_slice(&fixture(name).to_json()).unwrap();
+            for (trim, prefix) in [(true, true), (true, false), (false, true), (false, false)] {
+                for kind in ["RobertaProcessing", "ByteLevel", "none"] {
+                    let mut changed = base.clone();
+                    match kind {
+                        "none" => changed["post_processor"] = Value::Null,
+                        "ByteLevel" => changed["post_processor"] = serde_json::json!({"type": kind, "use_regex": true}),
+                        _ => {}
+                    }
+                    if kind != "none" {
+                        changed["post_processor"]["trim_offsets"] = trim.into();
+                        changed["post_processor"]["add_prefix_space"] = prefix.into();
+                    }
+                    let tokenizer = Tokenizer::from_value(changed).unwrap();
+                    let whole = tokenizer.encode_chunk(&text, 0).unwrap();
+                    for most in 1..12 {
+                        let mut chunked = Vec::new();
+                        let mut each = |tokens| {
+                            chunked.extend(tokens);
+                            Ok(())
+                        };
+                        tokenizer.encode_chunks(&text, most, &mut each).unwrap();
+                        assert!(chunked == whole, "{name} {kind} {trim} {prefix} {most}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every value of a tokenizer exchanged for others: refused, or sound on every text.
+    #[test]
+    fn no_tokenizer_that_is_accepted_panics() {
+        fn paths(value: &Value, at: &str, out: &mut Vec<String>) {
+            match value {
+                Value::Object(map) if at != "/model/vocab" => {
+                    map.iter().for_each(|(k, v)| paths(v, &format!("{at}/{k}"), out))
+                }
+                Value::Array(all) if at != "/model/merges" => {
+                    all.iter().enumerate().for_each(|(i, v)| paths(v, &format!("{at}/{i}"), out));
+                }
+                _ => out.push(at.to_owned()),
+            }
+            out.push(at.to_owned());
+        }
+        let others = [
+            "null",
+            "true",
+            "false",
+            "0",
+            "-1",
+            "4294967295",
+            "1e300",
+            "\"\"",
+            "\"##\"",
+            "\"[SEP]\"",
+            "\"aaaaaaaaaa\"",
+            "[]",
+            "{}",
+            r#"{"type":"Precompiled","precompiled_charsmap":"AAAA"}"#,
+            r#"{"type":"FixedLength","length":0}"#,
+            r#"{"type":"Replace","pattern":{"Regex":"(a*)*b"},"content":"x"}"#,
+            r#"{"type":"Sequence","normalizers":[{"type":"NFD"}]}"#,
+            r#"{"type":"Metaspace","replacement":"_","prepend_scheme":"always","split":true}"#,
+        ];
+        let (mut accepted, mut refused) = (0, 0);
+        for name in ["uncased", "cased", "bpe", "bpe_prefix"] {
+            let base: Value = serde_json::from_slice(&fixture(name).to_json()).unwrap();
+            let mut places = Vec::new();
+            paths(&base, "", &mut places);
+            for place in places {
+                for other in others {
+                    let mut changed = base.clone();
+                    *changed.pointer_mut(&place).unwrap() = serde_json::from_str(other).unwrap();
+                    match Tokenizer::from_value(changed) {
+                        Err(_) => refused += 1,
+                        Ok(tokenizer) => {
+                            accepted += 1;
+                            for text in ["", "n\u{e9} patient [SEP] \u{130}\u{301}", "\u{0}\u{4e2d}  a-b \u{1f469}"] {
+                                let _ = tokenizer.encode(text);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(accepted > 100 && refused > 500, "{accepted} accepted, {refused} refused");
     }
 
     #[test]

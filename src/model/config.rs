@@ -308,6 +308,12 @@ impl ModelConfig {
                 self.hidden_size, self.num_attention_heads
             )));
         }
+        if self.pad_token_id >= self.vocab_size {
+            return Err(Error::incompatible(format!(
+                "config.json: pad_token_id {} is no row of the {} of the word embedding",
+                self.pad_token_id, self.vocab_size
+            )));
+        }
         if self.max_tokens() < 3 {
             return Err(Error::incompatible(format!(
                 "config.json: max_position_embeddings {} leaves no room for a token between the special ones",
@@ -568,6 +574,7 @@ mod tests {
             ("hidden_size", json!(33)),
             ("hidden_size", json!(1e30)),
             ("num_attention_heads", json!(0)),
+            ("pad_token_id", json!(100)),
             ("hidden_dropout_prob", json!(1.5)),
         ] {
             let mut config = bert();

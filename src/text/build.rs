@@ -77,16 +77,73 @@ fn around(post_processor: &Value) -> Option<(String, String)> {
     }
 }
 
-/// Refuses what `tokenizers` would accept and then fail on.
+/// The parts of a tokenizer that are known to give the ids of Python, and never to panic or to loop, on any text.
+const MODELS: [&str; 2] = ["WordPiece", "BPE"];
+const NORMALIZERS: [&str; 8] =
+    ["BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Sequence"];
+const PRE_TOKENIZERS: [&str; 2] = ["BertPreTokenizer", "ByteLevel"];
+const POST_PROCESSORS: [&str; 5] =
+    ["TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel", "Sequence"];
+/// WordPiece's time grows faster than the square of a word's length up to this limit; BERT's own is 100.
+const MAX_WORD: u64 = 500;
+
+/// The steps of a normalizer or post-processor, whose sequences may not be nested.
+pub(super) fn steps<'a>(part: &'a Value, inner: &str) -> Vec<&'a Value> {
+    match part["type"].as_str() {
+        None => Vec::new(),
+        Some("Sequence") => part[inner].as_array().into_iter().flatten().collect(),
+        Some(_) => vec![part],
+    }
+}
+
+/// Refuses a part of another type than `known`, and a sequence in a sequence.
+fn check_part(json: &Value, part: &str, inner: &str, known: &[&str]) -> Result<()> {
+    let is_known = |value: &Value| value["type"].as_str().is_some_and(|t| known.contains(&t));
+    let value = &json[part];
+    let steps = steps(value, inner);
+    let unknown = (!value.is_null() && !is_known(value)).then_some(value);
+    match unknown.or(steps.into_iter().find(|s| s["type"] == "Sequence" || !is_known(s))) {
+        None => Ok(()),
+        Some(found) => Err(Error::incompatible(format!(
+            "tokenizer.json: the {part} {} is not supported; supported are {}",
+            found["type"],
+            known.join(", ")
+        ))),
+    }
+}
+
+/// Refuses what is not supported, and what `tokenizers` would accept and then fail on.
 pub(super) fn check(json: &Value) -> Result<()> {
     let model = &json["model"];
     let kind = model["type"].as_str().unwrap_or(match model["merges"].is_array() {
         true => "BPE",
         false => "WordPiece",
     });
-    if !["WordPiece", "BPE"].contains(&kind) {
+    if !MODELS.contains(&kind) {
         return Err(Error::incompatible(format!(
             "tokenizer.json: the model {kind:?} is not supported; supported are WordPiece and byte-level BPE"
+        )));
+    }
+    check_part(json, "normalizer", "normalizers", &NORMALIZERS)?;
+    check_part(json, "post_processor", "processors", &POST_PROCESSORS)?;
+    let pre_tokenizer = json["pre_tokenizer"]["type"].as_str().unwrap_or("none");
+    let fits = PRE_TOKENIZERS[MODELS.iter().position(|m| *m == kind).unwrap_or(0)];
+    if pre_tokenizer != fits {
+        return Err(Error::incompatible(format!(
+            "tokenizer.json: the pre_tokenizer {pre_tokenizer:?} is not supported; with {kind} it has to be {fits:?}"
+        )));
+    }
+    let is_set = |field: &str| model[field].as_str().is_some_and(|affix| !affix.is_empty());
+    if kind == "BPE" && (is_set("continuing_subword_prefix") || is_set("end_of_word_suffix")) {
+        return Err(Error::incompatible("tokenizer.json: BPE with a prefix or suffix of sub-words is not supported"));
+    }
+    if model["dropout"].as_f64().is_some_and(|p| p != 0.0) {
+        return Err(Error::incompatible("tokenizer.json: BPE dropout would give other ids each time; set it to null"));
+    }
+    if model["max_input_chars_per_word"].as_u64().is_some_and(|n| n > MAX_WORD) {
+        return Err(Error::incompatible(format!(
+            "tokenizer.json: max_input_chars_per_word: expected at most {MAX_WORD}, found {}",
+            model["max_input_chars_per_word"]
         )));
     }
     let vocab = model["vocab"]
