@@ -28,7 +28,7 @@ pub struct Args {
     /// The unit of "start" and "end" in .jsonl lines that name none
     #[arg(long, value_enum, default_value = "utf8")]
     offsets: OffsetsArg,
-    /// Put consecutive texts together to texts of as many tokens as the model has positions, as notes are long
+    /// Put consecutive texts together to texts of as many tokens as the first model has positions, as notes are long
     #[arg(long)]
     full_windows: bool,
     /// Resamples of each bootstrap
@@ -68,12 +68,13 @@ struct Row {
 
 fn entities(args: &Args, sets: Vec<NerSet>, options: &Options) -> Result<()> {
     let mut rows: Vec<Row> = Vec::new();
-    for path in &args.models {
+    let mut sets = sets;
+    for (i, path) in args.models.iter().enumerate() {
         let extractor = Extractor::open(path, options)?;
-        let sets = match args.full_windows {
-            true => sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<Vec<_>>>()?,
-            false => sets.clone(),
-        };
+        if args.full_windows && i == 0 {
+            // The first model's length serves all, so that all are measured on the same texts.
+            sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
+        }
         let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
         let (mut by_set, mut json_sets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (set, path) in sets.iter().zip(&args.data) {

@@ -120,10 +120,10 @@ pub fn run(args: Args) -> Result<()> {
     let data = args.data.read()?;
     let task = args.data.task(&data);
     let labels = args.data.labels(&data);
-    let kept = Checkpoint::open(&args.model).ok().filter(|c| c.config.task == task && c.config.id2label == labels);
-    let student = match kept {
-        Some(checkpoint) => checkpoint,
-        None => Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?,
+    let config = Checkpoint::inspect(&args.model)?;
+    let student = match config.task == task && config.id2label == labels {
+        true => Checkpoint::open(&args.model)?,
+        false => Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?,
     };
     args.run.train(student, None, &data, &settings)
 }

@@ -277,6 +277,15 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     assert_fails(&ampoule(&arguments), "another configuration");
     assert!(weights(Path::new(&run)) == before);
 
+    // So is a run on other data.
+    let train = Path::new(corpus).join("train.tsv");
+    let texts = fs::read_to_string(&train).unwrap();
+    fs::write(&train, texts.replace("aspirin", "naloxone")).unwrap();
+    let mut arguments = training("train", corpus, &run);
+    arguments.extend(["--model", checkpoint]);
+    assert_fails(&ampoule(&arguments), "of other data");
+    fs::write(&train, texts).unwrap();
+
     // The bundle of the trained model answers as the folder does.
     let (model, bundle) = (path("train-unbroken/model"), path("x.f32.safetensors"));
     let output = ampoule(&["quantize", "--model", &model, "--out", &bundle, "--precision", "f32", "--data", corpus]);

@@ -44,7 +44,8 @@ impl RunFolder {
             Ok(bytes) => {
                 if serde_json::from_slice::<Value>(&bytes).ok().as_ref() != Some(identity) {
                     return Err(Error::invalid_input(format!(
-                        "{} holds a run of another configuration; name another run folder, or delete this one",
+                        "{} holds a run of another configuration, of other data, or from another start; name another run folder, or delete \
+                         this one",
                         path.display()
                     )));
                 }
@@ -163,10 +164,7 @@ impl RunFolder {
     /// Makes the best weights the run's `model`.
     pub(crate) fn finish(&self, best: &Best) -> Result<()> {
         let model = self.path.join("model");
-        if self.best_path(best.step).exists() {
-            Checkpoint::open(self.best_path(best.step))?.save(&model)?;
-        }
-        Ok(())
+        Checkpoint::open(self.best_path(best.step))?.save(&model)
     }
 }
 

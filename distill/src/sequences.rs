@@ -6,6 +6,7 @@ use ampoule::decode::Scheme;
 use ampoule::text::{Token, Tokenizer, Window, Windower};
 use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result, Task};
 use rand::seq::SliceRandom;
+use sha2::{Digest, Sha256};
 
 use crate::data::{Example, LabelledText, NerSet, runs};
 use crate::losses::{Counts, Targets};
@@ -32,6 +33,45 @@ pub enum Data {
         /// Texts without labels, for the terms that need none.
         transfer: Vec<String>,
     },
+}
+
+impl Data {
+    /// SHA-256 of all texts and their labels, as 64 hexadecimal digits: tells one set of data from another.
+    pub(crate) fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        // Each piece with its length, so that no two sequences of pieces are one string.
+        let mut add = |piece: &[u8]| {
+            hash.update((piece.len() as u64).to_le_bytes());
+            hash.update(piece);
+        };
+        let transfer = match self {
+            Data::Entities { train, dev, transfer } => {
+                for set in train.iter().chain(dev) {
+                    set.covers.iter().for_each(|label| add(label.as_bytes()));
+                    for example in &set.examples {
+                        add(example.text.as_bytes());
+                        for entity in &example.entities {
+                            add(entity.label.as_bytes());
+                            add(&(entity.range.start as u64).to_le_bytes());
+                            add(&(entity.range.end as u64).to_le_bytes());
+                        }
+                    }
+                    add(b"");
+                }
+                transfer
+            }
+            Data::Labels { train, dev, transfer } => {
+                for text in train.iter().chain(dev) {
+                    add(text.text.as_bytes());
+                    text.labels.iter().for_each(|label| add(label.as_bytes()));
+                    add(b"");
+                }
+                transfer
+            }
+        };
+        transfer.iter().for_each(|text| add(text.as_bytes()));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// One sequence with its targets.

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ampoule::bundle::weights_sha256;
 use ampoule::model::{Model, Noise, parameter_name};
 use ampoule::{Batch, Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
@@ -201,6 +202,7 @@ struct Trainer<'a> {
     data: &'a Data,
     /// One thread each.
     workers: Vec<rayon::ThreadPool>,
+    /// All but its weights, which are the model's.
     student: Checkpoint,
     model: Model,
     teacher: Option<Model>,
@@ -227,6 +229,7 @@ impl<'a> Trainer<'a> {
             student.config.attention_probs_dropout_prob = p;
             student.config.classifier_dropout = Some(p);
         }
+        let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.weights));
         let teacher = teacher.map(|teacher| load_teacher(teacher, &student)).transpose()?;
         let sequences = Sequences::new(&student, data, config)?;
         let epochs = (0..config.epochs)
@@ -235,7 +238,14 @@ impl<'a> Trainer<'a> {
         if epochs.iter().sum::<usize>() == 0 {
             return Err(Error::invalid_input("there is no text to train on"));
         }
-        let identity = json!({ "config": config, "student": student.config.to_json() });
+        // What the run would otherwise be resumed with unnoticed: other texts, another start, another teacher.
+        let identity = json!({
+            "config": config,
+            "student": student.config.to_json(),
+            "student_sha256": weights_sha256(&student.weights),
+            "teacher_sha256": teacher_sha256,
+            "data_sha256": data.sha256(),
+        });
         let folder = RunFolder::open(run, &identity)?;
         let (state, optimizer) = match folder.load_state()? {
             Some((state, weights, optimizer)) => {
@@ -245,7 +255,7 @@ impl<'a> Trainer<'a> {
             None => (State::default(), OptimizerState::default()),
         };
         folder.truncate_log(state.step)?;
-        let model = Model::load(&student.config, &mut student.weights.clone(), &Device::flex())?;
+        let model = Model::load(&student.config, &mut student.weights, &Device::flex())?;
         Ok(Trainer {
             config,
             data,
