@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ampoule::Checkpoint;
 use ampoule::checkpoint::NewHead;
-use ampoule_distill::{Data, Outcome, TrainConfig, train};
+use ampoule_distill::{Data, Outcome, TrainConfig, dump_batches, train};
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -18,6 +18,10 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     data: DataArgs,
+    /// Write the start and the batches of the first epoch to this folder, and do not train. They hold the texts' token ids;
+    /// examples/produce/reference.py repeats them in torch
+    #[arg(long, value_name = "FOLDER")]
+    dump_batches: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -125,5 +129,8 @@ pub fn run(args: Args) -> Result<()> {
         true => Checkpoint::open(&args.model)?,
         false => Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?,
     };
+    if let Some(folder) = &args.dump_batches {
+        return Ok(dump_batches(&student, &data, &settings, folder)?);
+    }
     args.run.train(student, None, &data, &settings)
 }

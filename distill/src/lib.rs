@@ -52,4 +52,4 @@ pub use optimizer::AdamW;
 pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::student_from_layers;
-pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, train};
+pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, dump_batches, train};

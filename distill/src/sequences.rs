@@ -298,6 +298,33 @@ impl<'a> Sequences<'a> {
         cut.iter().filter(|(_, part)| !part.is_empty()).map(|(_, part)| self.part(part, of_step)).collect()
     }
 
+    /// The input and the tags of a step, as `examples/produce/reference.py` reads them: one row a sequence, a tag or -100 for
+    /// each token, and for each tag whether the sequence's corpus covers its label. None for labels of whole texts.
+    pub(crate) fn dump(&self, epoch: &Epoch, step: usize) -> Option<serde_json::Map<String, serde_json::Value>> {
+        let scheme = self.scheme.as_ref()?;
+        let outside = (0..self.config.id2label.len()).find(|&tag| scheme.label_of(tag as u32).is_none())?;
+        let (mut ids, mut lengths, mut tags, mut covered) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for sequence in epoch.batches[step].iter().map(|&i| &epoch.sequences[i]) {
+            let mut covers = vec![true; self.config.id2label.len()];
+            let tag = |allowed: &Option<Allowed>| match allowed {
+                Some(Allowed::One(tag)) => i64::from(*tag),
+                Some(Allowed::Outside(set)) => {
+                    for (tag, covers) in covers.iter_mut().enumerate() {
+                        *covers = tag == outside || self.outside[*set][tag] == 0.0;
+                    }
+                    outside as i64
+                }
+                None | Some(Allowed::Any | Allowed::All(_)) => -100,
+            };
+            tags.push(sequence.allowed.iter().map(tag).collect::<Vec<_>>());
+            ids.push(&sequence.ids);
+            lengths.push(sequence.ids.len());
+            covered.push(covers);
+        }
+        let row = serde_json::json!({ "input_ids": ids, "lengths": lengths, "tags": tags, "covered": covered });
+        row.as_object().cloned()
+    }
+
     fn part(&self, sequences: &[&Sequence], of_step: Counts) -> (Batch, Targets) {
         let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let batch = Batch::new(&ids, self.config.pad_token_id);

@@ -62,9 +62,9 @@ impl Default for TrainConfig {
             seed: 1,
             epochs: 6,
             batch_size: 16,
-            max_batch_tokens: 2048,
+            max_batch_tokens: 1024,
             window: 0,
-            runs: 0.3,
+            runs: 0.5,
             terms: vec![Term::Hard { weight: 1.0 }],
             optimizer: AdamW::default(),
             dropout: None,
@@ -164,6 +164,35 @@ pub fn train(
     };
     let workers = (0..threads).map(|_| pool(1)).collect::<Result<_>>()?;
     pool(threads)?.install(|| Trainer::new(student, teacher, data, config, run, workers)?.run(stop, listener))
+}
+
+/// Writes what a run of [`train`] with these arguments begins with to `folder`: `start`, the checkpoint, and `batches.jsonl`,
+/// the steps of its first epoch. Another implementation of the training can repeat them: `examples/produce/reference.py` does.
+///
+/// The batches hold the texts as token ids: they are for public texts.
+///
+/// # Errors
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or of labels of whole texts;
+/// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written.
+pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
+    check(config, true)?;
+    let sequences = Sequences::new(student, data, config)?;
+    let steps = (0..config.epochs)
+        .map(|number| Ok(sequences.epoch(number, config)?.batches.len()))
+        .sum::<Result<usize>>()?;
+    let epoch = sequences.epoch(0, config)?;
+    let mut lines = String::new();
+    for step in 0..epoch.batches.len() {
+        let mut row = sequences
+            .dump(&epoch, step)
+            .ok_or_else(|| Error::invalid_input("only batches of entities can be written; these are labels of whole texts"))?;
+        row.insert("step".to_owned(), json!(step + 1));
+        row.insert("lr".to_owned(), json!(config.optimizer.rate(step, steps)));
+        lines.push_str(&serde_json::Value::Object(row).to_string());
+        lines.push('\n');
+    }
+    student.save(folder.join("start"))?;
+    ampoule::checkpoint::write_aside(&folder.join("batches.jsonl"), lines.as_bytes())
 }
 
 fn pool(threads: usize) -> Result<rayon::ThreadPool> {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The fine-tuning of `ampoule train` in torch and transformers, as an oracle for it.
 
-    reference.py losses --checkpoint FOLDER --batches batches.jsonl --out losses.json [--log RUN/log.jsonl]
-    reference.py train --checkpoint FOLDER --train A.jsonl B.jsonl --dev A.jsonl B.jsonl --test A.jsonl B.jsonl
+    reference.py losses --checkpoint DUMP/start --batches DUMP/batches.jsonl --log RUN/log.jsonl
+    reference.py train --checkpoint FOLDER --data A B
 
 `losses` repeats the very steps that a run of ours made (same weights, batches and learning rates, no dropout) and writes the
 loss and the gradient's norm of each. `train` is the whole recipe with randomness of its own: its scores should be ours.
@@ -13,6 +13,7 @@ Needs torch, transformers and safetensors; works offline.
 import argparse
 import json
 import random
+import re
 import sys
 import time
 from bisect import bisect_right
@@ -89,9 +90,8 @@ def losses(args):
     outside = model.config.label2id["O"]
     optimizer = optimizer_for(model, 0.0, args.freeze_word_embeddings)
     found = []
-    for number, line in enumerate(Path(args.batches).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    lines = Path(args.batches).read_text(encoding="utf-8").splitlines()[: args.steps]
+    for number, line in enumerate(lines, 1):
         row = json.loads(line)
         if any(len(covered) != model.config.num_labels for covered in row["covered"]):
             sys.exit(f"{args.batches}, line {number}: `covered` must have {model.config.num_labels} entries a sequence")
@@ -99,9 +99,7 @@ def losses(args):
         loss, norm = step(model, optimizer, row["lr"], batch, outside)
         found.append({"step": row["step"], "loss": loss, "gradient_norm": norm})
         print(f"step {row['step']:4}  loss {loss:.7f}  gradient norm {norm:.6f}")
-    Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
-    if args.log:
-        compare(found, args.log, args.tolerance)
+    compare(found, args.log, args.tolerance)
 
 
 def compare(found, log, tolerance):
@@ -128,48 +126,33 @@ class Document:
 
 
 def read_set(path):
-    """The documents of a JSONL file and the labels that it covers."""
-    documents, covers = [], None
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        row = json.loads(line)
-        text, place = row["text"], f"{path}, line {number}"
-        at = character_index(text, row.get("offsets", "utf8"), place)
-        documents.append(Document(text, [(at(e["start"]), at(e["end"]), e["label"]) for e in row["entities"]]))
-        if covers is not None and covers != set(row["covers"]):
-            sys.exit(f"{place}: covers other labels than the lines before; put it into a file of its own")
-        covers = set(row["covers"])
+    """The documents of an IOB2 file and the labels that occur in it. Tokens are joined by spaces: BERT's pre-tokenizer splits
+    at every punctuation mark, so its token ids do not depend on how."""
+    documents, covers = [], set()
+    for sentence in re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8").strip()):
+        text, entities = "", []
+        for line in sentence.splitlines():
+            token, tag = line.split("\t")
+            start = len(text) + bool(text)
+            text = f"{text} {token}" if text else token
+            if tag.startswith("B-"):
+                entities.append((start, len(text), tag[2:]))
+            elif tag.startswith("I-"):
+                entities[-1] = (entities[-1][0], len(text), tag[2:])
+        documents.append(Document(text, entities))
+        covers.update(label for _, _, label in entities)
     return documents, covers
 
 
-def character_index(text, unit, place):
-    """From offsets in `unit` to those in characters."""
-    if unit == "chars" or text.isascii():
-        return lambda offset: offset
-    width = {"utf8": lambda c: len(c.encode()), "utf16": lambda c: 2 if c > "\uffff" else 1}[unit]
-    starts, total = {}, 0
-    for index, character in enumerate(text):
-        starts[total] = index
-        total += width(character)
-    starts[total] = len(text)
-
-    def at(offset):
-        if offset not in starts:
-            sys.exit(f"{place}: offset {offset} is not a character's boundary in {unit}")
-        return starts[offset]
-
-    return at
-
-
 def joined(documents, share, window, generator):
-    """The documents in groups of 2 to 13 consecutive ones that fit the window; a `share` of the groups comes as one text."""
+    """The documents in groups of consecutive ones, of lengths drawn evenly up to the window's; a `share` of the groups comes as
+    one text."""
     out, first = [], 0
     while first < len(documents):
-        most, length, last = generator.randint(2, 13), 0, first
-        while last < len(documents) and last - first < most:
+        budget, length, last = generator.randint(0, window), 0, first
+        while last < len(documents):
             length += len(documents[last].text.encode()) // 4 + 1  # about as many tokens
-            if length > window and last > first:
+            if length > budget and last > first:
                 break
             last += 1
         group = documents[first:last]
@@ -369,8 +352,8 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     generator = random.Random(args.seed)
-    train_sets = [read_set(path) for path in args.train]
-    dev, test = ({path: read_set(path) for path in paths} for paths in (args.dev, args.test))
+    train_sets = [read_set(folder / "train.tsv") for folder in args.data]
+    dev, test = ({folder.name: read_set(folder / f"{split}.tsv") for folder in args.data} for split in ("dev", "test"))
     labels = ["O"] + [f"{p}-{label}" for label in sorted(set().union(*(c for _, c in train_sets))) for p in "BI"]
     model = load(args.checkpoint, labels, args.dropout)
     outside = labels.index("O")
@@ -430,25 +413,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("losses", help="repeat the steps of a run, and write their losses")
-    verb.add_argument("--checkpoint", required=True, help="folder with the head that the run began with")
-    verb.add_argument("--batches", required=True, help="what `ampoule train --dump-batches N` wrote")
-    verb.add_argument("--out", required=True)
-    verb.add_argument("--log", help="log.jsonl of our run: compare, and fail where a loss differs")
+    verb.add_argument("--checkpoint", required=True, help="start, the folder that it wrote beside them")
+    verb.add_argument("--batches", required=True, help="batches.jsonl that `ampoule train --dump-batches` wrote")
+    verb.add_argument("--steps", type=int, default=20)
+    verb.add_argument("--log", required=True, help="log.jsonl of our run with these batches and no dropout")
     verb.add_argument("--tolerance", type=float, default=1e-4, help="largest relative difference of a loss")
     verb.add_argument("--freeze-word-embeddings", action="store_true")
     verb.set_defaults(run=losses)
     verb = verbs.add_parser("train", help="the whole recipe")
     verb.add_argument("--checkpoint", required=True)
-    for name in ("train", "dev", "test"):
-        verb.add_argument(f"--{name}", nargs="+", required=True, metavar="JSONL",
-                          help='one {"text","entities":[{"start","end","label"}],"covers":[...]} a line; one file a corpus')
+    verb.add_argument("--data", nargs="+", required=True, type=Path, metavar="FOLDER", help="a corpus: train, dev and test .tsv")
     verb.add_argument("--out", help="folder for the best model")
     verb.add_argument("--epochs", type=int, default=6)
     verb.add_argument("--batch", type=int, default=16)
-    verb.add_argument("--max-batch-tokens", type=int, default=2048)
+    verb.add_argument("--max-batch-tokens", type=int, default=1024)
     verb.add_argument("--lr", type=float, default=1.5e-4)
     verb.add_argument("--dropout", type=float, default=0.1)
-    verb.add_argument("--runs", type=float, default=0.3, help="share of the documents that come in runs of consecutive ones")
+    verb.add_argument("--runs", type=float, default=0.5, help="share of the documents that come in runs of consecutive ones")
     verb.add_argument("--window", type=int, default=0, help="tokens of a sequence; 0 for the model's positions")
     verb.add_argument("--decode", choices=("viterbi", "argmax"), default="viterbi")
     verb.add_argument("--seed", type=int, default=1)

@@ -4,16 +4,13 @@ use rand::{Rng, RngExt};
 
 use super::{Annotation, Example, NerSet};
 
-/// How many sentences a run is meant to have: about a window of 512 tokens at the most.
-const SENTENCES: std::ops::RangeInclusive<usize> = 2..=13;
-
 /// The examples of a set, some of them put together to runs, as notes are, in the set's order.
 ///
-/// The set is cut into groups of consecutive sentences: the number of sentences is drawn evenly from 2 to 13, and a group
-/// ends earlier where the next sentence would bring its `length` over `budget_tokens`. A group becomes, with probability
-/// `share`, one example, its sentences joined by a space and its entities moved; otherwise its sentences come singly. So
-/// `share` is the expected share of sentences that come in runs, whatever the budget, among those whose group has two or
-/// more. Every sentence comes exactly once, and the same state of `rng` gives the same runs.
+/// The set is cut into groups of consecutive sentences: how long a group may be is drawn evenly up to `budget_tokens`, and it
+/// ends where the next sentence would bring its `length` over that. A group becomes, with probability `share`, one example,
+/// its sentences joined by a space and its entities moved; otherwise its sentences come singly. So `share` is the expected
+/// share of sentences that come in runs, among those whose group has two or more. Every sentence comes exactly once, and the
+/// same state of `rng` gives the same runs.
 pub fn runs(
     set: &NerSet,
     share: f64,
@@ -24,8 +21,8 @@ pub fn runs(
     let mut examples = Vec::new();
     let mut rest = set.examples.as_slice();
     while !rest.is_empty() {
-        let wanted = rng.random_range(SENTENCES);
-        let (group, after) = rest.split_at(fitting(rest, wanted, budget_tokens, length));
+        let budget = rng.random_range(0..=budget_tokens);
+        let (group, after) = rest.split_at(fitting(rest, budget, length));
         if rng.random::<f64>() < share {
             examples.extend(together(group));
         } else {
@@ -43,17 +40,17 @@ pub fn full_windows(set: &NerSet, budget: usize, length: &dyn Fn(&Example) -> us
     let mut examples = Vec::new();
     let mut rest = set.examples.as_slice();
     while !rest.is_empty() {
-        let (group, after) = rest.split_at(fitting(rest, usize::MAX, budget, length));
+        let (group, after) = rest.split_at(fitting(rest, budget, length));
         examples.extend(together(group));
         rest = after;
     }
     examples
 }
 
-/// How many examples, at least one and at most `most`, are within `budget` together.
-fn fitting(examples: &[Example], most: usize, budget: usize, length: &dyn Fn(&Example) -> usize) -> usize {
+/// How many examples, at least one, are within `budget` together.
+fn fitting(examples: &[Example], budget: usize, length: &dyn Fn(&Example) -> usize) -> usize {
     let mut sum = 0usize;
-    let within = examples.iter().take(most).take_while(|example| {
+    let within = examples.iter().take_while(|example| {
         sum = sum.saturating_add(length(example));
         sum <= budget
     });
