@@ -6,13 +6,13 @@ use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
 use ampoule_distill::score::{Counts, interval, paired_bootstrap};
-use ampoule_distill::{FoundEntities, evaluate_labels, log_test_reading};
+use ampoule_distill::{Dictionary, FoundEntities, evaluate_labels, log_test_reading};
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::data::{Corpus, OffsetsArg, Split};
 use crate::input::RunningArgs;
-use crate::ui::{counter, print_json, print_line, table};
+use crate::ui::{counter, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -31,6 +31,9 @@ pub struct Args {
     /// Put consecutive texts together to texts of as many tokens as the first model has positions, as notes are long
     #[arg(long)]
     full_windows: bool,
+    /// Also score a dictionary of the entities that the train files beside them name: the floor of a model
+    #[arg(long)]
+    dictionary: bool,
     /// Resamples of each bootstrap
     #[arg(long, default_value_t = 1000)]
     resamples: usize,
@@ -52,8 +55,7 @@ pub fn run(args: Args) -> Result<()> {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
         return labels(&args, &texts, &options);
     }
-    let sets = corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>()?;
-    entities(&args, sets, &options)
+    entities(&args, &corpora, &options)
 }
 
 /// One model's results.
@@ -66,19 +68,17 @@ struct Row {
     counts: Vec<Counts>,
 }
 
-fn entities(args: &Args, sets: Vec<NerSet>, options: &Options) -> Result<()> {
-    let mut rows: Vec<Row> = Vec::new();
-    let mut sets = sets;
-    for (i, path) in args.models.iter().enumerate() {
-        let extractor = Extractor::open(path, options)?;
-        if args.full_windows && i == 0 {
-            // The first model's length serves all, so that all are measured on the same texts.
-            sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
-        }
-        let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
+impl Row {
+    /// Scores what `run` finds in each set.
+    fn new(
+        name: String,
+        data: &[String],
+        sets: &[NerSet],
+        run: impl Fn(&NerSet) -> Result<FoundEntities>,
+    ) -> Result<Self> {
         let (mut by_set, mut json_sets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (set, path) in sets.iter().zip(&args.data) {
-            let found = FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?;
+        for (set, path) in sets.iter().zip(data) {
+            let found = run(set)?;
             let report = found.scores();
             by_set.push(report.micro.f1);
             json_sets.push(json!({
@@ -87,15 +87,40 @@ fn entities(args: &Args, sets: Vec<NerSet>, options: &Options) -> Result<()> {
             }));
             counts.extend(report.counts);
         }
-        bar.finish_and_clear();
         let micro = pooled(&counts);
-        rows.push(Row {
-            name: path.display().to_string(),
-            json: json!({"sets": json_sets, "device": extractor.device()}),
-            sets: by_set,
-            micro,
-            counts,
-        });
+        Ok(Row { json: json!({"model": name, "sets": json_sets}), name, sets: by_set, micro, counts })
+    }
+}
+
+fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
+    let read =
+        |split| corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>();
+    let mut sets = read(args.split)?;
+    let mut rows: Vec<Row> = Vec::new();
+    for (i, path) in args.models.iter().enumerate() {
+        let extractor = Extractor::open(path, options)?;
+        if args.full_windows && i == 0 {
+            // The first model's length serves all, so that all are measured on the same texts.
+            sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
+        }
+        let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
+        let mut row = Row::new(path.display().to_string(), &args.data, &sets, |set| {
+            Ok(FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?)
+        })?;
+        bar.finish_and_clear();
+        row.json["device"] = json!(extractor.device());
+        rows.push(row);
+    }
+    if args.dictionary {
+        if let Some(file) = corpora.iter().find(|c| !c.path.is_dir()) {
+            let message =
+                format!("{}: a file alone, so there is no train file to learn a dictionary from", file.path.display());
+            return Err(hint(message, "the folder, with --split"));
+        }
+        let dictionary = Dictionary::build(&read(Split::Train)?);
+        rows.push(Row::new("dictionary".to_owned(), &args.data, &sets, |set| {
+            Ok(FoundEntities::of_dictionary(&dictionary, std::slice::from_ref(set)))
+        })?);
     }
     let first = rows[0].counts.clone();
     let reference = rows[0].micro.2;
@@ -106,7 +131,6 @@ fn entities(args: &Args, sets: Vec<NerSet>, options: &Options) -> Result<()> {
         let difference = paired_bootstrap(&row.counts, &first, args.resamples, 1);
         let retention = row.micro.2 / reference;
         let mut object = row.json.clone();
-        object["model"] = json!(row.name);
         object["pooled"] = json!({
             "precision": row.micro.0, "recall": row.micro.1, "f1": row.micro.2, "interval": [low, high],
             "retention": retention, "difference_from_first": difference,

@@ -304,32 +304,135 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     }
 }
 
+/// A mounted tmpfs, unmounted at the end; none where this user may not mount.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(path: PathBuf, options: &str) -> Option<Self> {
+        fs::create_dir_all(&path).unwrap();
+        let mount = Mount(path);
+        mount.call(&["-t", "tmpfs", "-o", options, "tmpfs"]).then_some(mount)
+    }
+
+    fn call(&self, arguments: &[&str]) -> bool {
+        let status = Command::new("mount").args(arguments).arg(&self.0).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
+    }
+}
+
 #[test]
 fn a_full_disk_is_an_error_and_leaves_what_was_there() {
     let folder = tempfile::tempdir().unwrap();
-    let mount = folder.path().join("small");
-    fs::create_dir_all(&mount).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=400k", "tmpfs"])
-        .arg(&mount)
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success());
-    if !mounted {
+    let Some(mount) = Mount::new(folder.path().join("small"), "size=400k") else {
         println!("skipped: this user cannot mount a small tmpfs");
         return;
-    }
+    };
     let corpus = corpus(folder.path());
-    let run = mount.join("run");
+    let run = mount.0.join("run");
     let checkpoint = fixture("bert-token");
     let mut arguments = training("train", corpus.to_str().unwrap(), run.to_str().unwrap());
     arguments.extend(["--model", checkpoint.to_str().unwrap()]);
     let output = ampoule(&arguments);
     let state = fs::metadata(run.join("state.safetensors")).map(|m| m.len());
-    let left: Vec<_> = everything_in(&mount).into_iter().map(|(path, _)| path).collect();
-    let unmounted = Command::new("umount").arg(&mount).status().is_ok_and(|s| s.success());
-    assert!(unmounted);
+    let left: Vec<_> = everything_in(&mount.0).into_iter().map(|(path, _)| path).collect();
     assert_fails(&output, "No space left on device");
     assert!(left.iter().all(|path| !path.to_string_lossy().contains(".new")), "{left:?}");
     assert!(state.is_err() || state.is_ok_and(|bytes| bytes > 0));
+}
+
+#[test]
+fn a_read_only_folder_is_an_error_and_leaves_what_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(folder.path().join("still"), "size=64m") else {
+        println!("skipped: this user cannot mount a tmpfs");
+        return;
+    };
+    let (corpus, checkpoint) = (corpus(folder.path()), fixture("bert-token"));
+    let (run, bundle) = (mount.0.join("run"), mount.0.join("x.safetensors"));
+    let mut training = training("train", corpus.to_str().unwrap(), run.to_str().unwrap());
+    training.extend(["--model", checkpoint.to_str().unwrap()]);
+    let quantize = |force| {
+        let mut arguments = vec!["quantize", "--model", checkpoint.to_str().unwrap(), "--precision", "f32"];
+        arguments.extend(["--data", corpus.to_str().unwrap(), "--out", bundle.to_str().unwrap()]);
+        arguments.extend(force);
+        ampoule(&arguments)
+    };
+    let finished = ampoule(&training);
+    assert!(finished.status.success(), "{}", text(&finished.stderr));
+    assert!(quantize(None).status.success());
+    let before = everything_in(&mount.0);
+    assert!(mount.call(&["-o", "remount,ro"]));
+    // The finished run is only read.
+    let other = mount.0.join("other");
+    training[4] = other.to_str().unwrap();
+    assert_fails(&ampoule(&training), "Read-only file system");
+    assert_fails(&quantize(Some("--force")), "Read-only file system");
+    assert!(everything_in(&mount.0) == before);
+}
+
+#[test]
+fn classifiers_are_trained_quantized_and_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let sentence = |i: usize| ["the pain of a patient", "aspirin and naloxone .", "a pain , aspirin ."][i % 3];
+    for (kind, head, field) in [("single", "bert-encoder", "label"), ("multi", "distilbert-encoder", "labels")] {
+        let labels = |i: usize| match (kind, i % 3) {
+            ("single", i) => serde_json::json!(["symptom", "drug", "both"][i]),
+            (_, i) => serde_json::json!([["symptom"].as_slice(), &["drug"], &["drug", "symptom"]][i]),
+        };
+        let corpus = path(&format!("{kind}-corpus"));
+        fs::create_dir_all(&corpus).unwrap();
+        for (file, texts) in [("train", 90), ("dev", 12), ("test", 12)] {
+            let line =
+                |i| serde_json::json!({"text": format!("{CANARY} {}", sentence(i)), field: labels(i)}).to_string();
+            let lines: Vec<String> = (0..texts).map(line).collect();
+            fs::write(format!("{corpus}/{file}.jsonl"), lines.join("\n")).unwrap();
+        }
+        let (run, bundle, checkpoint) = (path(kind), path(&format!("{kind}.safetensors")), fixture(head));
+        let mut arguments = training("train", &corpus, &run);
+        arguments[6] = "12"; // epochs
+        arguments.extend(["--model", checkpoint.to_str().unwrap()]);
+        arguments.extend((kind == "multi").then_some("--multi-label"));
+        let output = ampoule(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+
+        let model = format!("{run}/model");
+        let output = ampoule(&["quantize", "--model", &model, "--out", &bundle, "--data", &corpus]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let output = ampoule(&["evaluate", "--json", "--model", &model, "--model", &bundle, "--data", &corpus]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        for model in said["models"].as_array().unwrap() {
+            assert!(model["scores"]["macro_f1"].as_f64().unwrap() > 0.95, "{kind}: {said}");
+        }
+
+        let input: String = (0..3).map(|i| format!("{CANARY} {}\n", sentence(i))).collect();
+        let output = with_stdin(&["classify", "--json", "--model", &bundle, "-"], input.as_bytes());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        for (i, line) in text(&output.stdout).lines().enumerate() {
+            let said: serde_json::Value = serde_json::from_str(line).unwrap();
+            let scored: Vec<(&str, f64)> = said["labels"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|label| (label["label"].as_str().unwrap(), label["score"].as_f64().unwrap()))
+                .collect();
+            let sum: f64 = scored.iter().map(|(_, score)| score).sum();
+            let mut found: Vec<&str> =
+                scored.iter().filter(|(_, score)| *score > 0.5).map(|(label, _)| *label).collect();
+            found.sort_unstable();
+            if kind == "single" {
+                assert!((sum - 1.0).abs() < 1e-5, "{line}");
+                assert_eq!(serde_json::json!(found), serde_json::json!([labels(i)]));
+            } else {
+                assert_eq!(serde_json::json!(found), labels(i));
+            }
+        }
+    }
 }

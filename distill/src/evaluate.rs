@@ -1,18 +1,20 @@
 //! Scores of a model, measured the way it is used: text to entities or labels, through the runtime.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use ampoule::{Checkpoint, Classifier, Extractor, Options, Result, Task};
 
-use crate::data::{LabelledText, NerSet};
+use crate::data::{Example, LabelledText, NerSet};
+use crate::dictionary::Dictionary;
 use crate::score::{ClassReport, LabelledSpan, NerReport, Prf, at_threshold, classification_scores, ner_scores};
 use crate::sequences::Data;
 
-/// Entities of texts beside those that a model found.
+/// Entities of texts beside those that a model, or a dictionary, found.
 #[derive(Default)]
 pub struct FoundEntities {
     gold: Vec<Vec<LabelledSpan>>,
-    found: Vec<Vec<(String, std::ops::Range<usize>, f32)>>,
+    found: Vec<Vec<(String, Range<usize>, f32)>>,
     covers: Vec<BTreeSet<String>>,
 }
 
@@ -27,14 +29,31 @@ impl FoundEntities {
             for some in set.examples.chunks(64) {
                 let texts: Vec<&str> = some.iter().map(|e| e.text.as_str()).collect();
                 for (example, entities) in some.iter().zip(extractor.extract_batch(&texts)?) {
-                    all.gold.push(example.entities.iter().map(|e| (e.label.clone(), e.range.clone())).collect());
-                    all.found.push(entities.into_iter().map(|e| (e.label.to_string(), e.range, e.score)).collect());
-                    all.covers.push(set.covers.clone());
+                    let found = entities.into_iter().map(|e| (e.label.to_string(), e.range, e.score)).collect();
+                    all.add(set, example, found);
                     each();
                 }
             }
         }
         Ok(all)
+    }
+
+    /// What `dictionary` finds in the same texts, each with a score of 1.
+    pub fn of_dictionary(dictionary: &Dictionary, sets: &[NerSet]) -> Self {
+        let mut all = FoundEntities::default();
+        for set in sets {
+            for example in &set.examples {
+                let found = dictionary.tag(&example.text).into_iter().map(|e| (e.label, e.range, 1.0)).collect();
+                all.add(set, example, found);
+            }
+        }
+        all
+    }
+
+    fn add(&mut self, set: &NerSet, example: &Example, found: Vec<(String, Range<usize>, f32)>) {
+        self.gold.push(example.entities.iter().map(|e| (e.label.clone(), e.range.clone())).collect());
+        self.found.push(found);
+        self.covers.push(set.covers.clone());
     }
 
     /// Strict scores; what is found of labels that a set does not cover is left out.

@@ -177,15 +177,14 @@ pub fn train(
 pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
     check(config, true)?;
     let sequences = Sequences::new(student, data, config)?;
-    let steps = (0..config.epochs)
-        .map(|number| Ok(sequences.epoch(number, config)?.batches.len()))
-        .sum::<Result<usize>>()?;
+    let steps =
+        (0..config.epochs).map(|number| Ok(sequences.epoch(number, config)?.batches.len())).sum::<Result<usize>>()?;
     let epoch = sequences.epoch(0, config)?;
     let mut lines = String::new();
     for step in 0..epoch.batches.len() {
-        let mut row = sequences
-            .dump(&epoch, step)
-            .ok_or_else(|| Error::invalid_input("only batches of entities can be written; these are labels of whole texts"))?;
+        let mut row = sequences.dump(&epoch, step).ok_or_else(|| {
+            Error::invalid_input("only batches of entities can be written; these are labels of whole texts")
+        })?;
         row.insert("step".to_owned(), json!(step + 1));
         row.insert("lr".to_owned(), json!(config.optimizer.rate(step, steps)));
         lines.push_str(&serde_json::Value::Object(row).to_string());
