@@ -436,3 +436,21 @@ fn classifiers_are_trained_quantized_and_used() {
         }
     }
 }
+
+#[test]
+fn the_tiny_recipe_ends_well_above_a_dictionary() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/produce/tiny.sh"))
+        .env("AMPOULE", env!("CARGO_BIN_EXE_ampoule"))
+        .arg(folder.path())
+        .arg("--json")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+    let models = said["models"].as_array().unwrap();
+    let f1 = |i: usize| models[i]["pooled"]["f1"].as_f64().unwrap();
+    println!("teacher {:.4}, student {:.4}, bundle {:.4}, dictionary {:.4}", f1(0), f1(1), f1(2), f1(3));
+    assert_eq!(models[3]["model"], "dictionary");
+    assert!((0..3).all(|model| f1(model) >= f1(3) + 0.05), "{said}");
+}

@@ -2,11 +2,11 @@
 # Makes the embedded bundle from all-MiniLM-L6-v2 and class A corpora: about an hour and a half on two cores.
 #   examples/produce/full.sh MINILM_FOLDER DATA_FOLDER RUNS_FOLDER
 # DATA_FOLDER holds ner_bc5cdr and ner_ncbi_disease, each with train, dev and test .tsv (IOB2). A killed run goes on when this is
-# called again.
+# called again. AMPOULE names a built binary in place of `cargo run`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 minilm=$1 data=$2 runs=$3
-ampoule() { cargo run --release --quiet --manifest-path "$here/../../Cargo.toml" -- "$@"; }
+ampoule() { ${AMPOULE:-cargo run --release --quiet --manifest-path "$here/../../Cargo.toml" --} "$@"; }
 corpora=(--data "$data/ner_bc5cdr" --data "$data/ner_ncbi_disease")
 
 ampoule train --model "$minilm" "${corpora[@]}" --config "$here/teacher.json" --run "$runs/teacher"
