@@ -343,14 +343,22 @@ fn share_is_the_share_of_sentences_in_runs() {
     let sentence = |i: usize| Example { id: i.to_string(), text: "x".repeat(1 + i % 40), entities: Vec::new() };
     let set = NerSet { examples: (0..50_000).map(sentence).collect(), covers: covers(&["A"]) };
     let length = |example: &Example| example.text.len();
-    for (share, budget) in [(0.0, 500), (0.25, 500), (0.5, 100), (0.75, usize::MAX), (1.0, 500)] {
-        let made = runs(&set, share, budget, &length, &mut ChaCha8Rng::seed_from_u64(1));
-        let single = made.iter().filter(|example| !example.text.contains(' ')).count();
-        let found = 1.0 - single as f64 / set.examples.len() as f64;
-        assert!((found - share).abs() < 0.02, "share {share}, budget {budget}: found {found}");
-        let longest = made.iter().map(|e| e.text.split(' ').count()).max().expect("some");
-        assert!(longest <= 13);
+    for (share, budget) in [(0.0, 500), (0.25, 500), (0.5, 500), (0.75, 500), (1.0, 500)] {
+        // Groups of one cannot be runs: with every group made a run, what stays single is their share.
+        let single = |share| {
+            let made = runs(&set, share, budget, &length, &mut ChaCha8Rng::seed_from_u64(1));
+            made.iter().filter(|example| !example.text.contains(' ')).count() as f64
+        };
+        let all = set.examples.len() as f64;
+        let found = (all - single(share)) / (all - single(1.0));
+        assert!((found - share).abs() < 0.02, "share {share}: found {found}");
     }
+    // Runs are of every length up to the budget: some fill it, and those under its half are about a half.
+    let made = runs(&set, 1.0, 500, &length, &mut ChaCha8Rng::seed_from_u64(1));
+    let lengths: Vec<usize> = made.iter().map(|run| run.text.bytes().filter(|byte| *byte == b'x').count()).collect();
+    assert!((480..=500).contains(lengths.iter().max().expect("some")));
+    let short = lengths.iter().filter(|length| **length <= 250).count() as f64 / lengths.len() as f64;
+    assert!((0.4..0.6).contains(&short), "{short} of the runs are under half the budget");
 }
 
 /// The published sets, where they are at hand.
