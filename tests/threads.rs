@@ -2,16 +2,31 @@
 #![cfg(all(feature = "checkpoint", target_os = "linux"))]
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ampoule::{Checkpoint, Extractor, Options};
 
+/// The names of the process's threads, but of one that ends at this moment.
 fn threads() -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir("/proc/self/task")
-        .unwrap()
-        .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap().trim().to_owned())
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let mut names: Vec<String> = tasks
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+        .map(|name| name.trim().to_owned())
         .collect();
     names.sort();
     names
+}
+
+/// `threads()` once they are as many as they should be: threads take a moment to name themselves, and to end.
+fn settled(is_so: impl Fn(&[String]) -> bool) -> Vec<String> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let names = threads();
+        if is_so(&names) || Instant::now() > end {
+            return names;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -25,16 +40,12 @@ fn a_model_starts_the_threads_it_was_told_and_ends_them() {
         let extractor =
             Extractor::from_checkpoint(checkpoint.clone(), &Options { threads: count, ..Options::default() }).unwrap();
         answers.push(extractor.extract(&"the pain of aspirin , naloxone ".repeat(200)).unwrap());
-        let now = threads();
-        assert_eq!(now.len(), before.len() + count, "{now:?}");
-        assert_eq!(now.iter().filter(|name| name.starts_with("ampoule-")).count(), count);
+        let ours = |names: &[String]| names.iter().filter(|name| name.starts_with("ampoule-")).count();
+        let now = settled(|names| ours(names) == count);
+        assert_eq!((now.len(), ours(&now)), (before.len() + count, count), "{now:?}");
         assert_eq!(extractor.device().threads, count);
         drop(extractor);
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while threads().len() > before.len() && std::time::Instant::now() < end {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        assert_eq!(threads(), before);
+        assert_eq!(settled(|names| names == before), before);
     }
     let spans = |i: usize| answers[i].iter().map(|e| (e.label.clone(), e.range.clone())).collect::<Vec<_>>();
     assert!(spans(0) == spans(1) && spans(1) == spans(2) && !spans(0).is_empty());
