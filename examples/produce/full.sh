@@ -11,7 +11,7 @@ corpora=(--data "$data/ner_bc5cdr" --data "$data/ner_ncbi_disease")
 
 ampoule train --model "$minilm" "${corpora[@]}" --config "$here/teacher.json" --run "$runs/teacher"
 ampoule distill --teacher "$runs/teacher/model" --layers 2,4,6 "${corpora[@]}" --config "$here/student.json" --run "$runs/student"
-ampoule quantize --model "$runs/student/model" "${corpora[@]}" --window 96 --out "$runs/clinical-en.int8.safetensors" \
+ampoule quantize --model "$runs/student/model" "${corpora[@]}" --window 128 --out "$runs/clinical-en.int8.safetensors" \
     --licence "MIT OR Apache-2.0; trained on CC BY 4.0 data, see NOTICE"
 ampoule evaluate --model "$runs/teacher/model" --model "$runs/student/model" --model "$runs/clinical-en.int8.safetensors" "${corpora[@]}"
 ampoule evaluate --full-windows --model "$runs/teacher/model" --model "$runs/student/model" \
