@@ -21,7 +21,18 @@ fi
 echo "== twenty kills"
 AMPOULE_KILLS=20 cargo test --release --workspace --test commands -- --nocapture a_killed_run
 
+echo "== 3 MB of text in bounded memory, by the embedded bundle"
+AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release --workspace --test memory -- --nocapture
+
 if [ -n "${AMPOULE_PYTHON:-}" ]; then
+    echo "== the losses of torch"
+    ampoule() { cargo run --release --quiet -- "$@"; }
+    steps=(train --model examples/produce/start --data examples/produce/data/bc5cdr --data examples/produce/data/ncbi
+        --config examples/produce/tiny_teacher.json --set dropout=0 --set epochs=1 --run "$temporary/run")
+    ampoule "${steps[@]}" --dump-batches "$temporary/dump"
+    ampoule "${steps[@]}"
+    "$AMPOULE_PYTHON" examples/produce/reference.py losses --checkpoint "$temporary/dump/start" \
+        --batches "$temporary/dump/batches.jsonl" --log "$temporary/run/log.jsonl"
     echo "== saved folders open in transformers"
     cargo test --release --workspace --test checkpoints -- --nocapture
     for tokenizer in ${AMPOULE_MODEL:+"$AMPOULE_MODEL/tokenizer.json"} tests/fixtures/tokenizers/bpe.json; do
