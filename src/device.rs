@@ -50,11 +50,15 @@ pub(crate) struct Engine {
 /// The most threads that are used unless more are asked for; encoders this small gain nothing from more.
 const DEFAULT_THREADS: usize = 4;
 
+/// The most threads that may be asked for: more than any processor has cores, fewer than would bring a machine down.
+pub const MAX_THREADS: usize = 1024;
+
 impl Engine {
     pub(crate) fn start(requested: Device, threads: usize) -> Result<Self> {
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_THREADS)),
-            n => n,
+            n if n <= MAX_THREADS => n,
+            n => return Err(Error::invalid_input(format!("{n} threads: at most {MAX_THREADS} can be asked for"))),
         };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

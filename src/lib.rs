@@ -41,7 +41,7 @@ pub use batch::Batch;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, LabelScore};
-pub use device::{Device, DeviceReport, gpu_adapters};
+pub use device::{Device, DeviceReport, MAX_THREADS, gpu_adapters};
 pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};

@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Options {
     /// Where to compute.
     pub device: Device,
-    /// Worker threads of the model's own pool; 0 for as many as the machine has cores, at most four. A call's own thread
-    /// waits while they compute.
+    /// Worker threads of the model's own pool, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has cores,
+    /// at most four. A call's own thread waits while they compute.
     pub threads: usize,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,

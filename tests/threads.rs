@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ampoule::{Checkpoint, Extractor, Options};
+use ampoule::{Checkpoint, ErrorKind, Extractor, Options};
 
 /// The names of the process's threads, but of one that ends at this moment.
 fn threads() -> Vec<String> {
@@ -49,4 +49,7 @@ fn a_model_starts_the_threads_it_was_told_and_ends_them() {
     }
     let spans = |i: usize| answers[i].iter().map(|e| (e.label.clone(), e.range.clone())).collect::<Vec<_>>();
     assert!(spans(0) == spans(1) && spans(1) == spans(2) && !spans(0).is_empty());
+    let options = Options { threads: ampoule::MAX_THREADS + 1, ..Options::default() };
+    let error = Extractor::from_checkpoint(checkpoint, &options).err().unwrap();
+    assert!(error.kind() == ErrorKind::InvalidInput && threads() == before, "{error}");
 }

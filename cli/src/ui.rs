@@ -58,8 +58,11 @@ fn what_to_try(error: &anyhow::Error) -> String {
         return hint.try_this.clone();
     }
     let kind = error.chain().find_map(|e| e.downcast_ref::<ampoule::Error>()).map(ampoule::Error::kind);
+    let io = error.chain().find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
     match kind {
-        Some(ErrorKind::NotFound) => "check the path, its permissions and the space on the disk",
+        _ if io == Some(io::ErrorKind::StorageFull) => "free some space on the disk, or write elsewhere",
+        Some(ErrorKind::NotFound) => "check the path and its permissions",
+        None if io.is_some() => "check the path and its permissions",
         Some(ErrorKind::Corrupt) => "fetch or make the file again; `ampoule inspect --verify` checks a bundle",
         Some(ErrorKind::Incompatible) => {
             "`ampoule inspect` says what the file is; make one that fits with `ampoule quantize`"

@@ -342,6 +342,7 @@ fn a_full_disk_is_an_error_and_leaves_what_was_there() {
     let state = fs::metadata(run.join("state.safetensors")).map(|m| m.len());
     let left: Vec<_> = everything_in(&mount.0).into_iter().map(|(path, _)| path).collect();
     assert_fails(&output, "No space left on device");
+    assert!(text(&output.stderr).contains("try: free some space"));
     assert!(left.iter().all(|path| !path.to_string_lossy().contains(".new")), "{left:?}");
     assert!(state.is_err() || state.is_ok_and(|bytes| bytes > 0));
 }

@@ -242,6 +242,9 @@ fn missing(folder: &Path, name: &str) -> Error {
 }
 
 fn annotated(path: &Path, unit: OffsetUnit) -> Result<Annotated> {
+    if let Err(e) = path.metadata() {
+        return Err(Error::io(path, e));
+    }
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
         JSONL => jsonl::read_entities(path, unit),

@@ -206,6 +206,9 @@ fn check(config: &TrainConfig, has_teacher: bool) -> Result<()> {
     if config.epochs == 0 || config.batch_size == 0 || config.evaluations_per_epoch == 0 || config.save_every == 0 {
         return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
     }
+    if config.threads > ampoule::MAX_THREADS {
+        return wrong(&format!("threads must be at most {}", ampoule::MAX_THREADS));
+    }
     if config.terms.is_empty() {
         return wrong("terms is empty; name at least one loss term");
     }
