@@ -168,7 +168,7 @@ impl Bundle {
         let bytes: Cow<'static, [u8]> = bytes.into();
         let header_len = header_len(bytes.get(..8), bytes.len() as u64)?;
         let header = bytes.get(8..8 + header_len).unwrap_or_default();
-        let info = check::read(header, bytes.len() as u64)?;
+        let info = check_header(header, bytes.len() as u64)?;
         Self::checked(info, Data::Memory(bytes, 8 + header_len), verify)
     }
 
@@ -329,7 +329,18 @@ fn read_info(file: &mut File, len: u64) -> Result<(BundleInfo, u64)> {
     let header_len = header_len(start, len)?;
     let mut header = vec![0; header_len];
     file.read_exact(&mut header).map_err(unreadable)?;
-    Ok((check::read(&header, len)?, 8 + header_len as u64))
+    Ok((check_header(&header, len)?, 8 + header_len as u64))
+}
+
+fn check_header(header: &[u8], len: u64) -> Result<BundleInfo> {
+    let info = check::read(header, len)?;
+    match header.len().is_multiple_of(8) {
+        true => Ok(info),
+        false => Err(Error::corrupt(format!(
+            "bundle header: expected a length that is a multiple of 8, found {}; the file is damaged",
+            header.len()
+        ))),
+    }
 }
 
 /// The header's length, from the first eight bytes of a bundle of `len` bytes.

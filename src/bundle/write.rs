@@ -82,16 +82,21 @@ impl Staged {
         let name = target
             .file_name()
             .ok_or_else(|| Error::invalid_input(format!("{}: expected the name of a file", target.display())))?;
-        let mut temporary = std::ffi::OsString::from(format!(
-            ".partial-{}-{}-",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        ));
-        temporary.push(name);
-        let temporary = target.with_file_name(temporary);
-        let file =
-            OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(|e| Error::io(target, e))?;
-        Ok((Staged { temporary, target: target.to_owned() }, file))
+        if target.metadata().is_ok_and(|there| !there.is_file()) {
+            return Err(Error::invalid_input(format!("{}: is there, and is no file", target.display())));
+        }
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let mut temporary = std::ffi::OsString::from(format!(".partial-{}-{count}-", std::process::id()));
+            temporary.push(name);
+            let temporary = target.with_file_name(temporary);
+            match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+                Ok(file) => return Ok((Staged { temporary, target: target.to_owned() }, file)),
+                // Another process had this number, and was killed.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(target, e)),
+            }
+        }
     }
 
     /// Where the bundle is for now.

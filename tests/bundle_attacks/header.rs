@@ -6,7 +6,7 @@ use ampoule::ErrorKind::{Corrupt, Incompatible, NotFound};
 use ampoule::bundle::{Bundle, Load, MAX_HEADER_BYTES, Precision};
 use serde_json::{Value, json};
 
-use crate::{Pieces, bytes_of, refused, refused_after, rename, seal_text, unsealed};
+use crate::{Pieces, bytes_of, refused, refused_after, rename, seal_as_it_is, seal_text, unsealed};
 
 #[test]
 fn what_is_no_bundle() {
@@ -41,6 +41,14 @@ fn headers_that_are_too_large() {
     let mut bytes = vec![b' '; 8 + long as usize];
     bytes[..8].copy_from_slice(&long.to_le_bytes());
     refused(&bytes, true, Corrupt, &["at most 16777216 bytes", &long.to_string()]);
+}
+
+#[test]
+fn data_that_stand_askew() {
+    let bytes = bytes_of(Precision::Int8);
+    let (header, data) = bytes[8..].split_at(u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize);
+    let header = format!("{} ", str::from_utf8(header).unwrap());
+    refused(&seal_as_it_is(header, data), true, Corrupt, &["multiple of 8"]);
 }
 
 #[test]
@@ -183,7 +191,8 @@ fn headers_made_to_cost_memory() {
             header["__metadata__"]["config"] = json!(config.to_string());
         })
     };
-    refused(&config(&|c| c["num_hidden_layers"] = json!(1 << 20)), true, Corrupt, &["1048576 layers"]);
+    refused(&config(&|c| c["num_hidden_layers"] = json!(1 << 20)), true, Incompatible, &["expected 1 to 256"]);
+    refused(&config(&|c| c["num_hidden_layers"] = json!(256)), true, Corrupt, &["256 layers"]);
     refused(&config(&|c| c["vocab_size"] = json!(1 << 20)), true, Corrupt, &["[1048576, 32]"]);
     refused(&config(&|c| c["vocab_size"] = json!(1u64 << 60)), true, Incompatible, &["vocab_size"]);
     // A label count of its own is not believed.

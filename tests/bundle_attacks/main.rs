@@ -157,11 +157,12 @@ impl std::fmt::LowerHex for HexDigest<'_> {
 }
 
 fn seal_text(header: &str, data: &[u8]) -> Vec<u8> {
+    let padding = header.len().next_multiple_of(8) - header.len();
+    seal_as_it_is(header.to_owned() + &" ".repeat(padding), data)
+}
+
+fn seal_as_it_is(mut header: String, data: &[u8]) -> Vec<u8> {
     let key = "\"header_sha256\":\"";
-    let mut header = header.to_owned();
-    while !header.len().is_multiple_of(8) {
-        header.push(' ');
-    }
     if let Some(at) = header.find(key).map(|at| at + key.len()).filter(|at| header.is_char_boundary(at + 64)) {
         header.replace_range(at..at + 64, &"0".repeat(64));
         let digest = format!("{:x}", HexDigest(header.as_bytes()));

@@ -44,7 +44,7 @@ fn what_cannot_be_written_is_said_and_leaves_nothing_behind() {
     assert_eq!(bundle::write(&missing, &spec(&good, &good_weights)).unwrap_err().kind(), NotFound);
     let occupied = folder.path().join("occupied");
     std::fs::create_dir_all(occupied.join("by a folder")).unwrap();
-    assert_eq!(bundle::write(&occupied, &spec(&good, &good_weights)).unwrap_err().kind(), NotFound);
+    assert_eq!(bundle::write(&occupied, &spec(&good, &good_weights)).unwrap_err().kind(), InvalidInput);
     drop(bundle::stage(&path, &spec(&good, &good_weights)).unwrap());
     assert_eq!(std::fs::read(&path).unwrap(), old);
     assert_eq!(names(folder.path()), ["model.safetensors", "occupied"]);
@@ -94,4 +94,15 @@ fn a_full_disk_leaves_the_old_bundle() {
     assert!(error.to_string().contains("not written") && error.to_string().contains("No space left"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), old);
     assert_eq!(names(folder), ["model.safetensors"]);
+}
+
+#[test]
+fn what_a_killed_process_left_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    for count in 0..100 {
+        let left = format!(".partial-{}-{count}-model.safetensors", std::process::id());
+        std::fs::write(folder.path().join(left), "cut short").unwrap();
+    }
+    let metadata = metadata(tiny(), Precision::Int8);
+    bundle::write(&folder.path().join("model.safetensors"), &spec(&metadata, &weights(&tiny()))).unwrap();
 }
