@@ -235,10 +235,12 @@ fn beside(path: &Path, what: &str) -> Result<PathBuf> {
 /// Puts the folder `new` in the place of `path`.
 fn replace_folder(new: &Path, path: &Path) -> Result<()> {
     let failed = |e| Error::io(path, e);
-    if !path.exists() {
-        return fs::rename(new, path).map_err(failed);
-    }
     let old = beside(path, "old")?;
+    if !path.exists() {
+        fs::rename(new, path).map_err(failed)?;
+        // What a process left that was killed between the two moves below.
+        return if old.exists() { fs::remove_dir_all(&old).map_err(failed) } else { Ok(()) };
+    }
     if old.exists() {
         fs::remove_dir_all(&old).map_err(failed)?;
     }
@@ -367,6 +369,9 @@ fn widen(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
+/// The most tensors that a message names.
+const MAX_LISTED: usize = 1000;
+
 /// Names every tensor that is missing, unused or of another shape, in one message.
 fn check_tensors(config: &ModelConfig, weights: &Weights, replaces_head: bool) -> Result<()> {
     let wanted: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
@@ -390,7 +395,12 @@ fn check_tensors(config: &ModelConfig, weights: &Weights, replaces_head: bool) -
         true => "; where the head is not wanted or not trained yet, ask for a new one",
         false => "",
     };
-    Err(Error::corrupt(format!("the weights do not fit config.json: {}{hint}", wrong.join("; "))))
+    let more = match wrong.len().saturating_sub(MAX_LISTED) {
+        0 => String::new(),
+        n => format!("; and {n} more"),
+    };
+    wrong.truncate(MAX_LISTED);
+    Err(Error::corrupt(format!("the weights do not fit config.json: {}{more}{hint}", wrong.join("; "))))
 }
 
 fn read_tokenizer(path: &Path, config: &Value, model_type: ModelType) -> Result<Tokenizer> {

@@ -147,8 +147,19 @@ impl Extractor {
         let limit = Limit::of(&self.opened.options);
         limit.check()?;
         self.opened.install(|| {
+            // Two entities that share a grapheme cluster: it belongs to the first.
+            let mut taken = (0, 0);
             let mut emit = |index: usize, span: Span| match self.entity(texts[index], span) {
-                Some(entity) => each(index, entity),
+                Some(mut entity) => {
+                    if taken.0 == index {
+                        entity.range.start = entity.range.start.max(taken.1);
+                    }
+                    if entity.range.is_empty() {
+                        return Ok(());
+                    }
+                    taken = (index, entity.range.end);
+                    each(index, entity)
+                }
                 None => Ok(()),
             };
             let mut note: Option<Note> = None;

@@ -140,6 +140,9 @@ impl Opened {
             let output = compute(hidden, &batch)?;
             let [_, rows, width] = output.dims();
             let values = host(output)?;
+            if values.iter().any(|x| !x.is_finite()) {
+                return Err(Error::internal("the model computed what is not finite; its weights are unsound"));
+            }
             for (i, (text, window)) in pending.drain(..).enumerate() {
                 each(text, &window, &values[i * rows * width..(i + 1) * rows * width], width)?;
             }

@@ -236,3 +236,34 @@ fn no_error_debug_or_log_holds_the_text_or_its_ids() {
     said.push_str(&log().lock().unwrap());
     assert!(!said.contains(CANARY) && !said.contains("'z'"), "{said}");
 }
+
+#[test]
+fn entities_that_share_a_letter_do_not_overlap() {
+    let extractor = Extractor::from_checkpoint(eager(), &options()).unwrap();
+    let mut most = 0;
+    for joint in ["\u{93e}", "\u{301}", "\u{200d}"] {
+        for words in 1..200 {
+            let text = note(words).replace(' ', joint);
+            let found = extractor.extract(&text).unwrap();
+            most = most.max(found.len());
+            assert!(found.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start), "{words} words");
+            assert!(found.iter().all(|entity| text.get(entity.range.clone()).is_some_and(|s| !s.is_empty())));
+        }
+    }
+    assert!(most > 1);
+}
+
+#[test]
+fn weights_that_overflow_are_an_error_and_no_answer() {
+    let huge = |name: &str| {
+        let mut checkpoint = Checkpoint::open(fixture(name)).unwrap();
+        for tensor in checkpoint.weights.0.values_mut() {
+            tensor.data.iter_mut().for_each(|x| *x = x.signum() * 1e38);
+        }
+        checkpoint
+    };
+    let error = Classifier::from_checkpoint(huge("bert-sequence"), &options()).unwrap().classify("pain").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    let error = Embedder::from_checkpoint(huge("bert-encoder"), &options()).unwrap().embed("pain").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+}

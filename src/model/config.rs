@@ -7,6 +7,12 @@ use crate::error::{Error, Result};
 /// The largest value accepted for any size in a configuration; a larger one is taken for damage.
 pub const MAX_DIMENSION: usize = 1 << 20;
 
+/// The most layers, each of which is a page of names before a file is known to hold them.
+const MAX_LAYERS: usize = 256;
+
+/// The most labels; decoding compares each with each.
+const MAX_LABELS: usize = 4096;
+
 /// The encoder architectures that are read, as `model_type` names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -296,9 +302,10 @@ impl ModelConfig {
             ("intermediate_size", self.intermediate_size),
             ("max_position_embeddings", self.max_position_embeddings),
         ] {
-            if value == 0 || value > MAX_DIMENSION {
+            let most = if name == "num_hidden_layers" { MAX_LAYERS } else { MAX_DIMENSION };
+            if value == 0 || value > most {
                 return Err(Error::incompatible(format!(
-                    "config.json: field {name:?}: expected 1 to {MAX_DIMENSION}, found {value}"
+                    "config.json: field {name:?}: expected 1 to {most}, found {value}"
                 )));
             }
         }
@@ -324,6 +331,17 @@ impl ModelConfig {
             return Err(Error::incompatible(format!(
                 "config.json: layer_norm_eps must be positive, found {}",
                 self.layer_norm_eps
+            )));
+        }
+        if self.task == Task::SingleLabel && self.id2label.len() == 1 {
+            return Err(Error::incompatible(
+                "config.json: one label without problem_type is a regression, which is not supported",
+            ));
+        }
+        if self.id2label.len() > MAX_LABELS {
+            return Err(Error::incompatible(format!(
+                "config.json: id2label: expected at most {MAX_LABELS} labels, found {}",
+                self.id2label.len()
             )));
         }
         if self.task != Task::Encoder && self.id2label.is_empty() {
@@ -574,6 +592,8 @@ mod tests {
             ("hidden_size", json!(33)),
             ("hidden_size", json!(1e30)),
             ("num_attention_heads", json!(0)),
+            ("num_hidden_layers", json!(257)),
+            ("id2label", (0..4097).map(|i| (i.to_string(), json!(format!("I-{i}")))).collect::<Map<_, _>>().into()),
             ("pad_token_id", json!(100)),
             ("hidden_dropout_prob", json!(1.5)),
         ] {
@@ -584,6 +604,11 @@ mod tests {
             let named = if field == "hidden_act" { "swish" } else { field };
             assert!(error.to_string().contains(named), "{error}");
         }
+        let mut regression = bert();
+        regression["architectures"] = json!(["BertForSequenceClassification"]);
+        regression["id2label"] = json!({"0": "LABEL_0"});
+        let error = ModelConfig::from_json(&regression).unwrap_err();
+        assert!(error.to_string().contains("regression"), "{error}");
         let error = ModelConfig::from_json(&json!({"model_type": "t5"})).unwrap_err();
         assert!(error.to_string().contains("\"t5\"") && error.to_string().contains("distilbert"));
     }
