@@ -88,10 +88,11 @@ impl Corpus {
     /// Whether its lines mark entities and not whole texts.
     pub fn has_entities(&self, which: Split) -> Result<bool> {
         let file = self.file(which)?;
-        if file.extension().is_none_or(|e| e != "jsonl") {
+        if file.extension().is_none_or(|e| !e.eq_ignore_ascii_case("jsonl")) {
             return Ok(true);
         }
         let content = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
         let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let first: serde_json::Value = serde_json::from_str(first).unwrap_or_default();
         Ok(first.get("entities").is_some())

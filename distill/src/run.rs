@@ -168,6 +168,12 @@ impl RunFolder {
     }
 }
 
+/// The threads that the run in the folder `run` began with.
+pub(crate) fn threads_of(run: &Path) -> Option<usize> {
+    let config: Value = serde_json::from_slice(&fs::read(run.join("config.json")).ok()?).ok()?;
+    config["config"]["threads"].as_u64().map(|n| n as usize).filter(|n| (1..=ampoule::MAX_THREADS).contains(n))
+}
+
 /// Notes in the log of the run that made `model` that it was measured on a test set. Choices made after such a reading are not
 /// blind. A model outside a run folder has no log; nothing is noted then.
 ///

@@ -13,7 +13,7 @@ use crate::losses::{Counts, Targets};
 use crate::trainer::{TrainConfig, generator};
 
 /// What a run trains and evaluates on.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Data {
     /// Entities. Each set says which labels it covers.
     Entities {
@@ -35,6 +35,18 @@ pub enum Data {
     },
 }
 
+impl std::fmt::Debug for Data {
+    // The texts are notes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let examples = |sets: &[NerSet]| sets.iter().map(|set| set.examples.len()).sum();
+        let (kind, train, dev, transfer): (_, usize, usize, _) = match self {
+            Data::Entities { train, dev, transfer } => ("Entities", examples(train), examples(dev), transfer),
+            Data::Labels { train, dev, transfer } => ("Labels", train.len(), dev.len(), transfer),
+        };
+        write!(f, "{kind}({train} to train on, {dev} dev, {} without labels)", transfer.len())
+    }
+}
+
 impl Data {
     /// SHA-256 of all texts and their labels, as 64 hexadecimal digits: tells one set of data from another.
     pub(crate) fn sha256(&self) -> String {
@@ -46,8 +58,10 @@ impl Data {
         };
         let transfer = match self {
             Data::Entities { train, dev, transfer } => {
+                add(&(train.len() as u64).to_le_bytes());
                 for set in train.iter().chain(dev) {
                     set.covers.iter().for_each(|label| add(label.as_bytes()));
+                    add(&(set.examples.len() as u64).to_le_bytes());
                     for example in &set.examples {
                         add(example.text.as_bytes());
                         for entity in &example.entities {
@@ -61,6 +75,7 @@ impl Data {
                 transfer
             }
             Data::Labels { train, dev, transfer } => {
+                add(&(train.len() as u64).to_le_bytes());
                 for text in train.iter().chain(dev) {
                     add(text.text.as_bytes());
                     text.labels.iter().for_each(|label| add(label.as_bytes()));

@@ -19,7 +19,7 @@ use serde_json::{Map, json};
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, Targets, Term, losses};
 use crate::optimizer::{AdamW, NamedGradients, OptimizerState};
-use crate::run::{Best, RunFolder, State};
+use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Sequences};
 
 /// How a run trains. Every field has a default.
@@ -158,10 +158,12 @@ pub fn train(
     listener: &mut dyn ProgressListener,
 ) -> Result<Outcome> {
     check(config, teacher.is_some())?;
+    // A run goes on with the threads that it began with: sums depend on their number.
     let threads = match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+        0 => threads_of(run).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4))),
         n => n,
     };
+    let config = &TrainConfig { threads, ..config.clone() };
     let workers = (0..threads).map(|_| pool(1)).collect::<Result<_>>()?;
     pool(threads)?.install(|| Trainer::new(student, teacher, data, config, run, workers)?.run(stop, listener))
 }
@@ -205,6 +207,9 @@ fn check(config: &TrainConfig, has_teacher: bool) -> Result<()> {
     let wrong = |what: &str| Err(Error::invalid_input(format!("configuration: {what}")));
     if config.epochs == 0 || config.batch_size == 0 || config.evaluations_per_epoch == 0 || config.save_every == 0 {
         return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
+    }
+    if config.batch_size > 1 << 20 || config.max_batch_tokens > 1 << 30 {
+        return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");
     }
     if config.threads > ampoule::MAX_THREADS {
         return wrong(&format!("threads must be at most {}", ampoule::MAX_THREADS));

@@ -4,20 +4,29 @@ use std::path::Path;
 
 use ampoule::{Error, Result};
 
-/// Reads a sentence a line; blank lines are skipped.
+/// Reads a text a line, or the `"text"` of each line of a `.jsonl` file; blank lines are skipped.
 ///
 /// # Errors
 /// [`NotFound`](ampoule::ErrorKind::NotFound) if the file cannot be read,
-/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for a line that is not UTF-8.
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for a line that is not UTF-8, or holds no `"text"` where it should.
 pub fn read_lines(path: &Path) -> Result<Vec<String>> {
-    let mut sentences = Vec::new();
+    let mut texts = Vec::new();
+    let is_jsonl = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));
     each(path, |_, line| {
-        if !line.trim().is_empty() {
-            sentences.push(line.to_owned());
+        if line.trim().is_empty() {
+            return Ok(());
         }
+        if !is_jsonl {
+            texts.push(line.to_owned());
+            return Ok(());
+        }
+        let object = serde_json::from_str::<serde_json::Value>(line).ok();
+        let text = object.as_ref().and_then(|o| o["text"].as_str());
+        let text = text.ok_or_else(|| Error::invalid_input("expected an object with a \"text\""))?;
+        texts.push(text.to_owned());
         Ok(())
     })?;
-    Ok(sentences)
+    Ok(texts)
 }
 
 /// Calls `take` with each line, without its end, and its number, from 1. The errors of `take` are given file and line.

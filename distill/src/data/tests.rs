@@ -385,3 +385,43 @@ fn reads_published_sets() {
         }
     }
 }
+
+#[test]
+fn unlabelled_texts_are_lines_or_the_texts_of_json_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        read_lines(&path)
+    };
+    assert_eq!(read("a.txt", "\u{feff}one\n\n{\"text\"}\n").unwrap(), ["one", "{\"text\"}"]);
+    assert_eq!(
+        read("a.JSONL", "\u{feff}{\"id\": 1, \"text\": \"one\"}\n\n{\"text\": \"two\"}\n").unwrap(),
+        ["one", "two"]
+    );
+    for wrong in [format!("{{\"note\": \"{CANARY}\"}}"), format!("{{\"text\": [\"{CANARY}\"]}}"), CANARY.to_owned()] {
+        let error = read("b.jsonl", &format!("{{\"text\": \"a\"}}\n{wrong}\n")).unwrap_err().to_string();
+        assert!(error.contains("b.jsonl:2") && !error.contains(CANARY), "{error}");
+    }
+}
+
+#[test]
+fn data_show_no_text_and_differ_by_where_a_text_stands() {
+    use crate::Data;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tsv");
+    let set = |words: &[&str]| {
+        let sentences: Vec<String> = words.iter().map(|word| format!("{word}\tB-Disease\n")).collect();
+        std::fs::write(&path, sentences.join("\n")).unwrap();
+        read_ner(&path, OffsetUnit::Utf8, None).unwrap()
+    };
+    let data = |train: &[&str], dev: &[&str]| Data::Entities {
+        train: vec![set(train)],
+        dev: vec![set(dev)],
+        transfer: vec![CANARY.to_owned()],
+    };
+    let shown = format!("{:?}", data(&[CANARY, "b"], &["c"]));
+    assert!(shown.contains("2 to train on") && !shown.contains(CANARY), "{shown}");
+    assert_ne!(data(&["a", "b"], &["c"]).sha256(), data(&["a"], &["b", "c"]).sha256());
+    assert_eq!(data(&["a", "b"], &["c"]).sha256(), data(&["a", "b"], &["c"]).sha256());
+}
