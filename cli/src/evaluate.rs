@@ -35,8 +35,8 @@ pub struct Args {
     #[arg(long)]
     dictionary: bool,
     /// Resamples of each bootstrap
-    #[arg(long, default_value_t = 1000)]
-    resamples: usize,
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    resamples: u32,
     #[command(flatten)]
     running: RunningArgs,
     /// One JSON object
@@ -48,10 +48,11 @@ pub fn run(args: Args) -> Result<()> {
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options();
+    let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
     if let Split::Test = split {
         args.models.iter().try_for_each(|model| log_test_reading(model, &args.data))?;
     }
-    if corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false) {
+    if has_texts {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
         return labels(&args, &texts, &options);
     }
@@ -127,8 +128,8 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
     let mut objects = Vec::new();
     let mut lines = vec![header(&args.data)];
     for row in &rows {
-        let (low, high) = interval(&row.counts, args.resamples, 1);
-        let difference = paired_bootstrap(&row.counts, &first, args.resamples, 1);
+        let (low, high) = interval(&row.counts, args.resamples as usize, 1);
+        let difference = paired_bootstrap(&row.counts, &first, args.resamples as usize, 1);
         let retention = row.micro.2 / reference;
         let mut object = row.json.clone();
         object["pooled"] = json!({
@@ -141,7 +142,7 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
         line.extend(row.sets.iter().map(|&f1| percent(f1)));
         line.extend([percent(row.micro.0), percent(row.micro.1), percent(row.micro.2)]);
         line.push(format!("{}..{}", percent(low), percent(high)));
-        line.push(format!("{}%", percent(retention)));
+        line.push(if retention.is_finite() { format!("{}%", percent(retention)) } else { "-".to_owned() });
         line.push(format!(
             "{:+.2} ({:+.2}..{:+.2})",
             100.0 * difference.difference,

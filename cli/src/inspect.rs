@@ -123,6 +123,8 @@ fn config_rows(config: &ModelConfig) -> Vec<(&'static str, String)> {
 
 fn print_rows(rows: Vec<(&'static str, String)>) -> Result<()> {
     for (name, value) in rows {
+        // A file that is looked at may be anybody's: no control character of its strings reaches the terminal.
+        let value: String = value.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
         print_line(&format!("{name:<11} {value}"))?;
     }
     Ok(())

@@ -49,7 +49,11 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
+    let verb = match Cli::try_parse() {
+        Ok(cli) => cli.verb,
+        Err(error) => return ui::fail_usage(&error),
+    };
+    let result = match verb {
         Verb::Train(args) => train::run(args),
         Verb::Distill(args) => distill::run(args),
         Verb::Quantize(args) => quantize::run(args),

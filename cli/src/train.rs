@@ -125,7 +125,9 @@ pub fn run(args: Args) -> Result<()> {
     let task = args.data.task(&data);
     let labels = args.data.labels(&data);
     let config = Checkpoint::inspect(&args.model)?;
-    let student = match config.task == task && config.id2label == labels {
+    // The order of labels is the model's own.
+    let is_same = config.id2label.len() == labels.len() && labels.iter().all(|label| config.id2label.contains(label));
+    let student = match config.task == task && is_same {
         true => Checkpoint::open(&args.model)?,
         false => Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?,
     };

@@ -48,10 +48,53 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
             said.push(cause);
         }
     }
-    eprintln!("error: {}", said.join(": "));
-    eprintln!("try: {}", what_to_try(error));
+    say(&said.join(": "), &what_to_try(error));
     ExitCode::FAILURE
 }
+
+/// The two lines of an error; where stderr is closed there is nobody to tell.
+fn say(what: &str, try_this: &str) {
+    let _ = writeln!(io::stderr(), "error: {what}\ntry: {try_this}");
+}
+
+/// Prints what is wrong with the command line, without any word of it that could be a note's; the exit code is 2.
+pub fn fail_usage(error: &clap::Error) -> ExitCode {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let get = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(", "),
+        _ => String::new(),
+    };
+    let argument = get(ContextKind::InvalidArg);
+    let is_option =
+        |text: &str| text.starts_with("--") && text[2..].bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+    let what = match error.kind() {
+        ErrorKind::UnknownArgument if is_option(&argument) => format!("{argument}: there is no such option"),
+        ErrorKind::UnknownArgument => "an argument too many; a text is one argument, in quotes".to_owned(),
+        ErrorKind::InvalidSubcommand => "there is no such verb".to_owned(),
+        ErrorKind::MissingRequiredArgument => format!("{argument}: missing"),
+        ErrorKind::ArgumentConflict => format!("{argument}: not together with {}", get(ContextKind::PriorArg)),
+        ErrorKind::InvalidValue if !get(ContextKind::ValidValue).is_empty() => {
+            format!("{argument}: expected one of {}", get(ContextKind::ValidValue))
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => format!("{argument}: not a value that it takes"),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+        kind => format!("{argument}: {}", kind.as_str().unwrap_or("not understood")),
+    };
+    let verb = std::env::args().nth(1).filter(|verb| VERBS.contains(&verb.as_str()));
+    say(&what, &verb.map_or_else(|| "`ampoule --help`".to_owned(), |verb| format!("`ampoule {verb} --help`")));
+    ExitCode::from(2)
+}
+
+const VERBS: [&str; 9] =
+    ["train", "distill", "quantize", "evaluate", "extract", "classify", "embed", "inspect", "doctor"];
 
 fn what_to_try(error: &anyhow::Error) -> String {
     if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<Hint>()) {
@@ -186,7 +229,8 @@ impl ProgressListener for TrainingView {
         if self.json {
             let terms: serde_json::Map<_, _> = means.into_iter().map(|(n, v)| (n, v.into())).collect();
             let row = serde_json::json!({ "evaluation": log, "mean_terms": terms });
-            self.bar.suspend(|| println!("{row}"));
+            // A reader that has gone away does not end the training.
+            self.bar.suspend(|| drop(writeln!(io::stdout(), "{row}")));
             return;
         }
         let terms: String = means.iter().map(|(name, v)| format!("  {name} {v:.4}")).collect();

@@ -181,9 +181,23 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
     assert_fails(&with_stdin(&["extract", "-", "--jsonl"], broken.as_bytes()), "line 1");
     assert_fails(&with_stdin(&["extract", "-", "--jsonl"], format!("{{\"note\": \"{CANARY}\"}}").as_bytes()), "line 1");
 
-    let usage = ampoule(&["extract"]);
-    assert_eq!(usage.status.code(), Some(2));
-    assert_eq!(ampoule(&["extract", "x", "--json", "--threads", "many"]).status.code(), Some(2));
+    for arguments in [
+        &["extract"] as &[&str],
+        &["extract", "Patient", &canary],
+        &["extract", &canary, "--ofsets", "utf8"],
+        &["extract", &canary, "--offsets", CANARY],
+        &["extract", &canary, "--threads", CANARY],
+        &[CANARY],
+        &["inspect", &canary, &canary],
+        &["extract", "--file", "x", &canary],
+    ] {
+        let usage = ampoule(arguments);
+        let message = text(&usage.stderr);
+        assert_eq!(usage.status.code(), Some(2), "{message}");
+        assert!(message.starts_with("error: ") && message.contains("\ntry: `ampoule"), "{message}");
+        assert!(!message.contains(CANARY), "{message}");
+    }
+    assert!(text(&ampoule(&["extract", "x", "--ofsets", "utf8"]).stderr).contains("--ofsets"));
 }
 
 #[test]
