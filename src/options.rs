@@ -19,7 +19,8 @@ pub struct Options {
     pub threads: usize,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,
-    /// The most tokens of a window, special tokens counted; 0, and anything above, for as many as the model has positions.
+    /// The most tokens of a window, special tokens counted; 0, and anything above, for as many as the bundle asks for, else as the
+    /// model has positions.
     pub max_window_tokens: usize,
     /// How a bundle's file is read.
     pub load: Load,
