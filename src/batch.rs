@@ -45,6 +45,12 @@ impl Batch {
         [self.lengths.len(), self.seq]
     }
 
+    /// The id of each token with its place in its sequence, sequence by sequence, without padding.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = (usize, usize)> {
+        let sequences = self.input_ids.chunks(self.seq.max(1)).zip(&self.lengths);
+        sequences.flat_map(|(ids, &n)| ids[..n].iter().enumerate().map(|(at, &id)| (id as usize, at)))
+    }
+
     /// `[batch, seq]`
     pub(crate) fn input_ids(&self, device: &Device) -> Tensor<2, Int> {
         let data = TensorData::new(self.input_ids.clone(), [self.lengths.len(), self.seq]);

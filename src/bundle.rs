@@ -64,7 +64,8 @@
 //! * **The result** is `sum as f32 * (scale_x * scale_w) + bias`, in this order, the last two operations not fused. A
 //!   look-up in the word embedding is `q as f32 * scale`.
 //!
-//! In this version the runtime widens every weight to f32 when it loads a model, and activations stay f32.
+//! On the processor the runtime computes the linear layers of an int8 bundle so. Other back ends, and the head, widen the weights
+//! to f32 when they load a model, and their activations stay f32.
 
 mod check;
 mod header;
@@ -85,7 +86,7 @@ pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Pr
 pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows};
 pub use self::write::{BundleSpec, Staged, stage, weights_sha256, write};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelConfig, WeightSource};
+use crate::model::{ModelConfig, Values, WeightSource};
 
 /// The version of the format that is written; versions `1.0` to this one are read.
 pub const FORMAT_VERSION: (u32, u32) = (1, 0);
@@ -265,6 +266,10 @@ pub struct BundleWeights<'a>(&'a Bundle);
 
 impl WeightSource for BundleWeights<'_> {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.take_values(name, shape).map(Values::into_floats)
+    }
+
+    fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
         let (tensor, bytes) =
             self.0.tensor(name).ok_or_else(|| Error::corrupt(format!("bundle tensor {name:?} is missing")))?;
         if tensor.shape != shape {
@@ -274,15 +279,12 @@ impl WeightSource for BundleWeights<'_> {
             )));
         }
         Ok(match tensor.dtype {
-            Dtype::F32 => f32s(bytes).collect(),
-            Dtype::F16 => f16s(bytes).map(half::f16::to_f32).collect(),
-            Dtype::I8 => {
-                let scales: Vec<f32> = match self.0.tensor(&check::scale_name(name)) {
-                    Some((_, bytes)) => f32s(bytes).collect(),
-                    None => return Err(Error::internal(format!("bundle tensor {name:?} has no scale"))),
-                };
-                dequantize_rows(bytemuck::cast_slice(bytes), &scales)
-            }
+            Dtype::F32 => Values::F32(f32s(bytes).collect()),
+            Dtype::F16 => Values::F32(f16s(bytes).map(half::f16::to_f32).collect()),
+            Dtype::I8 => match self.0.tensor(&check::scale_name(name)) {
+                Some((_, scales)) => Values::Int8(bytemuck::cast_slice(bytes).to_vec(), f32s(scales).collect()),
+                None => return Err(Error::internal(format!("bundle tensor {name:?} has no scale"))),
+            },
             Dtype::U8 => return Err(Error::invalid_input(format!("bundle tensor {name:?} holds no weights"))),
         })
     }

@@ -6,13 +6,15 @@ use burn::tensor::Device as BurnDevice;
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::Kernel;
+use crate::options::Options;
 
 /// The device that is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Device {
-    /// The processor, by Burn's Flex back end.
+    /// The processor, by kernels of our own for the encoder and Burn's Flex back end for the head.
     #[default]
     Cpu,
     /// A GPU by wgpu; an error where there is none, or where this build is without the feature `wgpu`.
@@ -30,7 +32,7 @@ pub struct DeviceReport {
     pub requested: Device,
     /// What computes.
     pub computes_on: Device,
-    /// The back end and, for a GPU, the adapter.
+    /// The back end with, for a GPU, the adapter, and for a processor the kernel.
     pub name: String,
     /// Why this one.
     pub reason: String,
@@ -43,6 +45,8 @@ pub struct DeviceReport {
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) device: BurnDevice,
+    /// What computes the encoder, where that is not Burn.
+    pub(crate) kernel: Option<Kernel>,
     pub(crate) pool: Arc<rayon::ThreadPool>,
     pub(crate) report: DeviceReport,
 }
@@ -54,8 +58,9 @@ const DEFAULT_THREADS: usize = 4;
 pub const MAX_THREADS: usize = 1024;
 
 impl Engine {
-    pub(crate) fn start(requested: Device, threads: usize) -> Result<Self> {
-        let threads = match threads {
+    pub(crate) fn start(options: &Options) -> Result<Self> {
+        let requested = options.device;
+        let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_THREADS)),
             n if n <= MAX_THREADS => n,
             n => return Err(Error::invalid_input(format!("{n} threads: at most {MAX_THREADS} can be asked for"))),
@@ -67,10 +72,32 @@ impl Engine {
             .map_err(|e| {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
             })?;
-        let (device, computes_on, name, reason) = choose(requested)?;
+        let (device, computes_on, mut name, reason) = choose(requested)?;
+        let kernel = match (computes_on, &options.kernel) {
+            (Device::Cpu, None) => Some(Kernel::best()),
+            (Device::Cpu, Some(asked)) => Some(Kernel::by_name(asked).ok_or_else(|| {
+                let message =
+                    format!("no kernel {asked:?} for this processor, which runs {}", kernel_names().join(", "));
+                Error::new(ErrorKind::InvalidInput, message)
+            })?),
+            (_, Some(asked)) => {
+                return Err(Error::invalid_input(format!(
+                    "the kernel {asked:?} is for the processor, and {name} computes"
+                )));
+            }
+            (_, None) => None,
+        };
+        if let Some(kernel) = kernel {
+            name = format!("kernel {}", kernel.name());
+        }
         let report = DeviceReport { requested, computes_on, name, reason: reason.to_owned(), threads };
-        Ok(Engine { device, pool: Arc::new(pool), report })
+        Ok(Engine { device, kernel, pool: Arc::new(pool), report })
     }
+}
+
+/// The kernels that this processor can run, the best first; see [`Options::kernel`].
+pub fn kernel_names() -> Vec<&'static str> {
+    Kernel::available().map(Kernel::name).collect()
 }
 
 fn choose(requested: Device) -> Result<(BurnDevice, Device, String, &'static str)> {

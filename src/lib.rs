@@ -32,6 +32,7 @@ mod embedder;
 mod entity;
 mod error;
 mod extractor;
+mod kernels;
 pub mod model;
 mod opened;
 mod options;
@@ -41,7 +42,7 @@ pub use batch::Batch;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, LabelScore};
-pub use device::{Device, DeviceReport, MAX_THREADS, gpu_adapters};
+pub use device::{Device, DeviceReport, MAX_THREADS, gpu_adapters, kernel_names};
 pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};

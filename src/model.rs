@@ -10,6 +10,7 @@ mod encoder;
 mod heads;
 mod linear;
 mod noise;
+mod packed;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -17,17 +18,20 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 
-pub use self::config::{Activation, MAX_DIMENSION, ModelConfig, ModelType, Task};
+pub use self::config::{MAX_DIMENSION, ModelConfig, ModelType, Task};
 use self::embeddings::Embeddings;
 use self::encoder::Encoder;
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;
+pub(crate) use self::packed::PackedModel;
+#[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
 use self::weights::transposed;
-pub use self::weights::{HostTensor, WeightSource, Weights};
+pub use self::weights::{HostTensor, Values, WeightSource, Weights};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
+pub use crate::kernels::Activation;
 
 /// An encoder with its head.
 #[derive(Module, Debug)]
@@ -87,12 +91,7 @@ impl Model {
     /// # Errors
     /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
     pub fn logits(&self, hidden: Tensor<3>, noise: &mut Option<Noise>) -> Result<Tensor<3>> {
-        match &self.head {
-            Some(head) => Ok(head.forward(hidden, noise)),
-            None => Err(Error::incompatible(
-                "this model is a bare encoder and has no labels; train a head on it, or embed texts with it",
-            )),
-        }
+        logits(self.head.as_ref(), hidden, noise)
     }
 
     /// A copy of every tensor, in the files' names and layouts.
@@ -108,6 +107,15 @@ impl Model {
             all.insert(name.to_owned(), tensor);
         }));
         Weights(all)
+    }
+}
+
+fn logits(head: Option<&Head>, hidden: Tensor<3>, noise: &mut Option<Noise>) -> Result<Tensor<3>> {
+    match head {
+        Some(head) => Ok(head.forward(hidden, noise)),
+        None => Err(Error::incompatible(
+            "this model is a bare encoder and has no labels; train a head on it, or embed texts with it",
+        )),
     }
 }
 

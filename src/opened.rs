@@ -11,7 +11,7 @@ use crate::bundle::{Bundle, Pooling};
 use crate::checkpoint::Checkpoint;
 use crate::device::Engine;
 use crate::error::{Error, Result};
-use crate::model::{Model, ModelConfig, Task, WeightSource};
+use crate::model::{Model, ModelConfig, PackedModel, Task, WeightSource};
 use crate::options::{Limit, Options};
 use crate::text::{Token, Tokenizer, Window, Windower};
 
@@ -26,7 +26,15 @@ pub(crate) struct Opened {
     pub(crate) pooling: Pooling,
     pub(crate) temperature: f32,
     pub(crate) engine: Engine,
-    model: Model,
+    model: Computes,
+}
+
+/// Who computes the encoder.
+enum Computes {
+    /// The kernels, on a processor.
+    Kernels(PackedModel),
+    /// Burn.
+    Burn(Model),
 }
 
 impl Opened {
@@ -83,8 +91,11 @@ impl Opened {
         options: &Options,
     ) -> Result<Self> {
         tokenizer.check_rows(config.vocab_size)?;
-        let engine = Engine::start(options.device, options.threads)?;
-        let model = engine.pool.install(|| Model::load(&config, source, &engine.device))?;
+        let engine = Engine::start(options)?;
+        let model = engine.pool.install(|| match engine.kernel {
+            Some(kernel) => PackedModel::load(&config, source, kernel, &engine.device).map(Computes::Kernels),
+            None => Model::load(&config, source, &engine.device).map(Computes::Burn),
+        })?;
         Ok(Opened { config, tokenizer, options: options.clone(), pooling, temperature, engine, model })
     }
 
@@ -136,7 +147,11 @@ impl Opened {
             }
             let sequences: Vec<Vec<u32>> = pending.iter().map(|(_, window)| self.sequence(&window.tokens)).collect();
             let batch = Batch::new(&sequences, self.config.pad_token_id);
-            let hidden = self.model.hidden_states(&batch, &self.engine.device, &mut None, &mut |_, _| limit.check())?;
+            let device = &self.engine.device;
+            let hidden = match &self.model {
+                Computes::Kernels(model) => model.hidden_states(&batch, device, &mut || limit.check())?,
+                Computes::Burn(model) => model.hidden_states(&batch, device, &mut None, &mut |_, _| limit.check())?,
+            };
             let output = compute(hidden, &batch)?;
             let [_, rows, width] = output.dims();
             let values = host(output)?;
@@ -185,7 +200,10 @@ impl Opened {
 
     /// The head's logits, see [`Model::logits`].
     pub(crate) fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        self.model.logits(hidden, &mut None)
+        match &self.model {
+            Computes::Kernels(model) => model.logits(hidden),
+            Computes::Burn(model) => model.logits(hidden, &mut None),
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Options {
     /// Worker threads of the model's own pool, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has cores,
     /// at most four. A call's own thread waits while they compute.
     pub threads: usize,
+    /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
+    /// of scores depend on it and, where two readings are as likely, an entity.
+    pub kernel: Option<String>,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,
     /// The most tokens of a window, special tokens counted; 0, and anything above, for as many as the bundle asks for, else as the
@@ -41,6 +44,7 @@ impl Default for Options {
         Options {
             device: Device::default(),
             threads: 0,
+            kernel: None,
             max_batch_tokens: 1024,
             max_window_tokens: 0,
             load: Load::default(),

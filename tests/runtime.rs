@@ -128,6 +128,30 @@ fn batches_streams_and_threads_give_the_answers_of_single_calls() {
 }
 
 #[test]
+fn every_kernel_finds_the_same_and_an_unknown_one_is_an_error() {
+    let text = note(500);
+    let found = |kernel: Option<&str>| {
+        let options = Options { kernel: kernel.map(str::to_owned), ..options() };
+        let extractor = Extractor::from_checkpoint(eager(), &options)?;
+        if let Some(kernel) = kernel {
+            assert_eq!(extractor.device().name, format!("kernel {kernel}"));
+        }
+        extractor.extract(&text)
+    };
+    let expected = found(None).unwrap();
+    assert!(expected.len() > 20);
+    for kernel in ampoule::kernel_names() {
+        let spans =
+            |entities: &[Entity]| entities.iter().map(|e| (e.label.clone(), e.range.clone())).collect::<Vec<_>>();
+        let found = found(Some(kernel)).unwrap();
+        assert_eq!(spans(&found), spans(&expected), "{kernel}");
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a.score - b.score).abs() <= 1e-4), "{kernel}");
+    }
+    let error = found(Some("abacus")).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("scalar"), "{error}");
+}
+
+#[test]
 fn labels_and_vectors_are_what_they_should_be() {
     let single = Classifier::open(fixture("bert-sequence"), &options()).unwrap();
     let multi = Classifier::open(fixture("bert-multi-label"), &options()).unwrap();

@@ -47,7 +47,8 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         return print_json(&json!({
             "version": env!("CARGO_PKG_VERSION"), "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-            "cores": cores, "simd": simd, "gpu_adapters": adapters, "device": report,
+            "cores": cores, "simd": simd, "kernels": ampoule::kernel_names(), "gpu_adapters": adapters,
+            "device": report,
             "measured": {"tokens": tokens, "milliseconds_min": least, "milliseconds_median": median, "runs": times.len()},
         }));
     }
@@ -62,7 +63,7 @@ pub fn run(args: Args) -> Result<()> {
         ("simd", simd.join(" ")),
         ("gpu", gpu),
         ("uses", format!("{}, {} threads: {}", report.name, report.threads, report.reason)),
-        ("integers", "int8 weights are widened to f32 when a model is loaded; arithmetic is f32".to_owned()),
+        ("kernels", ampoule::kernel_names().join(", ")),
         (
             "speed",
             format!(

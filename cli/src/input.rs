@@ -30,6 +30,9 @@ pub struct RunningArgs {
     /// Worker threads; 0 for as many as there are cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Which instructions of the processor compute, by name; without it the best that it has, see `ampoule doctor`
+    #[arg(long, env = "AMPOULE_KERNEL", value_name = "NAME")]
+    pub kernel: Option<String>,
     /// The most tokens of a window; 0, and more than that, for as many as the bundle asks for, else as the model has positions
     #[arg(long, default_value_t = 0, value_name = "TOKENS")]
     pub window: usize,
@@ -53,6 +56,7 @@ impl RunningArgs {
                 DeviceArg::Ndarray => Device::NdArray,
             },
             threads: self.threads,
+            kernel: self.kernel.clone(),
             max_window_tokens: self.window,
             ..Options::default()
         }

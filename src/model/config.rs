@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 
 /// The largest value accepted for any size in a configuration; a larger one is taken for damage.
 pub const MAX_DIMENSION: usize = 1 << 20;
@@ -36,19 +37,6 @@ impl ModelType {
             ModelType::Electra => "electra",
         }
     }
-}
-
-/// The non-linearity between the two linear layers of a feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · Φ(x)`, with the error function ("gelu").
-    Gelu,
-    /// Its tanh approximation ("gelu_new", "gelu_pytorch_tanh"; Hendrycks and Gimpel 2016).
-    GeluTanh,
-    /// `max(0, x)` ("relu").
-    Relu,
-    /// The hyperbolic tangent, of pooling layers only.
-    Tanh,
 }
 
 impl Activation {

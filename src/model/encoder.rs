@@ -5,11 +5,12 @@ use burn::tensor::activation::{gelu, gelu_approximate, relu, tanh};
 use burn::tensor::{Device, Tensor};
 
 use super::attention::{Attention, Residual};
-use super::config::{Activation, ModelConfig};
+use super::config::ModelConfig;
 use super::linear::Linear;
 use super::noise::Noise;
 use super::weights::WeightSource;
 use crate::error::Result;
+use crate::kernels::Activation;
 
 /// All layers, first to last.
 #[derive(Module, Debug)]

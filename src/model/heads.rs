@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::config::{Activation, ModelConfig, Task};
+use super::config::{ModelConfig, Task};
 use super::encoder::activate;
 use super::linear::Linear;
 use super::noise::Noise;
 use super::weights::WeightSource;
 use crate::error::Result;
+use crate::kernels::Activation;
 
 /// The dense layers of a head, with dropout before each.
 #[derive(Module, Debug)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::bundle::dequantize_rows;
 use crate::error::{Error, Result};
 
 /// Where a model takes its weights from: a bundle, a checkpoint, or memory.
@@ -13,6 +14,32 @@ pub trait WeightSource {
     /// [`Corrupt`](crate::ErrorKind::Corrupt) where it is missing, has another shape, or holds a value that is not
     /// finite.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
+
+    /// The same, as the source holds it.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
+        self.take(name, shape).map(Values::F32)
+    }
+}
+
+/// The values of a tensor.
+pub enum Values {
+    /// Floats.
+    F32(Vec<f32>),
+    /// Integers in -127..=127, and a scale a row.
+    Int8(Vec<i8>, Vec<f32>),
+}
+
+impl Values {
+    /// The floats that they are or stand for.
+    pub fn into_floats(self) -> Vec<f32> {
+        match self {
+            Values::F32(values) => values,
+            Values::Int8(integers, scales) => dequantize_rows(&integers, &scales),
+        }
+    }
 }
 
 /// A tensor on the host.

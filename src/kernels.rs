@@ -1,0 +1,332 @@
+//! Fused arithmetic over slices: linear layers in int8 and f32 with packed weights, attention, residual and layer norm.
+//!
+//! The bodies (`body.rs`) are written once, over what an instruction set gives (`simd.rs`); an *arm* is their compilation for one
+//! instruction set. Integer sums are exact and the same bits on every arm; floats differ in their last digits between arms, and on
+//! one arm do not depend on batch, padding or threads. The arms, and where their tests run:
+//!
+//! | arm | needs | tested on |
+//! |---|---|---|
+//! | `avx512vnni` | AVX-512 F, BW, VL, DQ, VNNI | Zen 4 |
+//! | `avx2` | AVX2, FMA | Zen 4 |
+//! | `scalar` | nothing | everywhere |
+//!
+//! Nothing here knows tensors, files or models.
+// The one place for it: see the module `simd`. Every call of an arm's function comes after `Arm::is_available`.
+#![allow(unsafe_code)]
+
+mod body;
+mod scalar;
+mod simd;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::fmt;
+
+use simd::Simd;
+
+/// The non-linearity after a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · Φ(x)`, with the error function ("gelu").
+    Gelu,
+    /// Its tanh approximation ("gelu_new", "gelu_pytorch_tanh"; Hendrycks and Gimpel 2016).
+    GeluTanh,
+    /// `max(0, x)` ("relu").
+    Relu,
+    /// The hyperbolic tangent, of pooling layers only.
+    Tanh,
+}
+
+/// Vectors of a panel's row.
+const VECTORS: usize = 2;
+
+/// The kernels as compiled for one instruction set, which this processor has.
+#[derive(Clone, Copy)]
+pub struct Kernel(&'static Arm);
+
+type AddNorm = unsafe fn(&[f32], &mut [f32], &[f32], &[f32], f32);
+type Attend = unsafe fn(&[f32], [usize; 3], &mut Vec<f32>, &mut [f32]);
+
+struct Arm {
+    name: &'static str,
+    is_available: fn() -> bool,
+    lanes: usize,
+    weight_offset: i32,
+    linear: unsafe fn(LinearArgs),
+    add_norm: AddNorm,
+    attend: Attend,
+}
+
+macro_rules! arm {
+    ($name:literal, $simd:ty, $module:ident, $is_available:expr $(, $feature:literal)?) => {
+        mod $module {
+            use super::*;
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn linear(args: LinearArgs) {
+                // SAFETY: the caller's word.
+                unsafe { body::linear::<$simd>(args) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn add_norm(x: &[f32], residual: &mut [f32], gamma: &[f32], beta: &[f32], epsilon: f32) {
+                // SAFETY: the caller's word.
+                unsafe { body::add_norm::<$simd>(x, residual, gamma, beta, epsilon) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn attend(qkv: &[f32], shape: [usize; 3], scratch: &mut Vec<f32>, out: &mut [f32]) {
+                // SAFETY: the caller's word.
+                unsafe { body::attend::<$simd>(qkv, shape, scratch, out) }
+            }
+            pub(super) static ARM: Arm = Arm {
+                name: $name,
+                is_available: || $is_available,
+                lanes: <$simd>::LANES,
+                weight_offset: <$simd>::WEIGHT_OFFSET,
+                linear,
+                add_norm,
+                attend,
+            };
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+arm!(
+    "avx512vnni",
+    x86::Avx512Vnni,
+    avx512vnni,
+    ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx2", "fma"].iter().all(|f| has(f)),
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
+);
+#[cfg(target_arch = "x86_64")]
+arm!("avx2", x86::Avx2, avx2, has("avx2") && has("fma"), "avx2,fma");
+arm!("scalar", scalar::Scalar, portable, true);
+
+/// The arms of this architecture, the best first.
+static ARMS: &[&Arm] = &[
+    #[cfg(target_arch = "x86_64")]
+    &avx512vnni::ARM,
+    #[cfg(target_arch = "x86_64")]
+    &avx2::ARM,
+    &portable::ARM,
+];
+
+#[cfg(target_arch = "x86_64")]
+fn has(feature: &str) -> bool {
+    match feature {
+        "avx512f" => is_x86_feature_detected!("avx512f"),
+        "avx512bw" => is_x86_feature_detected!("avx512bw"),
+        "avx512vl" => is_x86_feature_detected!("avx512vl"),
+        "avx512dq" => is_x86_feature_detected!("avx512dq"),
+        "avx512vnni" => is_x86_feature_detected!("avx512vnni"),
+        "avx2" => is_x86_feature_detected!("avx2"),
+        "fma" => is_x86_feature_detected!("fma"),
+        _ => false,
+    }
+}
+
+impl Kernel {
+    /// Those that this processor can run, the best first.
+    pub fn available() -> impl Iterator<Item = Kernel> {
+        ARMS.iter().filter(|arm| (arm.is_available)()).map(|arm| Kernel(arm))
+    }
+
+    /// The best one that this processor can run.
+    pub fn best() -> Kernel {
+        Self::available().next().unwrap_or(Kernel(&portable::ARM))
+    }
+
+    /// The one of this name, if this processor can run it.
+    pub fn by_name(name: &str) -> Option<Kernel> {
+        Self::available().find(|kernel| kernel.name() == name)
+    }
+
+    /// Its name, as in the table above.
+    pub fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// `residual = norm(x + residual) * gamma + beta`, each row of `gamma.len()` values by itself (Ba et al. 2016).
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
+    pub fn add_norm(self, x: &[f32], residual: &mut [f32], gamma: &[f32], beta: &[f32], epsilon: f32) {
+        assert!(x.len() == residual.len() && beta.len() == gamma.len() && x.len().is_multiple_of(gamma.len().max(1)));
+        if gamma.is_empty() {
+            return;
+        }
+        // SAFETY: a `Kernel` is made of available arms alone; the lengths were checked.
+        unsafe { (self.0.add_norm)(x, residual, gamma, beta, epsilon) }
+    }
+
+    /// Attention of one head over one sequence (Vaswani et al. 2017): `softmax(q k^T / sqrt(width)) v` -> `[seq, width]`.
+    ///
+    /// `qkv` is `[seq, 3 * hidden]`: queries, keys and values of all heads; this head's `width` columns begin at `first` of each.
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
+    pub fn attend(
+        self,
+        qkv: &[f32],
+        first: usize,
+        hidden: usize,
+        width: usize,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let tokens = qkv.len() / (3 * hidden).max(1);
+        assert!(
+            first + width <= hidden && width > 0 && qkv.len() == tokens * 3 * hidden && out.len() == tokens * width
+        );
+        // SAFETY: a `Kernel` is made of available arms alone; the lengths were checked.
+        unsafe { (self.0.attend)(qkv, [first, hidden, width], &mut scratch.floats, out) }
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+/// What a kernel needs beside its input and output; kept, it is not allocated again.
+#[derive(Default)]
+pub struct Scratch {
+    integers: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+    floats: Vec<f32>,
+}
+
+/// A cache line, so that panels begin where vectors like it.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Weights as a kernel's panels, of `wide = VECTORS * lanes` outputs each, the last padded with zeros.
+enum Panels {
+    /// `[panel, inputs / 4, wide, 4]` integers with their offset, and a scale an output.
+    Int8 { data: Vec<Line>, scales: Vec<f32> },
+    /// `[panel, inputs, wide]`.
+    F32(Vec<Line>),
+}
+
+/// A linear layer's weights, packed for one kernel.
+pub struct Packed {
+    kernel: Kernel,
+    inputs: usize,
+    outputs: usize,
+    panels: Panels,
+    bias: Vec<f32>,
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packed([{}, {}], {:?})", self.outputs, self.inputs, self.kernel)
+    }
+}
+
+/// Weights of a linear layer `[out, in]`, row-major, several matrices standing for one whose rows are theirs in turn.
+pub enum Matrix<'a> {
+    /// Integers in -127..=127, and a scale a row.
+    Int8(Vec<(&'a [i8], &'a [f32])>),
+    /// Floats.
+    F32(Vec<&'a [f32]>),
+}
+
+struct LinearArgs<'a> {
+    x: &'a [f32],
+    weights: &'a Packed,
+    activation: Option<Activation>,
+    scratch: &'a mut Scratch,
+    out: &'a mut [f32],
+}
+
+impl Packed {
+    /// Packs a matrix of `inputs` columns.
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
+    pub fn new(kernel: Kernel, matrix: &Matrix, inputs: usize, bias: &[f32]) -> Self {
+        let wide = VECTORS * kernel.0.lanes;
+        let outputs = bias.len();
+        let count = outputs.div_ceil(wide);
+        let pad = |values: &mut Vec<f32>| values.resize(count * wide, 0.0);
+        let panels = match matrix {
+            Matrix::Int8(parts) => {
+                let groups = inputs.div_ceil(4);
+                // A padded weight is zero, whose byte is the offset.
+                let mut data = vec![Line([kernel.0.weight_offset as u8; 64]); (count * groups * wide * 4).div_ceil(64)];
+                let flip = u32::from_ne_bytes([kernel.0.weight_offset as u8; 4]);
+                let lanes = words(&mut data);
+                let rows = parts.iter().flat_map(|(integers, _)| integers.chunks(inputs.max(1)));
+                let mut at = 0;
+                for row in rows {
+                    let panel = &mut lanes[at / wide * groups * wide..][..groups * wide];
+                    for (four, lane) in row.chunks(4).zip(panel[at % wide..].iter_mut().step_by(wide)) {
+                        let mut bytes = [0i8; 4];
+                        bytes[..four.len()].copy_from_slice(four);
+                        // Adding 128 to a signed byte is flipping its highest bit.
+                        *lane = u32::from_ne_bytes(bytes.map(|q| q as u8)) ^ flip;
+                    }
+                    at += 1;
+                }
+                assert_eq!(at, outputs, "rows of an int8 matrix");
+                let mut scales: Vec<f32> = parts.iter().flat_map(|(_, scales)| scales.iter().copied()).collect();
+                assert_eq!(scales.len(), outputs, "scales of an int8 matrix");
+                pad(&mut scales);
+                Panels::Int8 { data, scales }
+            }
+            Matrix::F32(parts) => {
+                let mut data = vec![Line([0; 64]); (count * inputs * wide * 4).div_ceil(64)];
+                let lanes = words(&mut data);
+                let mut at = 0;
+                for row in parts.iter().flat_map(|part| part.chunks(inputs.max(1))) {
+                    let panel = &mut lanes[at / wide * inputs * wide..][..inputs * wide];
+                    for (x, lane) in row.iter().zip(panel[at % wide..].iter_mut().step_by(wide)) {
+                        *lane = x.to_bits();
+                    }
+                    at += 1;
+                }
+                assert_eq!(at, outputs, "rows of a matrix");
+                Panels::F32(data)
+            }
+        };
+        let mut bias = bias.to_vec();
+        pad(&mut bias);
+        Packed { kernel, inputs, outputs, panels, bias }
+    }
+
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `out = activation(x W^T + bias)`: `x` `[rows, inputs]`, `out` `[rows, outputs]`. Integer weights meet activations that are
+    /// quantized row by row, as the [integer contract](crate::bundle#the-integer-contract) says.
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
+    pub fn apply(&self, x: &[f32], activation: Option<Activation>, scratch: &mut Scratch, out: &mut [f32]) {
+        let rows = x.len() / self.inputs.max(1);
+        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
+        if x.is_empty() || out.is_empty() {
+            return;
+        }
+        // SAFETY: a `Kernel` is made of available arms alone; the lengths were checked.
+        unsafe { (self.kernel.0.linear)(LinearArgs { x, weights: self, activation, scratch, out }) }
+    }
+}
+
+/// The lines as 32-bit lanes.
+fn words(lines: &mut [Line]) -> &mut [u32] {
+    // SAFETY: a line is 64 bytes without padding, aligned for u32, and every bit pattern is valid in both.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+}

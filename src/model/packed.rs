@@ -1,0 +1,293 @@
+//! The model of [`super`] as the kernels compute it: weights packed, layers fused, sequences without padding.
+//!
+//! This is how a processor runs what [`Model`](super::Model) defines; `tests/fused.rs` holds the two together.
+
+use std::sync::Mutex;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::config::ModelConfig;
+use super::heads::Head;
+use super::weights::{Values, WeightSource};
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::kernels::{Kernel, Matrix, Packed, Scratch};
+
+/// The most rows that go through a layer's feed-forward block together: their widened values stay in a core's cache.
+const ROWS: usize = 64;
+
+/// An encoder with at most one head, its weights packed for one kernel.
+pub(crate) struct PackedModel {
+    config: ModelConfig,
+    kernel: Kernel,
+    word_embeddings: Values,
+    /// `[positions, embedding]`, the embedding of the one token type added.
+    positions: Vec<f32>,
+    norm: Norm,
+    project: Option<Packed>,
+    layers: Vec<Layer>,
+    head: Option<Head>,
+    /// Those not in use.
+    workspaces: Mutex<Vec<Workspace>>,
+}
+
+struct Norm {
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    epsilon: f32,
+}
+
+struct Layer {
+    query_key_value: Packed,
+    attention_output: Packed,
+    attention_norm: Norm,
+    intermediate: Packed,
+    output: Packed,
+    norm: Norm,
+}
+
+/// What one call needs at a time.
+#[derive(Default)]
+struct Workspace {
+    /// `[tokens, hidden]`
+    x: Vec<f32>,
+    /// `[tokens, 3 * hidden]`
+    qkv: Vec<f32>,
+    /// `[heads, tokens, hidden / heads]`
+    context: Vec<f32>,
+    /// One for each thread of the pool.
+    threads: Vec<Mutex<ThreadSpace>>,
+}
+
+#[derive(Default)]
+struct ThreadSpace {
+    scratch: Scratch,
+    narrow: Vec<f32>,
+    gathered: Vec<f32>,
+    wide: Vec<f32>,
+}
+
+impl PackedModel {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        source: &mut dyn WeightSource,
+        kernel: Kernel,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        let (width, h) = (config.embedding_size, config.hidden_size);
+        let word_embeddings = source.take_values("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
+        let rows = config.max_position_embeddings;
+        let mut positions = source.take("embeddings.position_embeddings.weight", &[rows, width])?;
+        if config.type_vocab_size > 0 {
+            let types = source.take("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width])?;
+            for row in positions.chunks_mut(width) {
+                row.iter_mut().zip(&types).for_each(|(x, y)| *x += y);
+            }
+        }
+        let norm = Norm::load(source, "embeddings.LayerNorm", width, config)?;
+        let project = match width == h {
+            true => None,
+            false => Some(linear(source, kernel, &["embeddings_project"], h, width)?),
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Layer::load(config, source, kernel, &format!("encoder.layer.{i}")))
+            .collect::<Result<_>>()?;
+        let head = Head::load(config, source, device)?;
+        let workspaces = Mutex::default();
+        Ok(PackedModel {
+            config: config.clone(),
+            kernel,
+            word_embeddings,
+            positions,
+            norm,
+            project,
+            layers,
+            head,
+            workspaces,
+        })
+    }
+
+    /// The head's logits; see [`Model::logits`](super::Model::logits).
+    pub(crate) fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        super::logits(self.head.as_ref(), hidden, &mut None)
+    }
+
+    /// The last hidden states, `[batch, seq, hidden]`, zero where a sequence is padded; see
+    /// [`Model::hidden_states`](super::Model::hidden_states). `check` may end the computation between layers. Runs in rayon's
+    /// current pool.
+    pub(crate) fn hidden_states(
+        &self,
+        batch: &Batch,
+        device: &Device,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor<3>> {
+        let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
+        let result = self.compute(batch, &mut workspace, check);
+        let hidden = result.map(|()| {
+            let ([count, seq], h) = (batch.dims(), self.config.hidden_size);
+            let mut padded = vec![0.0; count * seq * h];
+            let mut first = 0;
+            for (out, &n) in padded.chunks_mut((seq * h).max(1)).zip(batch.lengths()) {
+                out[..n * h].copy_from_slice(&workspace.x[first * h..][..n * h]);
+                first += n;
+            }
+            Tensor::from_data(TensorData::new(padded, [count, seq, h]), device)
+        });
+        lock(&self.workspaces).push(workspace);
+        hidden
+    }
+
+    /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`.
+    fn compute(&self, batch: &Batch, workspace: &mut Workspace, check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let h = self.config.hidden_size;
+        let heads = self.config.num_attention_heads;
+        let head_width = h / heads;
+        let lengths = batch.lengths();
+        let tokens: usize = lengths.iter().sum();
+        let threads = rayon::current_num_threads();
+        workspace.threads.resize_with(threads, Mutex::default);
+        let Workspace { x, qkv, context, threads: spaces } = workspace;
+        // The pool's threads take turns at nothing: each finds its own free.
+        let space = || lock(&spaces[rayon::current_thread_index().unwrap_or(0) % spaces.len()]);
+        let rows = tokens.div_ceil(threads).clamp(1, ROWS);
+        x.resize(tokens * h, 0.0);
+        qkv.resize(tokens * 3 * h, 0.0);
+        context.resize(tokens * h, 0.0);
+        self.embed(batch, x, &mut space());
+        for layer in &self.layers {
+            check()?;
+            x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|(x, qkv)| {
+                layer.query_key_value.apply(x, None, &mut space().scratch, qkv);
+            });
+            context.par_chunks_mut((tokens * head_width).max(1)).enumerate().for_each(|(head, context)| {
+                let mut space = space();
+                let (mut qkv, mut context) = (qkv.as_slice(), context);
+                for &n in lengths {
+                    let (these, rest) = qkv.split_at(n * 3 * h);
+                    let (out, others) = context.split_at_mut(n * head_width);
+                    self.kernel.attend(these, head * head_width, h, head_width, &mut space.scratch, out);
+                    (qkv, context) = (rest, others);
+                }
+            });
+            let context = context.as_slice();
+            x.par_chunks_mut(rows * h).enumerate().for_each(|(block, x)| {
+                let mut space = space();
+                let ThreadSpace { scratch, narrow, gathered, wide } = &mut *space;
+                let n = x.len() / h;
+                gathered.resize(n * h, 0.0);
+                narrow.resize(n * h, 0.0);
+                wide.resize(n * layer.intermediate.outputs(), 0.0);
+                for (head, context) in context.chunks(tokens * head_width).enumerate() {
+                    let context = context[block * rows * head_width..].chunks(head_width);
+                    for (row, part) in gathered.chunks_mut(h).zip(context) {
+                        row[head * head_width..][..head_width].copy_from_slice(part);
+                    }
+                }
+                layer.attention_output.apply(gathered, None, scratch, narrow);
+                layer.attention_norm.add(self.kernel, narrow, x);
+                layer.intermediate.apply(x, Some(self.config.hidden_act), scratch, wide);
+                layer.output.apply(wide, None, scratch, narrow);
+                layer.norm.add(self.kernel, narrow, x);
+            });
+        }
+        check()
+    }
+
+    fn embed(&self, batch: &Batch, x: &mut [f32], space: &mut ThreadSpace) {
+        let width = self.config.embedding_size;
+        let tokens = x.len() / self.config.hidden_size;
+        let ThreadSpace { scratch, narrow, gathered, .. } = space;
+        let words = match &self.project {
+            None => &mut *x,
+            Some(_) => {
+                gathered.resize(tokens * width, 0.0);
+                gathered.as_mut_slice()
+            }
+        };
+        narrow.resize(tokens * width, 0.0);
+        let rows = words.chunks_mut(width).zip(narrow.chunks_mut(width));
+        for ((word, position), (id, at)) in rows.zip(batch.tokens()) {
+            match &self.word_embeddings {
+                Values::F32(table) => word.copy_from_slice(&table[id * width..][..width]),
+                Values::Int8(table, scales) => {
+                    for (x, &q) in word.iter_mut().zip(&table[id * width..][..width]) {
+                        *x = f32::from(q) * scales[id];
+                    }
+                }
+            }
+            position.copy_from_slice(&self.positions[(self.config.first_position() + at) * width..][..width]);
+        }
+        self.norm.add(self.kernel, narrow, words);
+        if let Some(project) = &self.project {
+            project.apply(gathered, None, scratch, x);
+        }
+    }
+}
+
+impl Layer {
+    fn load(config: &ModelConfig, source: &mut dyn WeightSource, kernel: Kernel, name: &str) -> Result<Self> {
+        let (h, f) = (config.hidden_size, config.intermediate_size);
+        let at = |part: &str| format!("{name}.attention.self.{part}");
+        Ok(Layer {
+            query_key_value: linear(source, kernel, &[&at("query"), &at("key"), &at("value")], h, h)?,
+            attention_output: linear(source, kernel, &[&format!("{name}.attention.output.dense")], h, h)?,
+            attention_norm: Norm::load(source, &format!("{name}.attention.output.LayerNorm"), h, config)?,
+            intermediate: linear(source, kernel, &[&format!("{name}.intermediate.dense")], f, h)?,
+            output: linear(source, kernel, &[&format!("{name}.output.dense")], h, f)?,
+            norm: Norm::load(source, &format!("{name}.output.LayerNorm"), h, config)?,
+        })
+    }
+}
+
+impl Norm {
+    fn load(source: &mut dyn WeightSource, name: &str, width: usize, config: &ModelConfig) -> Result<Self> {
+        Ok(Norm {
+            gamma: source.take(&format!("{name}.weight"), &[width])?,
+            beta: source.take(&format!("{name}.bias"), &[width])?,
+            epsilon: config.layer_norm_eps as f32,
+        })
+    }
+
+    /// `residual = norm(x + residual)`
+    fn add(&self, kernel: Kernel, x: &[f32], residual: &mut [f32]) {
+        kernel.add_norm(x, residual, &self.gamma, &self.beta, self.epsilon);
+    }
+}
+
+/// The linear layers `names` of the same input as one, their outputs one after the other. Integers stay integers where all are.
+fn linear(
+    source: &mut dyn WeightSource,
+    kernel: Kernel,
+    names: &[&str],
+    outputs: usize,
+    inputs: usize,
+) -> Result<Packed> {
+    let (mut parts, mut bias) = (Vec::new(), Vec::new());
+    for name in names {
+        parts.push(source.take_values(&format!("{name}.weight"), &[outputs, inputs])?);
+        bias.extend(source.take(&format!("{name}.bias"), &[outputs])?);
+    }
+    let integers: Option<Vec<_>> = parts
+        .iter()
+        .map(|part| match part {
+            Values::Int8(integers, scales) => Some((integers.as_slice(), scales.as_slice())),
+            Values::F32(_) => None,
+        })
+        .collect();
+    if let Some(parts) = integers {
+        return Ok(Packed::new(kernel, &Matrix::Int8(parts), inputs, &bias));
+    }
+    let floats: Vec<Vec<f32>> = parts.into_iter().map(Values::into_floats).collect();
+    let rows = floats.iter().map(Vec::as_slice).collect();
+    Ok(Packed::new(kernel, &Matrix::F32(rows), inputs, &bias))
+}
+
+/// What a panicking call left is overwritten before it is read.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "checkpoint"))]
+mod tests;

@@ -1,0 +1,151 @@
+//! The fused model against the composed one, and against itself in other company.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::Checkpoint;
+use crate::bundle::quantize_rows;
+use crate::model::{Model, Weights};
+
+/// Integers for every matrix of floats with rows enough to be quantized.
+struct Int8(Weights);
+
+impl WeightSource for Int8 {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.0.take(name, shape)
+    }
+
+    fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
+        let (integers, scales) = quantize_rows(&self.take(name, shape)?, shape[1]);
+        Ok(Values::Int8(integers, scales))
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints").join(name)
+}
+
+fn checkpoints() -> impl Iterator<Item = (&'static str, Checkpoint)> {
+    ["bert", "distilbert", "roberta", "electra"]
+        .into_iter()
+        .map(|name| (name, Checkpoint::open(folder(&format!("{name}-encoder"))).unwrap()))
+}
+
+/// Sequences of every length that the model has positions for.
+fn sequences(config: &ModelConfig) -> Vec<Vec<u32>> {
+    let most = config.max_tokens();
+    let id = |i: usize, j: usize| ((i * 31 + j * 17) % config.vocab_size) as u32;
+    (1..=most).step_by(3).chain([most]).map(|n| (0..n).map(|j| id(n, j)).collect()).collect()
+}
+
+fn hidden(model: &PackedModel, sequences: &[Vec<u32>], threads: usize) -> Vec<Vec<f32>> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let batch = Batch::new(sequences, model.config.pad_token_id);
+    let states = pool.install(|| model.hidden_states(&batch, &Device::flex(), &mut || Ok(()))).unwrap();
+    rows(states, &batch)
+}
+
+/// The states of each sequence, padding left out.
+fn rows(states: Tensor<3>, batch: &Batch) -> Vec<Vec<f32>> {
+    let [_, seq, width] = states.dims();
+    let states = states.into_data().try_into_vec::<f32>().unwrap();
+    states.chunks(seq * width).zip(batch.lengths()).map(|(row, &n)| row[..n * width].to_vec()).collect()
+}
+
+fn largest(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn cosine(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    let dot = |a: &[Vec<f32>], b: &[Vec<f32>]| -> f64 {
+        a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn fused_is_composed_in_every_architecture() {
+    for (name, checkpoint) in checkpoints() {
+        let config = &checkpoint.config;
+        let composed = Model::load(config, &mut checkpoint.weights.clone(), &Device::flex()).unwrap();
+        let sequences = sequences(config);
+        let batch = Batch::new(&sequences, config.pad_token_id);
+        let states = composed.hidden_states(&batch, &Device::flex(), &mut None, &mut |_, _| Ok(())).unwrap();
+        let expected = rows(states, &batch);
+        for kernel in Kernel::available() {
+            let mut weights = checkpoint.weights.clone();
+            let packed = PackedModel::load(config, &mut weights, kernel, &Device::flex()).unwrap();
+            assert!(weights.0.is_empty(), "{name}: {:?} are left", weights.0.keys());
+            let largest = largest(&hidden(&packed, &sequences, 2), &expected);
+            println!("{name}, {kernel:?}: {largest:.1e}");
+            assert!(largest <= 1e-5, "{name}, {kernel:?}: {largest:e}");
+        }
+    }
+}
+
+#[test]
+fn neither_batch_nor_padding_nor_threads_change_a_bit() {
+    for (name, checkpoint) in checkpoints() {
+        let config = &checkpoint.config;
+        let sequences = sequences(config);
+        for kernel in Kernel::available() {
+            for int8 in [false, true] {
+                let mut weights = checkpoint.weights.clone();
+                let source: &mut dyn WeightSource = if int8 { &mut Int8(weights.clone()) } else { &mut weights };
+                let packed = PackedModel::load(config, source, kernel, &Device::flex()).unwrap();
+                let expected = hidden(&packed, &sequences, 1);
+                for threads in [2, 3] {
+                    assert!(hidden(&packed, &sequences, threads) == expected, "{name}, {kernel:?}: {threads} threads");
+                }
+                for (sequence, expected) in sequences.iter().zip(&expected) {
+                    let alone = hidden(&packed, std::slice::from_ref(sequence), 1);
+                    assert!(alone[0] == *expected, "{name}, {kernel:?}: {} tokens alone", sequence.len());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
+    for (name, checkpoint) in checkpoints() {
+        let config = &checkpoint.config;
+        let sequences = sequences(config);
+        let states = |kernel, source: &mut dyn WeightSource| {
+            hidden(&PackedModel::load(config, source, kernel, &Device::flex()).unwrap(), &sequences, 1)
+        };
+        let scalar = Kernel::by_name("scalar").unwrap();
+        let floats = states(scalar, &mut checkpoint.weights.clone());
+        let integers = states(scalar, &mut Int8(checkpoint.weights.clone()));
+        let apart = cosine(&floats, &integers);
+        println!("{name}: cosine of int8 {apart:.5}");
+        assert!(apart >= 0.999, "{name}: {apart}");
+        for kernel in Kernel::available() {
+            let largest = largest(&states(kernel, &mut checkpoint.weights.clone()), &floats);
+            assert!(largest <= 1e-5, "{name}, {kernel:?}: {largest:e}");
+            // Where a float's last digit decides between two integers, kernels are a whole step apart.
+            let apart = cosine(&states(kernel, &mut Int8(checkpoint.weights.clone())), &integers);
+            println!("{name}, {kernel:?}: cosine {apart:.7}");
+            assert!(apart >= 0.999_99, "{name}, {kernel:?}: {apart}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_ended_between_layers_leaves_the_model_usable() {
+    let (_, checkpoint) = checkpoints().next().unwrap();
+    let packed =
+        PackedModel::load(&checkpoint.config, &mut checkpoint.weights.clone(), Kernel::best(), &Device::flex())
+            .unwrap();
+    let sequences = sequences(&checkpoint.config);
+    let expected = hidden(&packed, &sequences, 1);
+    for after in 0..=checkpoint.config.num_hidden_layers {
+        let mut seen = 0;
+        let batch = Batch::new(&sequences, checkpoint.config.pad_token_id);
+        let ended = packed.hidden_states(&batch, &Device::flex(), &mut || {
+            seen += 1;
+            if seen > after { Err(crate::Error::invalid_input("enough")) } else { Ok(()) }
+        });
+        assert!(ended.is_err() && hidden(&packed, &sequences, 1) == expected, "after {after} layers");
+    }
+}
