@@ -64,8 +64,8 @@
 //! * **The result** is `sum as f32 * (scale_x * scale_w) + bias`, in this order, the last two operations not fused. A
 //!   look-up in the word embedding is `q as f32 * scale`.
 //!
-//! On the processor the runtime computes the linear layers of an int8 bundle so. Other back ends, and the head, widen the weights
-//! to f32 when they load a model, and their activations stay f32.
+//! With a kernel of ours the runtime computes the encoder's linear layers of an int8 bundle so. Burn's back ends, which also
+//! compute every head, get weights widened to f32 when a model is loaded, and their activations stay f32.
 
 mod check;
 mod header;
@@ -169,7 +169,7 @@ impl Bundle {
         let bytes: Cow<'static, [u8]> = bytes.into();
         let header_len = header_len(bytes.get(..8), bytes.len() as u64)?;
         let header = bytes.get(8..8 + header_len).unwrap_or_default();
-        let info = check_header(header, bytes.len() as u64)?;
+        let info = check::read(header, bytes.len() as u64)?;
         Self::checked(info, Data::Memory(bytes, 8 + header_len), verify)
     }
 
@@ -331,18 +331,7 @@ fn read_info(file: &mut File, len: u64) -> Result<(BundleInfo, u64)> {
     let header_len = header_len(start, len)?;
     let mut header = vec![0; header_len];
     file.read_exact(&mut header).map_err(unreadable)?;
-    Ok((check_header(&header, len)?, 8 + header_len as u64))
-}
-
-fn check_header(header: &[u8], len: u64) -> Result<BundleInfo> {
-    let info = check::read(header, len)?;
-    match header.len().is_multiple_of(8) {
-        true => Ok(info),
-        false => Err(Error::corrupt(format!(
-            "bundle header: expected a length that is a multiple of 8, found {}; the file is damaged",
-            header.len()
-        ))),
-    }
+    Ok((check::read(&header, len)?, 8 + header_len as u64))
 }
 
 /// The header's length, from the first eight bytes of a bundle of `len` bytes.

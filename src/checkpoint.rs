@@ -122,7 +122,7 @@ impl Checkpoint {
     }
 
     /// Writes the folder, which transformers opens with `from_pretrained`. What stood there before stays until the new
-    /// folder is whole.
+    /// folder is whole; a process killed between the two moves that put it in place leaves the old one as `.NAME.old` beside it.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) where the folder cannot be written; what stood there is then intact.

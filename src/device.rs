@@ -14,7 +14,7 @@ use crate::options::Options;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Device {
-    /// The processor, by kernels of our own for the encoder and Burn's Flex back end for the head.
+    /// The processor: see [`kernel_names`].
     #[default]
     Cpu,
     /// A GPU by wgpu; an error where there is none, or where this build is without the feature `wgpu`.
@@ -32,7 +32,7 @@ pub struct DeviceReport {
     pub requested: Device,
     /// What computes.
     pub computes_on: Device,
-    /// The back end with, for a GPU, the adapter, and for a processor the kernel.
+    /// The back end; for a GPU with its adapter, for the processor its kernel.
     pub name: String,
     /// Why this one.
     pub reason: String,
@@ -45,7 +45,7 @@ pub struct DeviceReport {
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) device: BurnDevice,
-    /// What computes the encoder, where that is not Burn.
+    /// What computes the encoder, where that is not Burn on `device`.
     pub(crate) kernel: Option<Kernel>,
     pub(crate) pool: Arc<rayon::ThreadPool>,
     pub(crate) report: DeviceReport,
@@ -73,31 +73,37 @@ impl Engine {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
             })?;
         let (device, computes_on, mut name, reason) = choose(requested)?;
-        let kernel = match (computes_on, &options.kernel) {
-            (Device::Cpu, None) => Some(Kernel::best()),
-            (Device::Cpu, Some(asked)) => Some(Kernel::by_name(asked).ok_or_else(|| {
-                let message =
-                    format!("no kernel {asked:?} for this processor, which runs {}", kernel_names().join(", "));
-                Error::new(ErrorKind::InvalidInput, message)
-            })?),
-            (_, Some(asked)) => {
+        let mut kernel = None;
+        if computes_on == Device::Cpu {
+            let names = kernel_names();
+            let asked = options.kernel.as_deref().unwrap_or(names[0]);
+            if !names.contains(&asked) {
+                let names = names.join(", ");
                 return Err(Error::invalid_input(format!(
-                    "the kernel {asked:?} is for the processor, and {name} computes"
+                    "no kernel {asked:?} for this processor, which runs {names}"
                 )));
             }
-            (_, None) => None,
-        };
-        if let Some(kernel) = kernel {
-            name = format!("kernel {}", kernel.name());
+            kernel = Kernel::by_name(asked);
+            name = format!("kernel {asked}");
+        } else if let Some(asked) = &options.kernel {
+            return Err(Error::invalid_input(format!(
+                "the kernel {asked:?} is for the processor, and {name} computes"
+            )));
         }
         let report = DeviceReport { requested, computes_on, name, reason: reason.to_owned(), threads };
         Ok(Engine { device, kernel, pool: Arc::new(pool), report })
     }
 }
 
-/// The kernels that this processor can run, the best first; see [`Options::kernel`].
+/// Burn's Flex back end, in f32, in place of a kernel of ours.
+const FLEX: &str = "flex";
+
+/// The kernels that this processor can run, the fastest first; see [`Options::kernel`]. `flex` is Burn's back end in f32, which
+/// computes where no kernel for the processor's vector instructions is there; `scalar`, last, is what the others are tested against.
 pub fn kernel_names() -> Vec<&'static str> {
-    Kernel::available().map(Kernel::name).collect()
+    let mut names: Vec<&str> = Kernel::available().map(Kernel::name).collect();
+    names.insert(names.len() - 1, FLEX);
+    names
 }
 
 fn choose(requested: Device) -> Result<(BurnDevice, Device, String, &'static str)> {

@@ -96,14 +96,20 @@ arm!(
     "avx512vnni",
     x86::Avx512Vnni,
     avx512vnni,
-    ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx2", "fma"].iter().all(|f| has(f)),
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma"),
     "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
 );
 #[cfg(target_arch = "x86_64")]
-arm!("avx2", x86::Avx2, avx2, has("avx2") && has("fma"), "avx2,fma");
+arm!("avx2", x86::Avx2, avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "avx2,fma");
 arm!("scalar", scalar::Scalar, portable, true);
 
-/// The arms of this architecture, the best first.
+/// The arms of this architecture, the fastest first. `scalar` is slower than Burn's Flex back end and never the default.
 static ARMS: &[&Arm] = &[
     #[cfg(target_arch = "x86_64")]
     &avx512vnni::ARM,
@@ -112,29 +118,10 @@ static ARMS: &[&Arm] = &[
     &portable::ARM,
 ];
 
-#[cfg(target_arch = "x86_64")]
-fn has(feature: &str) -> bool {
-    match feature {
-        "avx512f" => is_x86_feature_detected!("avx512f"),
-        "avx512bw" => is_x86_feature_detected!("avx512bw"),
-        "avx512vl" => is_x86_feature_detected!("avx512vl"),
-        "avx512dq" => is_x86_feature_detected!("avx512dq"),
-        "avx512vnni" => is_x86_feature_detected!("avx512vnni"),
-        "avx2" => is_x86_feature_detected!("avx2"),
-        "fma" => is_x86_feature_detected!("fma"),
-        _ => false,
-    }
-}
-
 impl Kernel {
-    /// Those that this processor can run, the best first.
+    /// Those that this processor can run, the fastest first, `scalar` last.
     pub fn available() -> impl Iterator<Item = Kernel> {
         ARMS.iter().filter(|arm| (arm.is_available)()).map(|arm| Kernel(arm))
-    }
-
-    /// The best one that this processor can run.
-    pub fn best() -> Kernel {
-        Self::available().next().unwrap_or(Kernel(&portable::ARM))
     }
 
     /// The one of this name, if this processor can run it.
@@ -187,12 +174,6 @@ impl Kernel {
 impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl PartialEq for Kernel {
-    fn eq(&self, other: &Self) -> bool {
-        self.name() == other.name()
     }
 }
 

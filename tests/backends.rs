@@ -1,4 +1,4 @@
-//! The other back ends give the answers of Flex.
+//! The other back ends give the answers of the processor's kernel.
 #![cfg(all(feature = "checkpoint", any(feature = "ndarray", feature = "wgpu")))]
 
 use std::path::Path;

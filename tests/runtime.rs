@@ -147,6 +147,10 @@ fn every_kernel_finds_the_same_and_an_unknown_one_is_an_error() {
         assert_eq!(spans(&found), spans(&expected), "{kernel}");
         assert!(found.iter().zip(&expected).all(|(a, b)| (a.score - b.score).abs() <= 1e-4), "{kernel}");
     }
+    let names = ampoule::kernel_names();
+    let default = Extractor::from_checkpoint(eager(), &options()).unwrap().device().name.clone();
+    assert_eq!(default, format!("kernel {}", names[0]));
+    assert!(names.contains(&"flex") && names[0] != "scalar", "{names:?}");
     let error = found(Some("abacus")).unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("scalar"), "{error}");
 }

@@ -30,7 +30,7 @@ pub struct RunningArgs {
     /// Worker threads; 0 for as many as there are cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Which instructions of the processor compute, by name; without it the best that it has, see `ampoule doctor`
+    /// The kernel that computes on the processor; without it the first that `ampoule doctor` names
     #[arg(long, env = "AMPOULE_KERNEL", value_name = "NAME")]
     pub kernel: Option<String>,
     /// The most tokens of a window; 0, and more than that, for as many as the bundle asks for, else as the model has positions
@@ -156,8 +156,8 @@ impl TextArgs {
 
 fn from_json(line: &str, number: u64, place: &str) -> Result<Input> {
     let wrong = |what: &str| hint(format!("{place}: {what}"), "one object a line: {\"id\": \"a\", \"text\": \"…\"}");
-    // serde_json's message names a column and never the text, but a wrong type's value it would quote.
     let line = line.strip_prefix('\u{feff}').unwrap_or(line);
+    // serde_json's message names a column and never the text, but a wrong type's value it would quote.
     let value: Value = serde_json::from_str(line).map_err(|e| wrong(&format!("not JSON, column {}", e.column())))?;
     let text = value.get("text").and_then(Value::as_str).ok_or_else(|| wrong("no \"text\""))?;
     Ok(Input { id: value.get("id").cloned().unwrap_or_else(|| number.into()), text: text.to_owned() })

@@ -15,7 +15,7 @@ mod ui;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Finds diseases and medicines in notes, sorts and compares texts, and makes the small models that do it. Everything runs
 /// on this machine; no text leaves it.
@@ -51,7 +51,7 @@ enum Verb {
 fn main() -> ExitCode {
     let verb = match Cli::try_parse() {
         Ok(cli) => cli.verb,
-        Err(error) => return ui::fail_usage(&error),
+        Err(error) => return ui::fail_usage(&error, &Cli::command()),
     };
     let result = match verb {
         Verb::Train(args) => train::run(args),

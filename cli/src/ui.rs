@@ -58,7 +58,7 @@ fn say(what: &str, try_this: &str) {
 }
 
 /// Prints what is wrong with the command line, without any word of it that could be a note's; the exit code is 2.
-pub fn fail_usage(error: &clap::Error) -> ExitCode {
+pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if !error.use_stderr() {
         let _ = error.print();
@@ -73,7 +73,11 @@ pub fn fail_usage(error: &clap::Error) -> ExitCode {
     let is_option =
         |text: &str| text.starts_with("--") && text[2..].bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
     let what = match error.kind() {
-        ErrorKind::UnknownArgument if is_option(&argument) => format!("{argument}: there is no such option"),
+        ErrorKind::UnknownArgument if is_option(&argument) => {
+            let meant = get(ContextKind::SuggestedArg);
+            let meant = if meant.is_empty() { meant } else { format!("; {meant} was meant?") };
+            format!("{argument}: there is no such option{meant}")
+        }
         ErrorKind::UnknownArgument => "an argument too many; a text is one argument, in quotes".to_owned(),
         ErrorKind::InvalidSubcommand => "there is no such verb".to_owned(),
         ErrorKind::MissingRequiredArgument => format!("{argument}: missing"),
@@ -81,20 +85,17 @@ pub fn fail_usage(error: &clap::Error) -> ExitCode {
         ErrorKind::InvalidValue if !get(ContextKind::ValidValue).is_empty() => {
             format!("{argument}: expected one of {}", get(ContextKind::ValidValue))
         }
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => format!("{argument}: not a value that it takes"),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => format!("{argument}: no value, or none that it takes"),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
             return ExitCode::from(2);
         }
         kind => format!("{argument}: {}", kind.as_str().unwrap_or("not understood")),
     };
-    let verb = std::env::args().nth(1).filter(|verb| VERBS.contains(&verb.as_str()));
+    let verb = std::env::args_os().nth(1).and_then(|verb| cli.find_subcommand(verb)).map(|verb| verb.get_name());
     say(&what, &verb.map_or_else(|| "`ampoule --help`".to_owned(), |verb| format!("`ampoule {verb} --help`")));
     ExitCode::from(2)
 }
-
-const VERBS: [&str; 9] =
-    ["train", "distill", "quantize", "evaluate", "extract", "classify", "embed", "inspect", "doctor"];
 
 fn what_to_try(error: &anyhow::Error) -> String {
     if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<Hint>()) {

@@ -242,13 +242,11 @@ fn missing(folder: &Path, name: &str) -> Error {
 }
 
 fn annotated(path: &Path, unit: OffsetUnit) -> Result<Annotated> {
-    if let Err(e) = path.metadata() {
-        return Err(Error::io(path, e));
-    }
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
         JSONL => jsonl::read_entities(path, unit),
         e if CONLL.contains(&e) => conll::read(path),
+        _ if let Err(e) = path.metadata() => Err(Error::io(path, e)),
         _ => Err(Error::invalid_input(format!(
             "{}: the format of annotated text is told by the extension: .{} for a token a line, .{JSONL} for a text a line",
             path.display(),

@@ -52,7 +52,7 @@ pub struct TrainConfig {
     pub patience: usize,
     /// Steps between two saved states.
     pub save_every: usize,
-    /// Worker threads; 0 for as many as the machine has cores, at most four.
+    /// Worker threads; 0 for as many as the run began with, and at first as the machine has cores, at most four.
     pub threads: usize,
 }
 

@@ -57,6 +57,12 @@ pub(super) fn read(header: &[u8], bundle_len: u64) -> Result<BundleInfo> {
     let version = entries.version()?;
     entries.check_names()?;
     entries.check_seal(header)?;
+    if !header.len().is_multiple_of(8) {
+        return Err(Error::corrupt(format!(
+            "bundle header: expected a length that is a multiple of 8, found {}; the file is damaged",
+            header.len()
+        )));
+    }
     let data_len = bundle_len.saturating_sub(8 + header.len() as u64);
     check_layout(&tensors, data_len)?;
     let metadata = entries.metadata(&tensors, bundle_len)?;

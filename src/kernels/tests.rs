@@ -320,8 +320,8 @@ fn rows_do_not_depend_on_their_neighbours() {
 #[test]
 fn kernels_are_found_by_name() {
     for kernel in Kernel::available() {
-        assert_eq!(Kernel::by_name(kernel.name()), Some(kernel));
+        assert_eq!(Kernel::by_name(kernel.name()).map(Kernel::name), Some(kernel.name()));
     }
-    assert_eq!(Kernel::by_name("abacus"), None);
-    assert_eq!(Kernel::available().next(), Some(Kernel::best()));
+    assert!(Kernel::by_name("abacus").is_none());
+    assert_eq!(Kernel::available().last().map(Kernel::name), Some("scalar"));
 }

@@ -281,16 +281,15 @@ impl ModelConfig {
     /// # Errors
     /// [`Incompatible`](crate::ErrorKind::Incompatible), naming the field.
     pub fn validate(&self) -> Result<()> {
-        for (name, value) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("embedding_size", self.embedding_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("intermediate_size", self.intermediate_size),
-            ("max_position_embeddings", self.max_position_embeddings),
+        for (name, value, most) in [
+            ("vocab_size", self.vocab_size, MAX_DIMENSION),
+            ("hidden_size", self.hidden_size, MAX_DIMENSION),
+            ("embedding_size", self.embedding_size, MAX_DIMENSION),
+            ("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, MAX_DIMENSION),
+            ("intermediate_size", self.intermediate_size, MAX_DIMENSION),
+            ("max_position_embeddings", self.max_position_embeddings, MAX_DIMENSION),
         ] {
-            let most = if name == "num_hidden_layers" { MAX_LAYERS } else { MAX_DIMENSION };
             if value == 0 || value > most {
                 return Err(Error::incompatible(format!(
                     "config.json: field {name:?}: expected 1 to {most}, found {value}"
@@ -323,7 +322,8 @@ impl ModelConfig {
         }
         if self.task == Task::SingleLabel && self.id2label.len() == 1 {
             return Err(Error::incompatible(
-                "config.json: one label without problem_type is a regression, which is not supported",
+                "config.json: a single label is a regression, which is not supported; with problem_type \
+                 \"multi_label_classification\" it is a label that a text has or has not",
             ));
         }
         if self.id2label.len() > MAX_LABELS {

@@ -1,6 +1,6 @@
 //! The model of [`super`] as the kernels compute it: weights packed, layers fused, sequences without padding.
 //!
-//! This is how a processor runs what [`Model`](super::Model) defines; `tests/fused.rs` holds the two together.
+//! This is how a processor with kernels runs what [`Model`](super::Model) defines; `packed/tests.rs` holds the two together.
 
 use std::sync::Mutex;
 
