@@ -7,9 +7,9 @@ use burn::tensor::Tensor;
 use crate::batch::Batch;
 use crate::bundle::{Bundle, PoolingMode};
 use crate::device::DeviceReport;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::opened::Opened;
+use crate::opened::{Opened, host};
 use crate::options::{Limit, Options};
 
 /// Turns texts into vectors for search and comparison.
@@ -96,6 +96,39 @@ impl Embedder {
             )
         })?;
         Ok(pooled.into_iter().map(|p| p.finish(self.opened.pooling.normalize)).collect())
+    }
+
+    /// The last hidden states of sequences of token ids, special tokens included and each by itself at most
+    /// [`max_position_embeddings`](ModelConfig::max_position_embeddings) long: `[tokens, width]` of each, row-major. For callers
+    /// that tokenize, cut and pool by themselves; all sequences are computed together, in memory that grows with them.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a sequence that is empty or too long and for an id that is not in the
+    /// vocabulary; else as [`Embedder::embed`].
+    pub fn hidden_states<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Vec<Vec<f32>>> {
+        let config = &self.opened.config;
+        for ids in sequences.iter().map(AsRef::as_ref) {
+            if ids.is_empty() || ids.len() > config.max_tokens() {
+                let (found, most) = (ids.len(), config.max_tokens());
+                return Err(Error::invalid_input(format!(
+                    "a sequence of {found} tokens; this model takes 1 to {most}"
+                )));
+            }
+            if ids.iter().any(|&id| id as usize >= config.vocab_size) {
+                let last = config.vocab_size - 1;
+                return Err(Error::invalid_input(format!("a token id outside the vocabulary; its last is {last}")));
+            }
+        }
+        let limit = Limit::of(&self.opened.options);
+        limit.check()?;
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch = Batch::new(sequences, config.pad_token_id);
+        let values = self.opened.install(|| host(self.opened.hidden_states(&batch, &limit)?))?;
+        let ([_, seq], width) = (batch.dims(), config.hidden_size);
+        let rows = values.chunks(seq * width).zip(batch.lengths());
+        Ok(rows.map(|(rows, &n)| rows[..n * width].to_vec()).collect())
     }
 
     /// `[batch, seq, hidden] -> [batch, 1, hidden]`

@@ -8,17 +8,26 @@
 //! |---|---|---|
 //! | `avx512vnni` | AVX-512 F, BW, VL, DQ, VNNI | Zen 4 |
 //! | `avx2` | AVX2, FMA | Zen 4 |
+//! | `avxvnni` | AVX2, FMA, AVX-VNNI | nothing yet, so never the default |
+//! | `i8mm` | 64-bit ARM, i8mm | qemu's `max` |
+//! | `dotprod` | 64-bit ARM, dot product | qemu's Cortex-A76 and `max` |
+//! | `neon` | 64-bit ARM | qemu's Cortex-A53, Cortex-A76 and `max` |
+//! | `simd128` | WebAssembly built with `+simd128` | Node |
 //! | `scalar` | nothing | everywhere |
 //!
 //! Nothing here knows tensors, files or models.
 // The one place for it: see the module `simd`. Every call of an arm's function comes after `Arm::is_available`.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod body;
 mod scalar;
 mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -53,6 +62,7 @@ struct Arm {
     name: &'static str,
     is_available: fn() -> bool,
     lanes: usize,
+    group: usize,
     weight_offset: i32,
     linear: unsafe fn(LinearArgs),
     add_norm: AddNorm,
@@ -82,6 +92,7 @@ macro_rules! arm {
                 name: $name,
                 is_available: || $is_available,
                 lanes: <$simd>::LANES,
+                group: <$simd>::GROUP,
                 weight_offset: <$simd>::WEIGHT_OFFSET,
                 linear,
                 add_norm,
@@ -106,20 +117,46 @@ arm!(
     "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
 );
 #[cfg(target_arch = "x86_64")]
-arm!("avx2", x86::Avx2, avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "avx2,fma");
+arm!("avx2", x86::Avx2<false>, avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+arm!(
+    "avxvnni",
+    x86::Avx2<true>,
+    avxvnni,
+    is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+    "avxvnni,avx2,fma"
+);
+#[cfg(target_arch = "aarch64")]
+arm!("i8mm", arm::Neon<arm::MatrixProduct>, i8mm, std::arch::is_aarch64_feature_detected!("i8mm"), "i8mm");
+#[cfg(target_arch = "aarch64")]
+arm!("dotprod", arm::Neon<arm::DotProduct>, dotprod, std::arch::is_aarch64_feature_detected!("dotprod"), "dotprod");
+#[cfg(target_arch = "aarch64")]
+arm!("neon", arm::Neon<arm::Multiply>, neon, true);
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+arm!("simd128", wasm::Simd128, simd128, true);
 arm!("scalar", scalar::Scalar, portable, true);
 
-/// The arms of this architecture, the fastest first. `scalar` is slower than Burn's Flex back end and never the default.
+/// The arms of this architecture, the default first. `scalar` is slower than Burn's Flex back end and never the default.
 static ARMS: &[&Arm] = &[
     #[cfg(target_arch = "x86_64")]
     &avx512vnni::ARM,
     #[cfg(target_arch = "x86_64")]
     &avx2::ARM,
+    #[cfg(target_arch = "x86_64")]
+    &avxvnni::ARM,
+    #[cfg(target_arch = "aarch64")]
+    &i8mm::ARM,
+    #[cfg(target_arch = "aarch64")]
+    &dotprod::ARM,
+    #[cfg(target_arch = "aarch64")]
+    &neon::ARM,
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    &simd128::ARM,
     &portable::ARM,
 ];
 
 impl Kernel {
-    /// Those that this processor can run, the fastest first, `scalar` last.
+    /// Those that this processor can run, the default first, `scalar` last.
     pub fn available() -> impl Iterator<Item = Kernel> {
         ARMS.iter().filter(|arm| (arm.is_available)()).map(|arm| Kernel(arm))
     }
@@ -193,7 +230,7 @@ struct Line([u8; 64]);
 
 /// Weights as a kernel's panels, of `wide = VECTORS * lanes` outputs each, the last padded with zeros.
 enum Panels {
-    /// `[panel, inputs / 4, wide, 4]` integers with their offset, and a scale an output.
+    /// `[panel, inputs / group, wide, group]` integers with their offset, and a scale an output.
     Int8 { data: Vec<Line>, scales: Vec<f32> },
     /// `[panel, inputs, wide]`.
     F32(Vec<Line>),
@@ -242,23 +279,12 @@ impl Packed {
         let pad = |values: &mut Vec<f32>| values.resize(count * wide, 0.0);
         let panels = match matrix {
             Matrix::Int8(parts) => {
-                let groups = inputs.div_ceil(4);
-                // A padded weight is zero, whose byte is the offset.
-                let mut data = vec![Line([kernel.0.weight_offset as u8; 64]); (count * groups * wide * 4).div_ceil(64)];
-                let flip = u32::from_ne_bytes([kernel.0.weight_offset as u8; 4]);
-                let lanes = words(&mut data);
                 let rows = parts.iter().flat_map(|(integers, _)| integers.chunks(inputs.max(1)));
-                let mut at = 0;
-                for row in rows {
-                    let panel = &mut lanes[at / wide * groups * wide..][..groups * wide];
-                    for (four, lane) in row.chunks(4).zip(panel[at % wide..].iter_mut().step_by(wide)) {
-                        let mut bytes = [0i8; 4];
-                        bytes[..four.len()].copy_from_slice(four);
-                        // Adding 128 to a signed byte is flipping its highest bit.
-                        *lane = u32::from_ne_bytes(bytes.map(|q| q as u8)) ^ flip;
-                    }
-                    at += 1;
-                }
+                let (data, at) = match kernel.0.group {
+                    4 => groups::<4>(rows, inputs, count, wide, kernel.0.weight_offset),
+                    8 => groups::<8>(rows, inputs, count, wide, kernel.0.weight_offset),
+                    _ => groups::<16>(rows, inputs, count, wide, kernel.0.weight_offset),
+                };
                 assert_eq!(at, outputs, "rows of an int8 matrix");
                 let mut scales: Vec<f32> = parts.iter().flat_map(|(_, scales)| scales.iter().copied()).collect();
                 assert_eq!(scales.len(), outputs, "scales of an int8 matrix");
@@ -304,6 +330,35 @@ impl Packed {
         // SAFETY: a `Kernel` is made of available arms alone; the lengths were checked.
         unsafe { (self.kernel.0.linear)(LinearArgs { x, weights: self, activation, scratch, out }) }
     }
+}
+
+/// `count` panels of rows in groups of `GROUP`, and the number of rows.
+fn groups<'a, const GROUP: usize>(
+    rows: impl Iterator<Item = &'a [i8]>,
+    inputs: usize,
+    count: usize,
+    wide: usize,
+    offset: i32,
+) -> (Vec<Line>, usize) {
+    let length = inputs.div_ceil(GROUP) * wide * GROUP;
+    // Adding 128 to a signed byte is flipping its highest bit. A padded weight is zero, whose byte is the offset.
+    let flip = offset as u8;
+    let mut data = vec![Line([flip; 64]); (count * length).div_ceil(64)];
+    // SAFETY: a line is 64 bytes without padding, and bytes have no alignment and no invalid pattern.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), data.len() * 64) };
+    let mut at = 0;
+    for row in rows {
+        let panel = &mut bytes[at / wide * length..][..length];
+        let places = panel[at % wide * GROUP..].chunks_mut(GROUP).step_by(wide);
+        for (group, place) in row.chunks(GROUP).zip(places) {
+            match <&[i8; GROUP]>::try_from(group) {
+                Ok(group) => place.copy_from_slice(&group.map(|q| q as u8 ^ flip)),
+                Err(_) => place.iter_mut().zip(group).for_each(|(place, &q)| *place = q as u8 ^ flip),
+            }
+        }
+        at += 1;
+    }
+    (data, at)
 }
 
 /// The lines as 32-bit lanes.

@@ -147,11 +147,7 @@ impl Opened {
             }
             let sequences: Vec<Vec<u32>> = pending.iter().map(|(_, window)| self.sequence(&window.tokens)).collect();
             let batch = Batch::new(&sequences, self.config.pad_token_id);
-            let device = &self.engine.device;
-            let hidden = match &self.model {
-                Computes::Kernels(model) => model.hidden_states(&batch, device, &mut || limit.check())?,
-                Computes::Burn(model) => model.hidden_states(&batch, device, &mut None, &mut |_, _| limit.check())?,
-            };
+            let hidden = self.hidden_states(&batch, limit)?;
             let output = compute(hidden, &batch)?;
             let [_, rows, width] = output.dims();
             let values = host(output)?;
@@ -196,6 +192,15 @@ impl Opened {
         ids.extend(tokens.iter().map(|t| t.id));
         ids.push(self.tokenizer.sep_id());
         ids
+    }
+
+    /// The last hidden states, `[batch, seq, hidden]`. Runs in the current pool.
+    pub(crate) fn hidden_states(&self, batch: &Batch, limit: &Limit) -> Result<Tensor<3>> {
+        let device = &self.engine.device;
+        match &self.model {
+            Computes::Kernels(model) => model.hidden_states(batch, device, &mut || limit.check()),
+            Computes::Burn(model) => model.hidden_states(batch, device, &mut None, &mut |_, _| limit.check()),
+        }
     }
 
     /// The head's logits, see [`Model::logits`].

@@ -4,7 +4,7 @@
 //! Every function here needs the processor that [`Simd`]'s implementor needs, and slices of the lengths that its debug assertions
 //! state; the callers in [`super`] check both.
 
-use super::simd::Simd;
+use super::simd::{MAX_ROWS, Simd, Sums};
 use super::{Activation, LinearArgs, Panels, VECTORS};
 
 /// `e^x`, within 2 units in the last place of -87..=88 and held at the ends of that.
@@ -85,11 +85,11 @@ unsafe fn store<S: Simd>(x: S::F, row: *mut f32, i: usize, n: usize) {
 }
 
 /// Quantizes one row as the [integer contract](crate::bundle#the-integer-contract) says; `integers` holds a whole number of
-/// vectors and gets zeros beyond the row's end. Returns the scale and the sum of the integers.
+/// vectors and of groups, and gets zeros beyond the row's end. Returns the scale and the sum of the integers.
 #[inline(always)]
 unsafe fn quantize<S: Simd>(row: &[f32], integers: &mut [i8]) -> (f32, i32) {
     let n = row.len();
-    debug_assert!(integers.len() >= n.next_multiple_of(S::LANES));
+    debug_assert!(integers.len() >= n.next_multiple_of(S::LANES.max(S::GROUP)));
     unsafe {
         let mut most = S::splat(0.0);
         for i in (0..n).step_by(S::LANES) {
@@ -106,6 +106,7 @@ unsafe fn quantize<S: Simd>(row: &[f32], integers: &mut [i8]) -> (f32, i32) {
             sum = S::add(sum, S::to_float(x));
             S::store_bytes(x, integers.as_mut_ptr().add(i));
         }
+        integers[n.next_multiple_of(S::LANES).min(n.next_multiple_of(S::GROUP))..n.next_multiple_of(S::GROUP)].fill(0);
         (scale, S::sum(sum) as i32)
     }
 }
@@ -121,7 +122,7 @@ macro_rules! with_rows {
             5 => $tile::<$s, 5>($($argument),*),
             6 => $tile::<$s, 6>($($argument),*),
             7 => $tile::<$s, 7>($($argument),*),
-            _ => $tile::<$s, 8>($($argument),*),
+            _ => $tile::<$s, MAX_ROWS>($($argument),*),
         }
     };
 }
@@ -138,29 +139,16 @@ fn blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Sums of `R` rows of integers with a panel, each the exact `Σ x · (w + WEIGHT_OFFSET)`.
+/// [`Simd::dot_tile`] as [`with_rows`] calls it.
 #[inline(always)]
 unsafe fn dot_tile<S: Simd, const R: usize>(
     x: *const i8,
     stride: usize,
     panel: *const u8,
     groups: usize,
-    sums: &mut [[S::I; VECTORS]; 8],
+    sums: &mut Sums<S::I>,
 ) {
-    unsafe {
-        let mut acc = [[S::splat_int(0); VECTORS]; R];
-        for g in 0..groups {
-            let w: [S::W; VECTORS] =
-                std::array::from_fn(|v| S::load_weights(panel.add((g * VECTORS + v) * 4 * S::LANES)));
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let x = S::spread(x.add(r * stride + 4 * g));
-                for (acc, &w) in acc.iter_mut().zip(&w) {
-                    *acc = S::dot(*acc, w, x);
-                }
-            }
-        }
-        sums[..R].copy_from_slice(&acc);
-    }
+    unsafe { S::dot_tile::<R>(x, stride, panel, groups, sums) }
 }
 
 /// Products of `R` rows of floats with a panel whose rows stand `VECTORS` vectors apart.
@@ -170,7 +158,7 @@ unsafe fn tile<S: Simd, const R: usize>(
     stride: usize,
     panel: *const f32,
     inputs: usize,
-    sums: &mut [[S::F; VECTORS]; 8],
+    sums: &mut Sums<S::F>,
 ) {
     unsafe {
         let mut acc = [[S::splat(0.0); VECTORS]; R];
@@ -238,12 +226,12 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
             };
             match &weights.panels {
                 Panels::Int8 { data, scales } => {
-                    let groups = inputs.div_ceil(4);
-                    let panel = data.as_ptr().cast::<u8>().add(p * groups * 4 * wide);
+                    let groups = inputs.div_ceil(S::GROUP);
+                    let panel = data.as_ptr().cast::<u8>().add(p * groups * S::GROUP * wide);
                     let scales = scales.as_ptr().add(p * wide);
                     for (row, n) in blocks(rows, S::ROWS) {
                         let integers = scratch.integers.as_ptr().add(row * stride);
-                        let mut sums = [[S::splat_int(0); VECTORS]; 8];
+                        let mut sums = [[S::splat_int(0); VECTORS]; MAX_ROWS];
                         with_rows!(n, dot_tile::<S>(integers, stride, panel, groups, &mut sums));
                         for (r, sums) in sums.iter().enumerate().take(n) {
                             let offset = S::splat_int(S::WEIGHT_OFFSET.wrapping_mul(scratch.sums[row + r]));
@@ -259,7 +247,7 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
                     let panel = data.as_ptr().cast::<f32>().add(p * inputs * wide);
                     for (row, n) in blocks(rows, S::FLOAT_ROWS) {
                         let x = x.as_ptr().add(row * inputs);
-                        let mut sums = [[S::splat(0.0); VECTORS]; 8];
+                        let mut sums = [[S::splat(0.0); VECTORS]; MAX_ROWS];
                         with_rows!(n, tile::<S>(x, inputs, panel, inputs, &mut sums));
                         for (r, sums) in sums.iter().enumerate().take(n) {
                             for (v, &sum) in sums.iter().enumerate().take(columns.div_ceil(S::LANES)) {
@@ -349,7 +337,7 @@ pub(super) unsafe fn attend<S: Simd>(
         unsafe {
             let query = qkv.as_ptr().add(row * stride + first);
             for p in 0..padded / wide {
-                let mut sums = [[S::splat(0.0); VECTORS]; 8];
+                let mut sums = [[S::splat(0.0); VECTORS]; MAX_ROWS];
                 with_rows!(n, tile::<S>(query, stride, keys.as_ptr().add(p * wide * width), width, &mut sums));
                 for (r, sums) in sums.iter().enumerate().take(n) {
                     for (v, &sum) in sums.iter().enumerate() {
@@ -358,12 +346,12 @@ pub(super) unsafe fn attend<S: Simd>(
                     }
                 }
             }
-            let mut by = [0.0; 8];
+            let mut by = [0.0; MAX_ROWS];
             for (scores, by) in scores.chunks_mut(padded).zip(&mut by).take(n) {
                 *by = 1.0 / exponentials::<S>(&mut scores[..seq]);
             }
             for p in 0..value_panels {
-                let mut sums = [[S::splat(0.0); VECTORS]; 8];
+                let mut sums = [[S::splat(0.0); VECTORS]; MAX_ROWS];
                 with_rows!(n, tile::<S>(scores.as_ptr(), padded, values.as_ptr().add(p * seq * wide), seq, &mut sums));
                 for (r, sums) in sums.iter().enumerate().take(n) {
                     let to = out.as_mut_ptr().add((row + r) * width);

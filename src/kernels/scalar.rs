@@ -1,6 +1,6 @@
 //! The arm of every processor, and the oracle of the others.
 
-use super::simd::Simd;
+use super::simd::{Dot, Simd, Sums, dot_lanes};
 
 /// Eight lanes in arrays, which compilers turn into whatever vectors the target has.
 pub(super) struct Scalar;
@@ -19,11 +19,10 @@ impl Simd for Scalar {
     const LANES: usize = LANES;
     const ROWS: usize = 2;
     const FLOAT_ROWS: usize = 4;
+    const GROUP: usize = 4;
     const WEIGHT_OFFSET: i32 = 0;
     type F = [f32; LANES];
     type I = [i32; LANES];
-    type W = [[i8; 4]; LANES];
-    type X = [i8; 4];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -111,6 +110,22 @@ impl Simd for Scalar {
     unsafe fn store_bytes(a: Self::I, at: *mut i8) {
         unsafe { at.cast::<[i8; LANES]>().write_unaligned(a.map(|x| x as i8)) }
     }
+    #[inline(always)]
+    unsafe fn dot_tile<const R: usize>(
+        x: *const i8,
+        stride: usize,
+        panel: *const u8,
+        groups: usize,
+        sums: &mut Sums<Self::I>,
+    ) {
+        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, sums) }
+    }
+}
+
+impl Dot for Scalar {
+    type W = [[i8; 4]; LANES];
+    type X = [i8; 4];
+
     #[inline(always)]
     unsafe fn load_weights(at: *const u8) -> Self::W {
         unsafe { at.cast::<Self::W>().read_unaligned() }

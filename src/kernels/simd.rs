@@ -1,5 +1,13 @@
 //! What the kernels' bodies ask of an instruction set.
 
+use super::VECTORS;
+
+/// The most rows of any tile.
+pub(super) const MAX_ROWS: usize = 8;
+
+/// Sums of rows with a panel.
+pub(super) type Sums<I> = [[I; VECTORS]; MAX_ROWS];
+
 /// One instruction set's vectors, of `LANES` values of 32 bits.
 ///
 /// # Safety
@@ -13,16 +21,14 @@ pub(super) trait Simd {
     /// The most rows of a tile of integer products, and of one of floats: as many as keep all sums in registers.
     const ROWS: usize;
     const FLOAT_ROWS: usize;
-    /// What is added to a stored weight to make it the byte that [`Simd::dot`] takes: 128 where that is unsigned, else 0.
+    /// Weights of one output that stand together in a panel: 4, 8 or 16.
+    const GROUP: usize;
+    /// What is added to a weight when it is packed: 128 where the products take it unsigned, else 0.
     const WEIGHT_OFFSET: i32;
     /// Floats.
     type F: Copy;
     /// 32-bit integers.
     type I: Copy;
-    /// Four weights in each lane.
-    type W: Copy;
-    /// The same four activations in each lane.
-    type X: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(at: *const f32) -> Self::F;
@@ -51,10 +57,53 @@ pub(super) trait Simd {
     unsafe fn to_float(a: Self::I) -> Self::F;
     /// Stores `LANES` values, all in -127..=127, as bytes.
     unsafe fn store_bytes(a: Self::I, at: *mut i8);
+    /// Sums of `R` rows of integers, `stride` apart, with a panel of `groups` groups: each the exact `Σ x · (w + WEIGHT_OFFSET)` for
+    /// activations and weights in -127..=127.
+    unsafe fn dot_tile<const R: usize>(
+        x: *const i8,
+        stride: usize,
+        panel: *const u8,
+        groups: usize,
+        sums: &mut Sums<Self::I>,
+    );
+}
+
+/// An instruction set that adds to each lane four products of its own.
+#[allow(clippy::missing_safety_doc)]
+pub(super) trait Dot: Simd {
+    /// Four weights in each lane.
+    type W: Copy;
+    /// The same four activations in each lane.
+    type X: Copy;
+
     unsafe fn load_weights(at: *const u8) -> Self::W;
     /// Four activations.
     unsafe fn spread(at: *const i8) -> Self::X;
-    /// Adds to each lane its four products of weight and activation. Exact for activations in -127..=127 and weights in
-    /// -127..=127 that were stored with their offset.
+    /// Adds to each lane its four products of weight and activation.
     unsafe fn dot(sum: Self::I, weights: Self::W, activations: Self::X) -> Self::I;
+}
+
+/// [`Simd::dot_tile`] where a lane is an output: groups of four.
+#[inline(always)]
+pub(super) unsafe fn dot_lanes<S: Dot, const R: usize>(
+    x: *const i8,
+    stride: usize,
+    panel: *const u8,
+    groups: usize,
+    sums: &mut Sums<S::I>,
+) {
+    unsafe {
+        let mut acc = [[S::splat_int(0); VECTORS]; R];
+        for g in 0..groups {
+            let w: [S::W; VECTORS] =
+                std::array::from_fn(|v| S::load_weights(panel.add((g * VECTORS + v) * 4 * S::LANES)));
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = S::spread(x.add(r * stride + 4 * g));
+                for (acc, &w) in acc.iter_mut().zip(&w) {
+                    *acc = S::dot(*acc, w, x);
+                }
+            }
+        }
+        sums[..R].copy_from_slice(&acc);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::Simd;
+use super::simd::{Dot, Simd, Sums, dot_lanes};
 
 /// AVX-512 with VNNI: Ice Lake and later servers, Zen 4 and later.
 pub(super) struct Avx512Vnni;
@@ -11,11 +11,10 @@ impl Simd for Avx512Vnni {
     const LANES: usize = 16;
     const ROWS: usize = 8;
     const FLOAT_ROWS: usize = 8;
+    const GROUP: usize = 4;
     const WEIGHT_OFFSET: i32 = 128;
     type F = __m512;
     type I = __m512i;
-    type W = __m512i;
-    type X = __m512i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -102,6 +101,22 @@ impl Simd for Avx512Vnni {
         unsafe { _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(a)) }
     }
     #[inline(always)]
+    unsafe fn dot_tile<const R: usize>(
+        x: *const i8,
+        stride: usize,
+        panel: *const u8,
+        groups: usize,
+        sums: &mut Sums<Self::I>,
+    ) {
+        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, sums) }
+    }
+}
+
+impl Dot for Avx512Vnni {
+    type W = __m512i;
+    type X = __m512i;
+
+    #[inline(always)]
     unsafe fn load_weights(at: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(at.cast()) }
     }
@@ -115,8 +130,8 @@ impl Simd for Avx512Vnni {
     }
 }
 
-/// AVX2 with FMA: Haswell and later, Zen and later.
-pub(super) struct Avx2;
+/// AVX2 with FMA: Haswell and later, Zen and later; or with AVX-VNNI too: Alder Lake and later, Zen 5 and later.
+pub(super) struct Avx2<const VNNI: bool>;
 
 /// As a mask of `n` leading lanes.
 #[inline(always)]
@@ -126,16 +141,14 @@ unsafe fn leading(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(ONES_THEN_ZEROS.as_ptr().add(8 - n).cast()) }
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const ROWS: usize = 4;
     const FLOAT_ROWS: usize = 6;
-    const WEIGHT_OFFSET: i32 = 0;
+    const GROUP: usize = 4;
+    const WEIGHT_OFFSET: i32 = if VNNI { 128 } else { 0 };
     type F = __m256;
     type I = __m256i;
-    type W = __m256i;
-    /// The activations and their magnitudes.
-    type X = (__m256i, __m256i);
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -236,6 +249,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn dot_tile<const R: usize>(
+        x: *const i8,
+        stride: usize,
+        panel: *const u8,
+        groups: usize,
+        sums: &mut Sums<Self::I>,
+    ) {
+        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, sums) }
+    }
+}
+
+impl<const VNNI: bool> Dot for Avx2<VNNI> {
+    type W = __m256i;
+    /// The activations and their magnitudes.
+    type X = (__m256i, __m256i);
+
+    #[inline(always)]
     unsafe fn load_weights(at: *const u8) -> __m256i {
         unsafe { _mm256_loadu_si256(at.cast()) }
     }
@@ -249,6 +279,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn dot(sum: __m256i, w: __m256i, (x, magnitude): Self::X) -> __m256i {
         unsafe {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(sum, w, x);
+            }
             // `vpmaddubsw` adds two products of an unsigned and a signed byte and saturates at 32,767: |x| times the weight with
             // x's sign is at most 2 * 127 * 127 = 32,258.
             let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, x));
