@@ -180,7 +180,7 @@ impl<'a> Sequences<'a> {
                 for (i, set) in train.iter().enumerate() {
                     let mut random = generator(config.seed, RUNS + ((i as u64 + 1) << 8), number);
                     let length = |example: &Example| example.text.len() / 4 + 1;
-                    for example in runs(set, config.runs, self.window, &length, &mut random) {
+                    for example in runs(set, config.runs, config.full_runs, self.window, &length, &mut random) {
                         self.entity_sequences(&example, i, &mut sequences)?;
                     }
                 }

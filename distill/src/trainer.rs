@@ -38,6 +38,8 @@ pub struct TrainConfig {
     pub window: usize,
     /// Share of an epoch's sentences that come in runs of consecutive ones, as a note's do, in place of one by one.
     pub runs: f64,
+    /// Share of these runs that are as long as the window; the others are of every length up to it.
+    pub full_runs: f64,
     /// Loss terms.
     pub terms: Vec<Term>,
     /// Optimizer.
@@ -65,6 +67,7 @@ impl Default for TrainConfig {
             max_batch_tokens: 1024,
             window: 0,
             runs: 0.5,
+            full_runs: 0.0,
             terms: vec![Term::Hard { weight: 1.0 }],
             optimizer: AdamW::default(),
             dropout: None,
@@ -217,8 +220,8 @@ fn check(config: &TrainConfig, has_teacher: bool) -> Result<()> {
     if config.terms.is_empty() {
         return wrong("terms is empty; name at least one loss term");
     }
-    if !(0.0..=1.0).contains(&config.runs) {
-        return wrong("runs must be in 0..=1");
+    if !(0.0..=1.0).contains(&config.runs) || !(0.0..=1.0).contains(&config.full_runs) {
+        return wrong("runs and full_runs must be in 0..=1");
     }
     if config.dropout.is_some_and(|p| !(0.0..1.0).contains(&p)) {
         return wrong("dropout must be in 0..1");

@@ -6,14 +6,15 @@ use super::{Annotation, Example, NerSet};
 
 /// The examples of a set, some of them put together to runs, as notes are, in the set's order.
 ///
-/// The set is cut into groups of consecutive sentences: how long a group may be is drawn evenly up to `budget_tokens`, and it
-/// ends where the next sentence would bring its `length` over that. A group becomes, with probability `share`, one example,
-/// its sentences joined by a space and its entities moved; otherwise its sentences come singly. So `share` is the expected
-/// share of sentences that come in runs, among those whose group has two or more. Every sentence comes exactly once, and the
-/// same state of `rng` gives the same runs.
+/// The set is cut into groups of consecutive sentences: how long a group may be is `budget_tokens` with probability `full`, else
+/// drawn evenly up to that, and it ends where the next sentence would bring its `length` over it. A group becomes, with
+/// probability `share`, one example, its sentences joined by a space and its entities moved; otherwise its sentences come singly.
+/// So `share` is the expected share of sentences that come in runs, among those whose group has two or more. Every sentence comes
+/// exactly once, and the same state of `rng` gives the same runs.
 pub fn runs(
     set: &NerSet,
     share: f64,
+    full: f64,
     budget_tokens: usize,
     length: &dyn Fn(&Example) -> usize,
     rng: &mut impl Rng,
@@ -21,7 +22,8 @@ pub fn runs(
     let mut examples = Vec::new();
     let mut rest = set.examples.as_slice();
     while !rest.is_empty() {
-        let budget = rng.random_range(0..=budget_tokens);
+        let is_full = full > 0.0 && rng.random::<f64>() < full;
+        let budget = if is_full { budget_tokens } else { rng.random_range(0..=budget_tokens) };
         let (group, after) = rest.split_at(fitting(rest, budget, length));
         if rng.random::<f64>() < share {
             examples.extend(together(group));

@@ -295,7 +295,7 @@ proptest! {
     }
 
     #[test]
-    fn runs_keep_every_sentence_and_span(sentences in sentences(), share in 0.0..=1.0f64, budget in 0usize..60, seed: u64) {
+    fn runs_keep_every_sentence_and_span(sentences in sentences(), share in 0.0..=1.0f64, full in 0.0..=1.0f64, budget in 0usize..60, seed: u64) {
         let examples = sentences.iter().enumerate().map(|(index, sentence)| {
             let tokens: Vec<&str> = sentence.iter().map(|(token, _)| token.as_str()).collect();
             let (text, ranges) = join(&tokens);
@@ -305,8 +305,8 @@ proptest! {
         let set = NerSet { examples: examples.collect(), covers: covers(&["A"]) };
         let length = |example: &Example| example.entities.len();
         let random = || ChaCha8Rng::seed_from_u64(seed);
-        let made = runs(&set, share, budget, &length, &mut random());
-        prop_assert_eq!(&made, &runs(&set, share, budget, &length, &mut random()));
+        let made = runs(&set, share, full, budget, &length, &mut random());
+        prop_assert_eq!(&made, &runs(&set, share, full, budget, &length, &mut random()));
         let full = full_windows(&set, budget, &length);
         for texts in [&made, &full] {
             let mut rest = set.examples.iter();
@@ -346,7 +346,7 @@ fn share_is_the_share_of_sentences_in_runs() {
     for (share, budget) in [(0.0, 500), (0.25, 500), (0.5, 500), (0.75, 500), (1.0, 500)] {
         // Groups of one cannot be runs: with every group made a run, what stays single is their share.
         let single = |share| {
-            let made = runs(&set, share, budget, &length, &mut ChaCha8Rng::seed_from_u64(1));
+            let made = runs(&set, share, 0.0, budget, &length, &mut ChaCha8Rng::seed_from_u64(1));
             made.iter().filter(|example| !example.text.contains(' ')).count() as f64
         };
         let all = set.examples.len() as f64;
@@ -354,11 +354,19 @@ fn share_is_the_share_of_sentences_in_runs() {
         assert!((found - share).abs() < 0.02, "share {share}: found {found}");
     }
     // Runs are of every length up to the budget: some fill it, and those under its half are about a half.
-    let made = runs(&set, 1.0, 500, &length, &mut ChaCha8Rng::seed_from_u64(1));
-    let lengths: Vec<usize> = made.iter().map(|run| run.text.bytes().filter(|byte| *byte == b'x').count()).collect();
-    assert!((480..=500).contains(lengths.iter().max().expect("some")));
-    let short = lengths.iter().filter(|length| **length <= 250).count() as f64 / lengths.len() as f64;
+    let short_runs = |full| {
+        let made = runs(&set, 1.0, full, 500, &length, &mut ChaCha8Rng::seed_from_u64(1));
+        let lengths: Vec<usize> =
+            made.iter().map(|run| run.text.bytes().filter(|byte| *byte == b'x').count()).collect();
+        assert!((480..=500).contains(lengths.iter().max().expect("some")));
+        lengths.iter().filter(|length| **length <= 250).count() as f64 / lengths.len() as f64
+    };
+    let short = short_runs(0.0);
     assert!((0.4..0.6).contains(&short), "{short} of the runs are under half the budget");
+    // Where half of them are to be full, half as many are short; the last one of the set may be, whatever is asked for.
+    let short = short_runs(0.5);
+    assert!((0.2..0.3).contains(&short), "{short} of the runs are under half the budget");
+    assert!(short_runs(1.0) < 0.001);
 }
 
 /// The published sets, where they are at hand.
