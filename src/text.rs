@@ -4,15 +4,20 @@
 //! character of a text at `log`'s TRACE level; this crate compiles that level out.
 
 mod build;
+mod pieces;
 mod window;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 pub use self::build::SpecialTokens;
+use self::pieces::{Kind, Pieces};
 pub use self::window::{Window, Windower};
 use crate::error::{Error, Result};
 
@@ -52,6 +57,8 @@ enum Cut {
     Never,
 }
 
+type Inner = TokenizerImpl<Pieces, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
 /// A tokenizer of the WordPiece or byte-level BPE kind.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -78,24 +85,20 @@ impl Tokenizer {
     /// [`Corrupt`](crate::ErrorKind::Corrupt) where it is no such file, [`Incompatible`](crate::ErrorKind::Incompatible) where
     /// it names no classification and separator tokens.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let value: Value =
-            serde_json::from_slice(json).map_err(|e| Error::corrupt(format!("tokenizer.json: not JSON: {e}")))?;
-        Self::from_value(value)
-    }
-
-    fn from_value(mut value: Value) -> Result<Self> {
-        build::check(&value)?;
-        if let Some(map) = value.as_object_mut() {
-            map.insert("truncation".to_owned(), Value::Null);
-            map.insert("padding".to_owned(), Value::Null);
-        }
-        let json = value.to_string().into_bytes();
-        let mut inner = Inner::from_bytes(&json).map_err(|e| Error::corrupt(format!("tokenizer.json: {e}")))?;
+        let corrupt = |e: &dyn std::fmt::Display| Error::corrupt(format!("tokenizer.json: {e}"));
+        let (mut value, vocab) = pieces::read(json).map_err(|e| corrupt(&e))?;
+        let kind = build::check(&value, &vocab)?;
+        let cut = cut(&value, kind);
+        let mut max_id = vocab.max_id();
+        let model = Pieces::new(value["model"].take(), vocab, kind).map_err(|e| corrupt(&e))?;
+        let mut inner = Inner::new(model);
+        inner.with_normalizer(part::<NormalizerWrapper>(&value, "normalizer")?);
+        inner.with_pre_tokenizer(part::<PreTokenizerWrapper>(&value, "pre_tokenizer")?);
+        inner.with_post_processor(part::<PostProcessorWrapper>(&value, "post_processor")?);
+        inner.with_decoder(part::<DecoderWrapper>(&value, "decoder")?);
+        inner.add_tokens(&part::<Vec<AddedToken>>(&value, "added_tokens")?.unwrap_or_default());
         inner.set_encode_special_tokens(true);
-        // A cache would keep words of past texts.
-        let mut model = inner.get_model().clone();
-        model.resize_cache(0);
-        inner.with_model(model);
+        max_id = inner.get_added_tokens_decoder().into_keys().fold(max_id, u32::max);
         let special = SpecialTokens::of(&value, |token| inner.token_to_id(token).is_some())?;
         let id = |token: &str| {
             inner.token_to_id(token).ok_or_else(|| {
@@ -105,8 +108,8 @@ impl Tokenizer {
         Ok(Tokenizer {
             cls_id: id(&special.cls)?,
             sep_id: id(&special.sep)?,
-            max_id: inner.get_vocab(true).into_values().max().unwrap_or(0),
-            cut: cut(&value),
+            max_id,
+            cut,
             json: json.into(),
             special,
             inner,
@@ -115,7 +118,10 @@ impl Tokenizer {
 
     /// The `tokenizer.json` of this tokenizer, without truncation and padding.
     pub fn to_json(&self) -> Vec<u8> {
-        self.json.to_vec()
+        let Ok(mut value) = serde_json::from_slice::<Value>(&self.json) else { return self.json.to_vec() };
+        value["truncation"] = Value::Null;
+        value["padding"] = Value::Null;
+        value.to_string().into_bytes()
     }
 
     /// The names of its special tokens.
@@ -199,8 +205,13 @@ impl Tokenizer {
     }
 }
 
+/// A part of a `tokenizer.json`, which may be missing.
+fn part<T: DeserializeOwned>(json: &Value, name: &str) -> Result<Option<T>> {
+    serde_json::from_value(json[name].clone()).map_err(|e| Error::corrupt(format!("tokenizer.json: {name}: {e}")))
+}
+
 /// Which cuts are safe for the tokenizer of this `tokenizer.json`.
-fn cut(json: &Value) -> Cut {
+fn cut(json: &Value, kind: Kind) -> Cut {
     let specials_only = json["added_tokens"]
         .as_array()
         .is_none_or(|tokens| tokens.iter().all(|token| token["special"] == Value::Bool(true)));
@@ -209,8 +220,8 @@ fn cut(json: &Value) -> Cut {
     }
     let steps = build::steps(&json["normalizer"], "normalizers");
     let is = |step: &Value, names: &[&str]| step["type"].as_str().is_some_and(|t| names.contains(&t));
-    let (model, pre) = (&json["model"], &json["pre_tokenizer"]);
-    if is(model, &["WordPiece"]) && is(pre, &["BertPreTokenizer"]) {
+    let pre = &json["pre_tokenizer"];
+    if kind == Kind::WordPiece && is(pre, &["BertPreTokenizer"]) {
         let known = ["BertNormalizer", "NFD", "NFKD", "Lowercase", "StripAccents"];
         if !steps.iter().all(|step| is(step, &known)) {
             return Cut::Never;
@@ -229,7 +240,7 @@ fn cut(json: &Value) -> Cut {
         [one] => Some(on(&one["trim_offsets"]) && on(&one["add_prefix_space"])),
         _ => None,
     };
-    if is(model, &["BPE"]) && is(pre, &["ByteLevel"]) && steps.is_empty() && on(&pre["use_regex"]) {
+    if kind == Kind::Bpe && is(pre, &["ByteLevel"]) && steps.is_empty() && on(&pre["use_regex"]) {
         return match (on(&pre["add_prefix_space"]), trims_prefix) {
             (true, Some(true)) => Cut::InSingleSpace,
             (false, Some(false)) => Cut::BeforeSingleSpace,
@@ -395,7 +406,7 @@ mod tests {
                         changed["post_processor"]["trim_offsets"] = trim.into();
                         changed["post_processor"]["add_prefix_space"] = prefix.into();
                     }
-                    let tokenizer = Tokenizer::from_value(changed).unwrap();
+                    let tokenizer = Tokenizer::from_json(changed.to_string().as_bytes()).unwrap();
                     let whole = tokenizer.encode_chunk(&text, 0).unwrap();
                     for most in 1..12 {
                         let mut chunked = Vec::new();
@@ -455,7 +466,7 @@ mod tests {
                 for other in others {
                     let mut changed = base.clone();
                     *changed.pointer_mut(&place).unwrap() = serde_json::from_str(other).unwrap();
-                    match Tokenizer::from_value(changed) {
+                    match Tokenizer::from_json(changed.to_string().as_bytes()) {
                         Err(_) => refused += 1,
                         Ok(tokenizer) => {
                             accepted += 1;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
+use super::pieces::{Kind, Vocab};
 use crate::error::{Error, Result};
 
 /// The names of a tokenizer's special tokens.
@@ -78,10 +79,8 @@ fn around(post_processor: &Value) -> Option<(String, String)> {
 }
 
 /// The parts of a tokenizer that are known to give the ids of Python, and never to panic or to loop, on any text.
-const MODELS: [&str; 2] = ["WordPiece", "BPE"];
 const NORMALIZERS: [&str; 8] =
     ["BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Sequence"];
-const PRE_TOKENIZERS: [&str; 2] = ["BertPreTokenizer", "ByteLevel"];
 const POST_PROCESSORS: [&str; 5] =
     ["TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel", "Sequence"];
 /// WordPiece's time grows faster than the square of a word's length up to this limit; BERT's own is 100.
@@ -112,29 +111,33 @@ fn check_part(json: &Value, part: &str, inner: &str, known: &[&str]) -> Result<(
     }
 }
 
-/// Refuses what is not supported, and what `tokenizers` would accept and then fail on.
-pub(super) fn check(json: &Value) -> Result<()> {
-    let model = &json["model"];
-    let kind = model["type"].as_str().unwrap_or(match model["merges"].is_array() {
-        true => "BPE",
-        false => "WordPiece",
-    });
-    if !MODELS.contains(&kind) {
-        return Err(Error::incompatible(format!(
-            "tokenizer.json: the model {kind:?} is not supported; supported are WordPiece and byte-level BPE"
-        )));
+/// Refuses what is not supported, and what `tokenizers` would accept and then fail on. `json` is without its vocabulary.
+pub(super) fn check(json: &Value, vocab: &Vocab) -> Result<Kind> {
+    if json["version"].as_str().is_some_and(|version| version != "1.0") {
+        return Err(Error::incompatible(format!("tokenizer.json: expected version 1.0, found {}", json["version"])));
     }
+    let model = &json["model"];
+    let kind = match (model["type"].as_str(), model["merges"].is_array()) {
+        (Some("WordPiece"), _) | (None, false) => Kind::WordPiece,
+        (Some("BPE"), _) | (None, true) => Kind::Bpe,
+        (Some(other), _) => {
+            return Err(Error::incompatible(format!(
+                "tokenizer.json: the model {other:?} is not supported; supported are WordPiece and byte-level BPE"
+            )));
+        }
+    };
+    let is_bpe = kind == Kind::Bpe;
     check_part(json, "normalizer", "normalizers", &NORMALIZERS)?;
     check_part(json, "post_processor", "processors", &POST_PROCESSORS)?;
     let pre_tokenizer = json["pre_tokenizer"]["type"].as_str().unwrap_or("none");
-    let fits = PRE_TOKENIZERS[MODELS.iter().position(|m| *m == kind).unwrap_or(0)];
+    let (name, fits) = if is_bpe { ("BPE", "ByteLevel") } else { ("WordPiece", "BertPreTokenizer") };
     if pre_tokenizer != fits {
         return Err(Error::incompatible(format!(
-            "tokenizer.json: the pre_tokenizer {pre_tokenizer:?} is not supported; with {kind} it has to be {fits:?}"
+            "tokenizer.json: the pre_tokenizer {pre_tokenizer:?} is not supported; with {name} it has to be {fits:?}"
         )));
     }
     let is_set = |field: &str| model[field].as_str().is_some_and(|affix| !affix.is_empty());
-    if kind == "BPE" && (is_set("continuing_subword_prefix") || is_set("end_of_word_suffix")) {
+    if is_bpe && (is_set("continuing_subword_prefix") || is_set("end_of_word_suffix")) {
         return Err(Error::incompatible("tokenizer.json: BPE with a prefix or suffix of sub-words is not supported"));
     }
     if model["dropout"].as_f64().is_some_and(|p| p != 0.0) {
@@ -146,18 +149,14 @@ pub(super) fn check(json: &Value) -> Result<()> {
             model["max_input_chars_per_word"]
         )));
     }
-    let vocab = model["vocab"]
-        .as_object()
-        .filter(|v| !v.is_empty())
-        .ok_or_else(|| Error::corrupt("tokenizer.json: the vocabulary is missing or empty"))?;
-    if let Some(id) = vocab.values().find(|id| id.as_u64().is_none_or(|id| id > u64::from(u32::MAX))) {
-        return Err(Error::corrupt(format!("tokenizer.json: {id} is not a token id")));
+    if vocab.is_empty() {
+        return Err(Error::corrupt("tokenizer.json: the vocabulary is missing or empty"));
     }
-    let unk = model["unk_token"].as_str().or((kind == "WordPiece").then_some("[UNK]"));
-    if let Some(unk) = unk.filter(|unk| !vocab.contains_key(*unk)) {
+    let unk = model["unk_token"].as_str().or((!is_bpe).then_some("[UNK]"));
+    if let Some(unk) = unk.filter(|unk| vocab.id(unk).is_none()) {
         return Err(Error::corrupt(format!("tokenizer.json: the unknown token {unk:?} is not in the vocabulary")));
     }
-    Ok(())
+    Ok(kind)
 }
 
 impl Tokenizer {
@@ -184,7 +183,7 @@ impl Tokenizer {
         let token = |name: &str, id: &Value| json!({"id": name, "ids": [id], "tokens": [name]});
         let template = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
         let text = json!({"Sequence": {"id": "A", "type_id": 0}});
-        Self::from_value(json!({
+        let json = json!({
             "version": "1.0",
             "added_tokens": added_tokens(&pieces, special),
             "normalizer": {
@@ -206,7 +205,8 @@ impl Tokenizer {
                 "type": "WordPiece", "unk_token": special.unk, "continuing_subword_prefix": "##",
                 "max_input_chars_per_word": 100, "vocab": pieces,
             },
-        }))
+        });
+        Self::from_json(json.to_string().as_bytes())
     }
 
     /// RoBERTa's byte-level BPE over a `vocab.json` and a `merges.txt`, as transformers builds it.
@@ -226,7 +226,7 @@ impl Tokenizer {
         let (cls, sep) = (id(&special.cls)?, id(&special.sep)?);
         let merges: Vec<&str> =
             merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty()).collect();
-        Self::from_value(json!({
+        let json = json!({
             "version": "1.0",
             "added_tokens": added_tokens(&pieces, special),
             "normalizer": null,
@@ -243,7 +243,8 @@ impl Tokenizer {
                 "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
                 "vocab": pieces, "merges": merges,
             },
-        }))
+        });
+        Self::from_json(json.to_string().as_bytes())
     }
 }
 
