@@ -1,5 +1,6 @@
 //! Where a model computes, and why there.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device as BurnDevice;
@@ -51,8 +52,38 @@ pub(crate) struct Engine {
     pub(crate) report: DeviceReport,
 }
 
-/// The most threads that are used unless more are asked for; encoders this small gain nothing from more.
+/// The most threads that are used unless more are asked for; encoders this small gain little from more.
 const DEFAULT_THREADS: usize = 4;
+
+/// Threads where none are asked for: one for each core that is neither a slow one beside fast ones, which the others would wait
+/// for, nor a second thread of the same core, which has no arithmetic of its own; at most [`DEFAULT_THREADS`].
+fn default_threads() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cores = performance_cores(Path::new("/sys/devices/system/cpu"));
+    allowed.min(cores.unwrap_or(DEFAULT_THREADS)).min(DEFAULT_THREADS)
+}
+
+/// The physical cores of at least half the largest capacity, as Linux and Android tell of them in `folder`.
+fn performance_cores(folder: &Path) -> Option<usize> {
+    let mut capacities = Vec::new();
+    for entry in std::fs::read_dir(folder).ok()?.flatten() {
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.strip_prefix("cpu")) else { continue };
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).ok();
+        let siblings = read("topology/core_cpus_list").or_else(|| read("topology/thread_siblings_list"))?;
+        let first = siblings.split(|c: char| !c.is_ascii_digit()).next();
+        if first == Some(number) {
+            // Processors that are all alike may have neither file.
+            let capacity = read("cpu_capacity").or_else(|| read("cpufreq/cpuinfo_max_freq"));
+            capacities.push(capacity.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0));
+        }
+    }
+    let most = *capacities.iter().max()?;
+    Some(capacities.iter().filter(|capacity| **capacity * 2 >= most).count())
+}
 
 /// The most threads that may be asked for: more than any processor has cores, fewer than would bring a machine down.
 pub const MAX_THREADS: usize = 1024;
@@ -61,7 +92,7 @@ impl Engine {
     pub(crate) fn start(options: &Options) -> Result<Self> {
         let requested = options.device;
         let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_THREADS)),
+            0 => default_threads(),
             n if n <= MAX_THREADS => n,
             n => return Err(Error::invalid_input(format!("{n} threads: at most {MAX_THREADS} can be asked for"))),
         };
@@ -157,4 +188,35 @@ fn gpu() -> Option<(BurnDevice, String)> {
 /// Names of the GPU adapters that this build could use; none without the feature `wgpu`.
 pub fn gpu_adapters() -> Vec<String> {
     gpu().map(|(_, name)| name).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_cores_and_second_threads_are_not_counted() {
+        let count = |cpus: &[(&str, Option<&str>)]| {
+            let folder = tempfile::tempdir().unwrap();
+            for (i, (siblings, capacity)) in cpus.iter().enumerate() {
+                let cpu = folder.path().join(format!("cpu{i}"));
+                std::fs::create_dir_all(cpu.join("topology")).unwrap();
+                std::fs::write(cpu.join("topology/core_cpus_list"), siblings).unwrap();
+                if let Some(capacity) = capacity {
+                    std::fs::write(cpu.join("cpu_capacity"), capacity).unwrap();
+                }
+            }
+            std::fs::create_dir(folder.path().join("cpufreq")).unwrap();
+            performance_cores(folder.path())
+        };
+        assert_eq!(count(&[]), None);
+        assert_eq!(count(&[("0\n", None), ("1\n", None)]), Some(2));
+        assert_eq!(count(&[("0,2\n", None), ("1,3\n", None), ("0,2\n", None), ("1,3\n", None)]), Some(2));
+        assert_eq!(count(&[("0-1\n", None), ("0-1\n", None)]), Some(1));
+        let phone = ["325", "325", "325", "325", "828", "828", "828", "1024"];
+        let numbers: Vec<String> = (0..8).map(|i| i.to_string()).collect();
+        let cpus: Vec<_> = numbers.iter().zip(phone).map(|(i, c)| (i.as_str(), Some(c))).collect();
+        assert_eq!(count(&cpus), Some(4));
+        assert_eq!(performance_cores(Path::new("/no/such/folder")), None);
+    }
 }

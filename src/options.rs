@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Options {
     /// Where to compute.
     pub device: Device,
-    /// Worker threads of the model's own pool, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has cores,
-    /// at most four. A call's own thread waits while they compute.
+    /// Worker threads of the model's own pool, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has fast
+    /// cores, at most four. A call's own thread waits while they compute.
     pub threads: usize,
     /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
     /// of scores depend on it and, where two readings are as likely, an entity.

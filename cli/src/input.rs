@@ -27,7 +27,7 @@ pub struct RunningArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
-    /// Worker threads; 0 for as many as there are cores, at most four
+    /// Worker threads; 0 for as many as there are fast cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
     /// The kernel that computes on the processor; without it the first that `ampoule doctor` names
