@@ -50,12 +50,12 @@
 //!
 //! # The integer contract
 //! For every kernel on every machine, and for training that imitates them. All arithmetic named here is IEEE 754 binary32,
-//! round to nearest even; division is a true division, not a product with a reciprocal.
+//! round to nearest even.
 //!
 //! * **Symmetric.** A value `x` is stored as an integer `q` in -127..=127 and a `scale`, and stands for `q as f32 * scale`.
 //!   There is no zero point, and -128 does not occur, so that no product pair and no negation can saturate.
-//! * **Quantizing a row** of values: `scale = max|x| / 127`; `q = round(x / scale)`, halves to even, then clamped to
-//!   -127..=127. Where that scale is below the smallest normal number (rows of zeros among them), the scale is 1 and
+//! * **Quantizing a row** of values: `scale = max|x| / 127`; `q = round(x * (1 / scale))`, halves to even. Three roundings bring
+//!   no `q` over 127. Where that scale is below the smallest normal number (rows of zeros among them), the scale is 1 and
 //!   every `q` is 0: no kernel meets a subnormal scale.
 //! * **Weights** are quantized per output channel, a row of `[out, in]`; the word embedding per row of its table.
 //! * **Activations** are quantized dynamically, each row (token) of `[tokens, in]` by its own largest magnitude.
@@ -78,6 +78,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{Mmap, MmapOptions};
 use sha2::{Digest, Sha256};
@@ -86,7 +87,7 @@ pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Pr
 pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows};
 pub use self::write::{BundleSpec, Staged, stage, weights_sha256, write};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelConfig, Values, WeightSource};
+use crate::model::{Integers, ModelConfig, Values, WeightSource};
 
 /// The version of the format that is written; versions `1.0` to this one are read.
 pub const FORMAT_VERSION: (u32, u32) = (1, 0);
@@ -107,20 +108,60 @@ pub struct Bundle {
     data: Data,
 }
 
+/// Bytes in memory or in a mapped file, kept by whoever uses them.
+pub(crate) type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// The data section.
 enum Data {
-    Mapped(Mmap),
     /// The bytes of a bundle or of its data section, which begins at the second value.
-    Memory(Cow<'static, [u8]>, usize),
+    Memory(SharedBytes, usize),
+    /// A file, in which it begins at the second value. A tensor is read when it is wanted, and checked again.
+    File(Mutex<File>, u64),
 }
 
+/// Bytes that are read at once where they are looked at and not kept. A multiple of every element's size.
+const CHUNK: usize = 1 << 16;
+
 impl Data {
-    fn bytes(&self) -> &[u8] {
+    /// Hands on `len` bytes from byte `begin`, in chunks.
+    fn each_chunk(&self, begin: usize, len: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self {
-            Data::Mapped(map) => map,
-            Data::Memory(bytes, start) => bytes.get(*start..).unwrap_or_default(),
+            Data::Memory(bytes, start) => within((**bytes).as_ref(), start + begin, len)?.chunks(CHUNK).try_for_each(f),
+            Data::File(file, start) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(start + begin as u64)).map_err(unreadable)?;
+                let mut buffer = vec![0; CHUNK.min(len)];
+                for first in (0..len).step_by(CHUNK) {
+                    let chunk = &mut buffer[..CHUNK.min(len - first)];
+                    file.read_exact(chunk).map_err(cut_short)?;
+                    f(chunk)?;
+                }
+                Ok(())
+            }
         }
     }
+
+    /// The bytes of a tensor.
+    fn tensor(&self, tensor: &TensorInfo) -> Result<Cow<'_, [u8]>> {
+        if let Data::Memory(bytes, start) = self {
+            return within((**bytes).as_ref(), start + tensor.begin, tensor.bytes).map(Cow::Borrowed);
+        }
+        let mut all = Vec::new();
+        all.try_reserve_exact(tensor.bytes).map_err(|e| {
+            Error::internal(format!("no memory for {} bytes; map the file instead", tensor.bytes)).with_source(e)
+        })?;
+        self.each_chunk(tensor.begin, tensor.bytes, &mut |chunk| {
+            check::values(tensor, all.len() / tensor.dtype.size(), chunk)?;
+            all.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        Ok(all.into())
+    }
+}
+
+fn within(bytes: &[u8], begin: usize, len: usize) -> Result<&[u8]> {
+    let part = bytes.get(begin..).and_then(|rest| rest.get(..len));
+    part.ok_or_else(|| Error::corrupt("a bundle tensor lies outside the data section"))
 }
 
 impl fmt::Debug for Bundle {
@@ -141,8 +182,8 @@ impl Bundle {
     /// is damaged or breaks a rule of the [format](self); [`Incompatible`](ErrorKind::Incompatible) where it is no bundle,
     /// or is of another version or architecture.
     pub fn open(path: &Path, load: Load, verify: bool) -> Result<Self> {
-        let (mut file, len) = open_file(path)?;
-        Self::read(&mut file, 0, len, load, verify).map_err(|e| e.context(path.display()))
+        let (file, len) = open_file(path)?;
+        Self::read(file, 0, len, load, verify).map_err(|e| e.context(path.display()))
     }
 
     /// Opens the bundle that takes `len` bytes from byte `offset` of the file at `path`, such as an APK.
@@ -150,14 +191,14 @@ impl Bundle {
     /// # Errors
     /// As [`Bundle::open`]; [`InvalidInput`](ErrorKind::InvalidInput) where the file ends earlier.
     pub fn open_at(path: &Path, offset: u64, len: u64, load: Load, verify: bool) -> Result<Self> {
-        let (mut file, file_len) = open_file(path)?;
+        let (file, file_len) = open_file(path)?;
         if offset.checked_add(len).is_none_or(|end| end > file_len) {
             return Err(Error::invalid_input(format!(
                 "{}: {len} bytes from byte {offset} were asked for, and the file has {file_len}",
                 path.display()
             )));
         }
-        Self::read(&mut file, offset, len, load, verify)
+        Self::read(file, offset, len, load, verify)
             .map_err(|e| e.context(format_args!("{} at byte {offset}", path.display())))
     }
 
@@ -166,11 +207,16 @@ impl Bundle {
     /// # Errors
     /// As [`Bundle::open`].
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>, verify: bool) -> Result<Self> {
-        let bytes: Cow<'static, [u8]> = bytes.into();
+        let Bundle { info, data } = Self::unchecked(bytes.into())?;
+        Self::checked(info, data, verify)
+    }
+
+    /// The same without a look at the values, which brings all of them into memory: for the bundle that this crate carries, whose
+    /// values the tests check.
+    pub(crate) fn unchecked(bytes: Cow<'static, [u8]>) -> Result<Self> {
         let header_len = header_len(bytes.get(..8), bytes.len() as u64)?;
-        let header = bytes.get(8..8 + header_len).unwrap_or_default();
-        let info = check::read(header, bytes.len() as u64)?;
-        Self::checked(info, Data::Memory(bytes, 8 + header_len), verify)
+        let info = check::read(within(&bytes, 8, header_len)?, bytes.len() as u64)?;
+        Ok(Bundle { info, data: Data::Memory(Arc::new(bytes), 8 + header_len) })
     }
 
     /// The header of the bundle at `path`; its data is neither read nor checked.
@@ -182,31 +228,33 @@ impl Bundle {
         read_info(&mut file, len).map(|(info, _)| info).map_err(|e| e.context(path.display()))
     }
 
-    fn read(file: &mut File, offset: u64, len: u64, load: Load, verify: bool) -> Result<Self> {
+    fn read(mut file: File, offset: u64, len: u64, load: Load, verify: bool) -> Result<Self> {
         file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
-        let (info, data_start) = read_info(file, len)?;
-        let data_len = usize::try_from(len - data_start)
+        let (info, header_len) = read_info(&mut file, len)?;
+        let data_len = usize::try_from(len - header_len)
             .map_err(|_| Error::incompatible(format!("{len} bytes are more than this machine can address")))?;
-        let data = match load {
-            Load::Map => Data::Mapped(map(file, offset + data_start, data_len).map_err(unreadable)?),
-            Load::Copy => {
-                let mut bytes = Vec::new();
-                bytes.try_reserve_exact(data_len).map_err(|e| {
-                    Error::internal(format!("no memory for {data_len} bytes; map the file instead")).with_source(e)
-                })?;
-                file.take(data_len as u64).read_to_end(&mut bytes).map_err(unreadable)?;
-                if bytes.len() != data_len {
-                    return Err(Error::corrupt("the file was cut short while it was read"));
-                }
-                Data::Memory(bytes.into(), 0)
-            }
+        // Looked at through the file, so that what is mapped costs no memory before it is used.
+        let start = offset + header_len;
+        let map = match load {
+            Load::Map => Some(map(&file, start, data_len).map_err(unreadable)?),
+            Load::Copy => None,
         };
-        Self::checked(info, data, verify)
+        let mut bundle = Self::checked(info, Data::File(Mutex::new(file), start), verify)?;
+        if let Some(map) = map {
+            bundle.data = Data::Memory(Arc::new(map), 0);
+        }
+        Ok(bundle)
     }
 
     fn checked(info: BundleInfo, data: Data, verify: bool) -> Result<Self> {
         if verify {
-            let found = hex(&Sha256::digest(data.bytes()));
+            let mut hash = Sha256::new();
+            let len = info.tensors.iter().map(|t| t.bytes).sum();
+            data.each_chunk(0, len, &mut |chunk| {
+                hash.update(chunk);
+                Ok(())
+            })?;
+            let found = hex(&hash.finalize());
             if found != info.data_sha256 {
                 return Err(Error::corrupt(format!(
                     "bundle data section: expected SHA-256 {}, found {found}; fetch or make the file again",
@@ -214,7 +262,14 @@ impl Bundle {
                 )));
             }
         }
-        check::values(&info, data.bytes())?;
+        for tensor in &info.tensors {
+            let mut first = 0;
+            data.each_chunk(tensor.begin, tensor.bytes, &mut |chunk| {
+                check::values(tensor, first, chunk)?;
+                first += chunk.len() / tensor.dtype.size();
+                Ok(())
+            })?;
+        }
         Ok(Bundle { info, data })
     }
 
@@ -239,13 +294,22 @@ impl Bundle {
     }
 
     /// The `tokenizer.json`.
-    pub fn tokenizer_json(&self) -> &[u8] {
-        self.tensor(check::TOKENIZER).map(|(_, bytes)| bytes).unwrap_or_default()
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) where the file can no longer be read.
+    pub fn tokenizer_json(&self) -> Result<Cow<'_, [u8]>> {
+        self.tensor(check::TOKENIZER).map(|(_, bytes)| bytes)
     }
 
     /// The model card, if there is one.
-    pub fn card(&self) -> Option<Cow<'_, str>> {
-        self.tensor(check::CARD).map(|(_, bytes)| String::from_utf8_lossy(bytes))
+    ///
+    /// # Errors
+    /// As [`tokenizer_json`](Self::tokenizer_json).
+    pub fn card(&self) -> Result<Option<String>> {
+        match self.info.tensor(check::CARD) {
+            Some(tensor) => Ok(Some(String::from_utf8_lossy(&self.data.tensor(tensor)?).into_owned())),
+            None => Ok(None),
+        }
     }
 
     /// The weights, each widened to f32 when it is taken.
@@ -253,10 +317,10 @@ impl Bundle {
         BundleWeights(self)
     }
 
-    fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
-        let tensor = self.info.tensor(name)?;
-        let bytes = self.data.bytes().get(tensor.begin..)?.get(..tensor.bytes)?;
-        Some((tensor, bytes))
+    fn tensor(&self, name: &str) -> Result<(&TensorInfo, Cow<'_, [u8]>)> {
+        let missing = || Error::corrupt(format!("bundle tensor {name:?} is missing"));
+        let tensor = self.info.tensor(name).ok_or_else(missing)?;
+        Ok((tensor, self.data.tensor(tensor)?))
     }
 }
 
@@ -270,8 +334,7 @@ impl WeightSource for BundleWeights<'_> {
     }
 
     fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
-        let (tensor, bytes) =
-            self.0.tensor(name).ok_or_else(|| Error::corrupt(format!("bundle tensor {name:?} is missing")))?;
+        let (tensor, bytes) = self.0.tensor(name)?;
         if tensor.shape != shape {
             return Err(Error::corrupt(format!(
                 "bundle tensor {name:?}: expected {shape:?}, found {:?}",
@@ -279,12 +342,16 @@ impl WeightSource for BundleWeights<'_> {
             )));
         }
         Ok(match tensor.dtype {
-            Dtype::F32 => Values::F32(f32s(bytes).collect()),
-            Dtype::F16 => Values::F32(f16s(bytes).map(half::f16::to_f32).collect()),
-            Dtype::I8 => match self.0.tensor(&check::scale_name(name)) {
-                Some((_, scales)) => Values::Int8(bytemuck::cast_slice(bytes).to_vec(), f32s(scales).collect()),
-                None => return Err(Error::internal(format!("bundle tensor {name:?} has no scale"))),
-            },
+            Dtype::F32 => Values::F32(f32s(&bytes).collect()),
+            Dtype::F16 => Values::F32(f16s(&bytes).map(half::f16::to_f32).collect()),
+            Dtype::I8 => {
+                let (_, scales) = self.0.tensor(&check::scale_name(name))?;
+                let integers = match &self.0.data {
+                    Data::Memory(all, start) => Integers::shared(all.clone(), start + tensor.begin, tensor.bytes),
+                    Data::File(..) => Integers::from(bytemuck::cast_vec::<u8, i8>(bytes.into_owned())),
+                };
+                Values::Int8(integers, f32s(&scales).collect())
+            }
             Dtype::U8 => return Err(Error::invalid_input(format!("bundle tensor {name:?} holds no weights"))),
         })
     }
@@ -310,6 +377,13 @@ fn open_file(path: &Path) -> Result<(File, u64)> {
     }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     Ok((file, metadata.len()))
+}
+
+fn cut_short(error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::corrupt("the file was cut short while it was read"),
+        _ => unreadable(error),
+    }
 }
 
 /// A failed read of a file that the caller names.

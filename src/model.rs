@@ -28,7 +28,7 @@ pub(crate) use self::packed::PackedModel;
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
 use self::weights::transposed;
-pub use self::weights::{HostTensor, Values, WeightSource, Weights};
+pub use self::weights::{HostTensor, Integers, Values, WeightSource, Weights};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 pub use crate::kernels::Activation;

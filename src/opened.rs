@@ -61,7 +61,7 @@ impl Opened {
     }
 
     pub(crate) fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
-        let tokenizer = Tokenizer::from_json(bundle.tokenizer_json())?;
+        let tokenizer = Tokenizer::from_json(&bundle.tokenizer_json()?)?;
         let metadata = bundle.metadata();
         let (pooling, temperature) = (metadata.pooling, metadata.temperature);
         let config = metadata.config.clone();

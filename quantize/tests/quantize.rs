@@ -50,7 +50,7 @@ fn the_report_says_what_the_file_lost() {
         assert_eq!(report.bytes_after, std::fs::metadata(&out).unwrap().len());
         assert_eq!(report.bytes_before, weights.0.values().map(|t| 4 * t.data.len() as u64).sum::<u64>());
         let bundle = Bundle::open(&out, Load::Copy, true).unwrap();
-        assert_eq!(bundle.card().as_deref(), Some("A card."));
+        assert_eq!(bundle.card().unwrap().as_deref(), Some("A card."));
         // One linear layer has six matrices; beside them three embeddings and the classifier.
         assert_eq!(report.tensors.len(), 10);
         for tensor in &report.tensors {

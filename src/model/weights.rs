@@ -1,8 +1,9 @@
 //! Weights on the host, by name.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, Range};
 
-use crate::bundle::dequantize_rows;
+use crate::bundle::{SharedBytes, dequantize_rows};
 use crate::error::{Error, Result};
 
 /// Where a model takes its weights from: a bundle, a checkpoint, or memory.
@@ -29,7 +30,39 @@ pub enum Values {
     /// Floats.
     F32(Vec<f32>),
     /// Integers in -127..=127, and a scale a row.
-    Int8(Vec<i8>, Vec<f32>),
+    Int8(Integers, Vec<f32>),
+}
+
+/// Integers, of their own or in the memory of an open bundle, which they keep open.
+pub struct Integers(Place);
+
+enum Place {
+    Owned(Vec<i8>),
+    Shared(SharedBytes, Range<usize>),
+}
+
+impl Integers {
+    /// `len` bytes from byte `begin` of `all`.
+    pub(crate) fn shared(all: SharedBytes, begin: usize, len: usize) -> Self {
+        Integers(Place::Shared(all, begin..begin + len))
+    }
+}
+
+impl From<Vec<i8>> for Integers {
+    fn from(integers: Vec<i8>) -> Self {
+        Integers(Place::Owned(integers))
+    }
+}
+
+impl Deref for Integers {
+    type Target = [i8];
+
+    fn deref(&self) -> &[i8] {
+        match &self.0 {
+            Place::Owned(integers) => integers,
+            Place::Shared(all, range) => bytemuck::cast_slice(&(**all).as_ref()[range.clone()]),
+        }
+    }
 }
 
 impl Values {

@@ -30,8 +30,8 @@ fn every_architecture_and_task_comes_back_in_every_precision() {
                 for load in [Load::Map, Load::Copy] {
                     let bundle = Bundle::open(&path, load, true).unwrap();
                     assert_eq!(*bundle.metadata(), written);
-                    assert_eq!(bundle.tokenizer_json(), TOKENIZER);
-                    assert_eq!(bundle.card().as_deref(), Some("Für Ärzte."));
+                    assert_eq!(*bundle.tokenizer_json().unwrap(), *TOKENIZER);
+                    assert_eq!(bundle.card().unwrap().as_deref(), Some("Für Ärzte."));
                     assert_eq!(bundle.info().source_sha256, bundle::weights_sha256(&weights));
                     assert_eq!(*bundle.info(), Bundle::inspect(&path).unwrap());
                     let read = take_all(&bundle);
