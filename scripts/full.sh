@@ -50,4 +50,21 @@ if [ -n "${AMPOULE_PYTHON:-}" ]; then
 else
     skip "AMPOULE_PYTHON is not set: nothing compared with Python"
 fi
+echo "== the kernels of other processors"
+if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
+    sid() {
+        scripts/chroot.sh env CARGO_TARGET_DIR=/work/target/sid \
+            CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CARGO_TARGET_WASM32_WASIP1_LINKER=wasm-ld \
+            CARGO_TARGET_WASM32_WASIP1_RUNNER="node --no-warnings /work/scripts/wasi.mjs" "$@"
+    }
+    for processor in cortex-a53 cortex-a76 max; do
+        echo "== $processor"
+        sid CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $processor -L /" cargo test --release \
+            --target aarch64-unknown-linux-gnu -p ampoule --features checkpoint,embedded --lib --test runtime
+    done
+    echo "== WebAssembly"
+    sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
+else
+    skip "no root or no debootstrap, so no ARM and no WebAssembly"
+fi
 if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else skip "cargo-deny is not installed"; fi

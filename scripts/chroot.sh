@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Makes a Debian sid root, once, with what the checks for other processors need and Debian 12 lacks: Rust with the standard
+# libraries of aarch64 and wasm32, a cross linker, qemu. Then runs the command given in it, on this checkout at /work, e.g.
+#   scripts/chroot.sh rustc --version
+# Needs root, debootstrap and 4 GB in $AMPOULE_CHROOT.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid}
+if [ ! -e "$root/ready" ]; then
+    [ "$(id -u)" = 0 ] || { echo "making $root needs root; or set AMPOULE_CHROOT to one that is ready" >&2; exit 1; }
+    command -v debootstrap >/dev/null || { echo "debootstrap is not installed; try: apt-get install debootstrap" >&2; exit 1; }
+    # From wherever this machine has its Debian from.
+    mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
+        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
+    mkdir -p "$root"
+    debootstrap --variant=minbase --include=ca-certificates sid "$root" "${mirror:-http://deb.debian.org/debian}" >&2
+    echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90ampoule"
+    cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+    cp /etc/resolv.conf /etc/hosts "$root/etc/"
+    chroot "$root" bash -c 'set -e
+        export DEBIAN_FRONTEND=noninteractive
+        dpkg --add-architecture arm64
+        apt-get -q update
+        apt-get -qy --no-install-recommends install rustc cargo gcc libc6-dev lld nodejs libstd-rust-dev-wasm32 \
+            gcc-aarch64-linux-gnu libc6-dev:arm64 libgcc-s1:arm64 libstd-rust-dev:arm64 qemu-user' >&2
+    touch "$root/ready"
+fi
+# A mount space of its own: nothing is left behind, whatever ends this.
+exec unshare --mount bash -c '
+    root=$1 checkout=$2 registry=$3; shift 3
+    mkdir -p "$root/work" "$root/cargo"
+    mount --bind "$checkout" "$root/work"
+    mount --bind "$registry" "$root/cargo"
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    exec chroot "$root" env --chdir=/work CARGO_HOME=/cargo HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin RUSTC=rustc "$@"
+' chroot "$root" "$PWD" "${CARGO_HOME:-$HOME/.cargo}" "$@"
