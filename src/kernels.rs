@@ -63,7 +63,7 @@ struct Arm {
     is_available: fn() -> bool,
     lanes: usize,
     group: usize,
-    weight_offset: i32,
+    activation_offset: i32,
     linear: unsafe fn(LinearArgs),
     add_norm: AddNorm,
     attend: Attend,
@@ -93,7 +93,7 @@ macro_rules! arm {
                 is_available: || $is_available,
                 lanes: <$simd>::LANES,
                 group: <$simd>::GROUP,
-                weight_offset: <$simd>::WEIGHT_OFFSET,
+                activation_offset: <$simd>::ACTIVATION_OFFSET,
                 linear,
                 add_norm,
                 attend,
@@ -219,7 +219,6 @@ impl fmt::Debug for Kernel {
 pub struct Scratch {
     integers: Vec<i8>,
     scales: Vec<f32>,
-    sums: Vec<i32>,
     floats: Vec<f32>,
 }
 
@@ -230,8 +229,9 @@ struct Line([u8; 64]);
 
 /// Weights as a kernel's panels, of `wide = VECTORS * lanes` outputs each, the last padded with zeros.
 enum Panels {
-    /// `[panel, inputs / group, wide, group]` integers with their offset, and a scale an output.
-    Int8 { data: Vec<Line>, scales: Vec<f32> },
+    /// `[panel, inputs / group, wide, group]` integers; a scale an output, and what its sums begin with: minus what the activations'
+    /// offset adds to them.
+    Int8 { data: Vec<Line>, scales: Vec<f32>, starts: Vec<i32> },
     /// `[panel, inputs, wide]`.
     F32(Vec<Line>),
 }
@@ -279,17 +279,24 @@ impl Packed {
         let pad = |values: &mut Vec<f32>| values.resize(count * wide, 0.0);
         let panels = match matrix {
             Matrix::Int8(parts) => {
-                let rows = parts.iter().flat_map(|(integers, _)| integers.chunks(inputs.max(1)));
-                let (data, at) = match kernel.0.group {
-                    4 => groups::<4>(rows, inputs, count, wide, kernel.0.weight_offset),
-                    8 => groups::<8>(rows, inputs, count, wide, kernel.0.weight_offset),
-                    _ => groups::<16>(rows, inputs, count, wide, kernel.0.weight_offset),
+                let rows = || parts.iter().flat_map(|(integers, _)| integers.chunks(inputs.max(1)));
+                assert_eq!(rows().count(), outputs, "rows of an int8 matrix");
+                let data = match kernel.0.group {
+                    4 => groups::<4>(rows(), inputs, count, wide),
+                    8 => groups::<8>(rows(), inputs, count, wide),
+                    _ => groups::<16>(rows(), inputs, count, wide),
                 };
-                assert_eq!(at, outputs, "rows of an int8 matrix");
                 let mut scales: Vec<f32> = parts.iter().flat_map(|(_, scales)| scales.iter().copied()).collect();
                 assert_eq!(scales.len(), outputs, "scales of an int8 matrix");
                 pad(&mut scales);
-                Panels::Int8 { data, scales }
+                let sum = |row: &[i8]| row.iter().map(|&q| i32::from(q)).sum::<i32>();
+                let mut starts: Vec<i32> = match kernel.0.activation_offset {
+                    0 => Vec::new(),
+                    // Wrapping, as the sums themselves do on their way.
+                    offset => rows().map(|row| sum(row).wrapping_mul(-offset)).collect(),
+                };
+                starts.resize(count * wide, 0);
+                Panels::Int8 { data, scales, starts }
             }
             Matrix::F32(parts) => {
                 let mut data = vec![Line([0; 64]); (count * inputs * wide * 4).div_ceil(64)];
@@ -332,33 +339,29 @@ impl Packed {
     }
 }
 
-/// `count` panels of rows in groups of `GROUP`, and the number of rows.
+/// `count` panels of rows in groups of `GROUP`, zero where there is nothing.
 fn groups<'a, const GROUP: usize>(
     rows: impl Iterator<Item = &'a [i8]>,
     inputs: usize,
     count: usize,
     wide: usize,
-    offset: i32,
-) -> (Vec<Line>, usize) {
+) -> Vec<Line> {
     let length = inputs.div_ceil(GROUP) * wide * GROUP;
-    // Adding 128 to a signed byte is flipping its highest bit. A padded weight is zero, whose byte is the offset.
-    let flip = offset as u8;
-    let mut data = vec![Line([flip; 64]); (count * length).div_ceil(64)];
+    let mut data = vec![Line([0; 64]); (count * length).div_ceil(64)];
     // SAFETY: a line is 64 bytes without padding, and bytes have no alignment and no invalid pattern.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), data.len() * 64) };
-    let mut at = 0;
-    for row in rows {
+    let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<i8>(), data.len() * 64) };
+    for (at, row) in rows.enumerate() {
         let panel = &mut bytes[at / wide * length..][..length];
         let places = panel[at % wide * GROUP..].chunks_mut(GROUP).step_by(wide);
         for (group, place) in row.chunks(GROUP).zip(places) {
             match <&[i8; GROUP]>::try_from(group) {
-                Ok(group) => place.copy_from_slice(&group.map(|q| q as u8 ^ flip)),
-                Err(_) => place.iter_mut().zip(group).for_each(|(place, &q)| *place = q as u8 ^ flip),
+                // The length is a constant here, and so the copy is one move.
+                Ok(group) => place.copy_from_slice(group),
+                Err(_) => place[..group.len()].copy_from_slice(group),
             }
         }
-        at += 1;
     }
-    (data, at)
+    data
 }
 
 /// The lines as 32-bit lanes.

@@ -12,7 +12,7 @@ pub fn quantize_rows(data: &[f32], columns: usize) -> (Vec<i8>, Vec<f32>) {
     for row in data.chunks(columns.max(1)) {
         let scale = row_scale(row);
         scales.push(scale);
-        integers.extend(row.iter().map(|&x| quantize(x, scale)));
+        integers.extend(quantize(row, scale));
     }
     (integers, scales)
 }
@@ -33,8 +33,10 @@ pub(super) fn row_scale(row: &[f32]) -> f32 {
     if scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
 }
 
-pub(super) fn quantize(x: f32, scale: f32) -> i8 {
-    (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+/// The integers of a row of this scale. The largest magnitude comes to 127 and a few units in the last place, so nothing is over it.
+pub(super) fn quantize(row: &[f32], scale: f32) -> impl Iterator<Item = i8> {
+    let by = 1.0 / scale;
+    row.iter().map(move |x| (x * by).round_ties_even() as i8)
 }
 
 /// Whether a file may hold this scale: normal, positive, and no weight under it overflows.
@@ -47,9 +49,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `x / scale` to the nearest integer, halves to even, by comparing instead of rounding.
+    /// `x * (1 / scale)` to the nearest integer, halves to even, by comparing instead of rounding.
     fn nearest(x: f32, scale: f32) -> i8 {
-        let quotient = f64::from(x / scale);
+        let quotient = f64::from(x * (1.0 / scale));
         let distance = |q: i32| (quotient - f64::from(q)).abs();
         (-127..=127)
             .min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a % 2).abs().cmp(&(b % 2).abs())))

@@ -376,8 +376,8 @@ impl Planned<'_> {
             }
             (Source::Weight(tensor), Dtype::I8 | Dtype::U8) => {
                 tensor.data.chunks(tensor.shape[1].max(1)).try_for_each(|row| {
-                    let scale = row_scale(row);
-                    each_chunk(row, |x| quantize(x, scale).to_le_bytes(), sink)
+                    let integers: Vec<i8> = quantize(row, row_scale(row)).collect();
+                    sink(bytemuck::cast_slice(&integers))
                 })
             }
         }

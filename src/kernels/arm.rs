@@ -21,8 +21,9 @@ pub(super) trait Products: Sized {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<int32x4_t>,
     );
 }
@@ -41,8 +42,9 @@ impl Products for Multiply {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        _: *const i32,
         sums: &mut Sums<int32x4_t>,
     ) {
         unsafe {
@@ -51,7 +53,7 @@ impl Products for Multiply {
             for g in 0..groups {
                 let x: [int8x16_t; R] = std::array::from_fn(|r| vld1q_s8(x.add(r * stride + 16 * g)));
                 for c in 0..WIDE {
-                    let w = vld1q_s8(panel.cast::<i8>().add((g * WIDE + c) * 16));
+                    let w = vld1q_s8(panel.add((g * WIDE + c) * 16));
                     for (acc, &x) in acc.iter_mut().zip(&x) {
                         // Two products to a lane of 16 bits: at most 2 * 127 * 127 = 32,258.
                         let pairs = vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x);
@@ -79,11 +81,12 @@ impl Products for DotProduct {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<int32x4_t>,
     ) {
-        unsafe { dot_lanes::<Neon<DotProduct>, R>(x, stride, panel, groups, sums) }
+        unsafe { dot_lanes::<Neon<DotProduct>, R>(x, stride, panel, groups, start, sums) }
     }
 }
 
@@ -92,8 +95,12 @@ impl Dot for Neon<DotProduct> {
     type X = int8x16_t;
 
     #[inline(always)]
-    unsafe fn load_weights(at: *const u8) -> int8x16_t {
-        unsafe { vld1q_s8(at.cast()) }
+    unsafe fn load_weights(at: *const i8) -> int8x16_t {
+        unsafe { vld1q_s8(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_ints(at: *const i32) -> int32x4_t {
+        unsafe { vld1q_s32(at) }
     }
     #[inline(always)]
     unsafe fn spread(at: *const i8) -> int8x16_t {
@@ -121,16 +128,16 @@ impl Products for MatrixProduct {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        _: *const i32,
         sums: &mut Sums<int32x4_t>,
     ) {
         unsafe {
             // Two rows by two outputs in a register; an odd last row is its own partner.
             let mut acc = [[vdupq_n_s32(0); WIDE / 2]; 4];
             for g in 0..groups {
-                let w: [int8x16_t; WIDE / 2] =
-                    std::array::from_fn(|c| vld1q_s8(panel.cast::<i8>().add((g * WIDE + 2 * c) * 8)));
+                let w: [int8x16_t; WIDE / 2] = std::array::from_fn(|c| vld1q_s8(panel.add((g * WIDE + 2 * c) * 8)));
                 for (pair, acc) in acc.iter_mut().enumerate().take(R.div_ceil(2)) {
                     let (one, two) = (2 * pair, (2 * pair + 1).min(R - 1));
                     let x = vcombine_s8(vld1_s8(x.add(one * stride + 8 * g)), vld1_s8(x.add(two * stride + 8 * g)));
@@ -156,7 +163,7 @@ impl<P: Products> Simd for Neon<P> {
     const ROWS: usize = P::ROWS;
     const FLOAT_ROWS: usize = 8;
     const GROUP: usize = P::GROUP;
-    const WEIGHT_OFFSET: i32 = 0;
+    const ACTIVATION_OFFSET: i32 = 0;
     type F = float32x4_t;
     type I = int32x4_t;
 
@@ -241,10 +248,6 @@ impl<P: Products> Simd for Neon<P> {
         unsafe { vdupq_n_s32(x) }
     }
     #[inline(always)]
-    unsafe fn sub_int(a: int32x4_t, b: int32x4_t) -> int32x4_t {
-        unsafe { vsubq_s32(a, b) }
-    }
-    #[inline(always)]
     unsafe fn to_float(a: int32x4_t) -> float32x4_t {
         unsafe { vcvtq_f32_s32(a) }
     }
@@ -260,10 +263,11 @@ impl<P: Products> Simd for Neon<P> {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<int32x4_t>,
     ) {
-        unsafe { P::dot_tile::<R>(x, stride, panel, groups, sums) }
+        unsafe { P::dot_tile::<R>(x, stride, panel, groups, start, sums) }
     }
 }

@@ -7,6 +7,19 @@
 use super::simd::{MAX_ROWS, Simd, Sums};
 use super::{Activation, LinearArgs, Panels, VECTORS};
 
+/// `2^n * p`, `p` a polynomial of `r` that stands for what is left of the power beside `2^n`, whose terms above the first are `r` times
+/// those of the coefficients, the highest first.
+#[inline(always)]
+unsafe fn power<S: Simd, const N: usize>(n: S::I, r: S::F, coefficients: [f32; N]) -> S::F {
+    unsafe {
+        let mut p = S::splat(coefficients[0]);
+        for &c in &coefficients[1..] {
+            p = S::mul_add(p, r, S::splat(c));
+        }
+        S::mul(S::mul_add(p, r, S::splat(1.0)), S::power_of_two(n))
+    }
+}
+
 /// `e^x`, within 2 units in the last place of -87..=88 and held at the ends of that.
 #[inline(always)]
 unsafe fn exp<S: Simd>(x: S::F) -> S::F {
@@ -17,27 +30,19 @@ unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         // ln 2 in two parts (Cody and Waite), so that the difference is nearly exact; the polynomial is Cephes' expf.
         let r = S::mul_add(f, S::splat(-0.693_359_4), x);
         let r = S::mul_add(f, S::splat(2.121_944_4e-4), r);
-        let mut p = S::splat(1.987_569_1e-4);
-        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-            p = S::mul_add(p, r, S::splat(c));
-        }
-        let p = S::add(S::mul_add(p, S::mul(r, r), r), S::splat(1.0));
-        S::mul(p, S::power_of_two(n))
+        power::<S, 7>(n, r, [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0])
     }
 }
 
-/// `1 - erf(x / √2)` for `x >= 0`, within 1.5e-7 (Abramowitz and Stegun 7.1.26).
+/// `2^x` for `x <= 0`, within 2e-7 of its size down to 2^-126 and held there. The polynomial is the best of its degree
+/// (`scripts/polynomials.py`).
 #[inline(always)]
-unsafe fn erfc<S: Simd>(x: S::F) -> S::F {
+unsafe fn exp2<S: Simd>(x: S::F) -> S::F {
     unsafe {
-        let one = S::splat(1.0);
-        let t = S::div(one, S::mul_add(x, S::splat(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2), one));
-        let mut p = S::splat(1.061_405_4);
-        for c in [-1.453_152, 1.421_413_7, -0.284_496_72, 0.254_829_6] {
-            p = S::mul_add(p, t, S::splat(c));
-        }
-        let e = exp::<S>(S::mul(S::mul(x, x), S::splat(-0.5)));
-        S::mul(S::mul(p, t), e)
+        let x = S::max(x, S::splat(-126.0));
+        let n = S::round(x);
+        let r = S::sub(x, S::to_float(n));
+        power::<S, 5>(n, r, [1.326_472_5e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1])
     }
 }
 
@@ -50,14 +55,42 @@ unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
     }
 }
 
+/// `x/2 erfc(x / √2)` on 0..=[`GELU_END`] by powers of `2 x / GELU_END - 1`, the highest first: the best of its degree, within 3.4e-7
+/// in f32 (`scripts/polynomials.py`).
+const GELU: [f32; 17] = [
+    -0.013_066_423,
+    0.002_165_999_7,
+    0.081_415_36,
+    -0.046_013_79,
+    -0.204_897,
+    0.229_954_56,
+    0.189_985_29,
+    -0.496_812_67,
+    0.208_051_25,
+    0.377_654_67,
+    -0.612_997,
+    0.303_262_35,
+    0.141_215_88,
+    -0.303_601_95,
+    0.200_931_85,
+    -0.066_609_17,
+    0.009_360_862,
+];
+const GELU_END: f32 = 5.4;
+
 #[inline(always)]
 unsafe fn activate<S: Simd>(activation: Option<Activation>, x: S::F) -> S::F {
     unsafe {
         match activation {
             None => x,
             Some(Activation::Gelu) => {
-                let size = S::abs(x);
-                let less = S::mul(S::mul(size, S::splat(0.5)), erfc::<S>(size));
+                // x Φ(x) is max(0, x) less |x|/2 erfc(|x| / √2), which is next to nothing from the end on.
+                let size = S::min(S::abs(x), S::splat(GELU_END));
+                let u = S::mul_add(size, S::splat(2.0 / GELU_END), S::splat(-1.0));
+                let mut less = S::splat(GELU[0]);
+                for &c in &GELU[1..] {
+                    less = S::mul_add(less, u, S::splat(c));
+                }
                 S::sub(S::max(x, S::splat(0.0)), less)
             }
             Some(Activation::GeluTanh) => {
@@ -84,10 +117,10 @@ unsafe fn store<S: Simd>(x: S::F, row: *mut f32, i: usize, n: usize) {
     unsafe { if n - i >= S::LANES { S::store(x, row.add(i)) } else { S::store_some(x, row.add(i), n - i) } }
 }
 
-/// Quantizes one row as the [integer contract](crate::bundle#the-integer-contract) says; `integers` holds a whole number of
-/// vectors and of groups, and gets zeros beyond the row's end. Returns the scale and the sum of the integers.
+/// Quantizes one row as the [integer contract](crate::bundle#the-integer-contract) says and adds the activations' offset; `integers`
+/// holds a whole number of vectors and of groups, and gets what meets zero weights beyond the row's end. Returns the scale.
 #[inline(always)]
-unsafe fn quantize<S: Simd>(row: &[f32], integers: &mut [i8]) -> (f32, i32) {
+unsafe fn quantize<S: Simd>(row: &[f32], integers: &mut [i8]) -> f32 {
     let n = row.len();
     debug_assert!(integers.len() >= n.next_multiple_of(S::LANES.max(S::GROUP)));
     unsafe {
@@ -97,17 +130,13 @@ unsafe fn quantize<S: Simd>(row: &[f32], integers: &mut [i8]) -> (f32, i32) {
         }
         let scale = S::largest(most) / 127.0;
         let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
-        let (low, high, by) = (S::splat(-127.0), S::splat(127.0), S::splat(scale));
-        let mut sum = S::splat(0.0);
+        let by = S::splat(1.0 / scale);
         for i in (0..n).step_by(S::LANES) {
-            let x = S::div(load::<S>(row.as_ptr(), i, n), by);
-            let x = S::round(S::min(S::max(x, low), high));
-            // At most MAX_INNER values of at most 127: below 2^24, exact as floats.
-            sum = S::add(sum, S::to_float(x));
-            S::store_bytes(x, integers.as_mut_ptr().add(i));
+            let x = S::mul(load::<S>(row.as_ptr(), i, n), by);
+            S::store_bytes(S::round(x), integers.as_mut_ptr().add(i));
         }
         integers[n.next_multiple_of(S::LANES).min(n.next_multiple_of(S::GROUP))..n.next_multiple_of(S::GROUP)].fill(0);
-        (scale, S::sum(sum) as i32)
+        scale
     }
 }
 
@@ -144,21 +173,23 @@ fn blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
 unsafe fn dot_tile<S: Simd, const R: usize>(
     x: *const i8,
     stride: usize,
-    panel: *const u8,
+    panel: *const i8,
     groups: usize,
+    start: *const i32,
     sums: &mut Sums<S::I>,
 ) {
-    unsafe { S::dot_tile::<R>(x, stride, panel, groups, sums) }
+    unsafe { S::dot_tile::<R>(x, stride, panel, groups, start, sums) }
 }
 
-/// Products of `R` rows of floats with a panel whose rows stand `VECTORS` vectors apart.
+/// Products of `R` rows of floats with a panel whose rows stand `VECTORS` vectors apart, to `out`, whose rows stand `width` apart.
 #[inline(always)]
 unsafe fn tile<S: Simd, const R: usize>(
     x: *const f32,
     stride: usize,
     panel: *const f32,
     inputs: usize,
-    sums: &mut Sums<S::F>,
+    out: *mut f32,
+    width: usize,
 ) {
     unsafe {
         let mut acc = [[S::splat(0.0); VECTORS]; R];
@@ -171,9 +202,16 @@ unsafe fn tile<S: Simd, const R: usize>(
                 }
             }
         }
-        sums[..R].copy_from_slice(&acc);
+        for (r, acc) in acc.iter().enumerate() {
+            for (v, &sum) in acc.iter().enumerate() {
+                S::store(sum, out.add(r * width + v * S::LANES));
+            }
+        }
     }
 }
+
+/// As many floats as a tile of any arm has.
+const TILE: usize = MAX_ROWS * VECTORS * 16;
 
 /// Where the columns of one panel go.
 struct Output {
@@ -204,15 +242,13 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
     let stride = inputs.next_multiple_of(64);
     debug_assert!(out.len() == rows * outputs && weights.bias.len() >= outputs.next_multiple_of(wide));
     let out = out.as_mut_ptr();
+    let mut sums = [0.0; TILE];
     unsafe {
         if let Panels::Int8 { .. } = &weights.panels {
             scratch.integers.resize(rows * stride, 0);
             scratch.scales.clear();
-            scratch.sums.clear();
             for (row, integers) in x.chunks(inputs).zip(scratch.integers.chunks_mut(stride)) {
-                let (scale, sum) = quantize::<S>(row, integers);
-                scratch.scales.push(scale);
-                scratch.sums.push(sum);
+                scratch.scales.push(quantize::<S>(row, integers));
             }
         }
         for p in 0..outputs.div_ceil(wide) {
@@ -225,20 +261,20 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
                 activation,
             };
             match &weights.panels {
-                Panels::Int8 { data, scales } => {
+                Panels::Int8 { data, scales, starts } => {
                     let groups = inputs.div_ceil(S::GROUP);
-                    let panel = data.as_ptr().cast::<u8>().add(p * groups * S::GROUP * wide);
+                    let panel = data.as_ptr().cast::<i8>().add(p * groups * S::GROUP * wide);
                     let scales = scales.as_ptr().add(p * wide);
+                    let start = starts.as_ptr().add(p * wide);
                     for (row, n) in blocks(rows, S::ROWS) {
                         let integers = scratch.integers.as_ptr().add(row * stride);
                         let mut sums = [[S::splat_int(0); VECTORS]; MAX_ROWS];
-                        with_rows!(n, dot_tile::<S>(integers, stride, panel, groups, &mut sums));
+                        with_rows!(n, dot_tile::<S>(integers, stride, panel, groups, start, &mut sums));
                         for (r, sums) in sums.iter().enumerate().take(n) {
-                            let offset = S::splat_int(S::WEIGHT_OFFSET.wrapping_mul(scratch.sums[row + r]));
                             let scale = S::splat(scratch.scales[row + r]);
                             for (v, &sum) in sums.iter().enumerate().take(columns.div_ceil(S::LANES)) {
                                 let by = S::mul(scale, S::load(scales.add(v * S::LANES)));
-                                to.put::<S>(S::mul(S::to_float(S::sub_int(sum, offset)), by), row + r, v);
+                                to.put::<S>(S::mul(S::to_float(sum), by), row + r, v);
                             }
                         }
                     }
@@ -247,11 +283,10 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
                     let panel = data.as_ptr().cast::<f32>().add(p * inputs * wide);
                     for (row, n) in blocks(rows, S::FLOAT_ROWS) {
                         let x = x.as_ptr().add(row * inputs);
-                        let mut sums = [[S::splat(0.0); VECTORS]; MAX_ROWS];
-                        with_rows!(n, tile::<S>(x, inputs, panel, inputs, &mut sums));
-                        for (r, sums) in sums.iter().enumerate().take(n) {
-                            for (v, &sum) in sums.iter().enumerate().take(columns.div_ceil(S::LANES)) {
-                                to.put::<S>(sum, row + r, v);
+                        with_rows!(n, tile::<S>(x, inputs, panel, inputs, sums.as_mut_ptr(), wide));
+                        for (r, sums) in sums.chunks(wide).enumerate().take(n) {
+                            for v in 0..columns.div_ceil(S::LANES) {
+                                to.put::<S>(S::load(sums.as_ptr().add(v * S::LANES)), row + r, v);
                             }
                         }
                     }
@@ -316,12 +351,16 @@ pub(super) unsafe fn attend<S: Simd>(
     scratch.resize(padded * width + value_panels * seq * wide + S::FLOAT_ROWS * padded, 0.0);
     let (keys, rest) = scratch.split_at_mut(padded * width);
     let (values, scores) = rest.split_at_mut(value_panels * seq * wide);
-    // Keys as panels `[width, wide]` of tokens, values as panels `[seq, wide]` of columns; both end in zeros.
+    // Keys as panels `[width, wide]` of tokens, values as panels `[seq, wide]` of columns; both end in zeros. With the keys' factor
+    // the scores are powers of two.
+    let factor = std::f32::consts::LOG2_E / (width as f32).sqrt();
     for (panel, tokens) in keys.chunks_mut(width * wide).zip(qkv.chunks(stride * wide)) {
-        panel.fill(0.0);
+        if tokens.len() < stride * wide {
+            panel.fill(0.0);
+        }
         for (j, token) in tokens.chunks(stride).enumerate() {
             for (i, &x) in token[first + hidden..][..width].iter().enumerate() {
-                panel[i * wide + j] = x;
+                panel[i * wide + j] = x * factor;
             }
         }
     }
@@ -332,34 +371,26 @@ pub(super) unsafe fn attend<S: Simd>(
             row[columns..].fill(0.0);
         }
     }
-    let factor = 1.0 / (width as f32).sqrt();
+    let mut sums = [0.0; TILE];
     for (row, n) in blocks(seq, S::FLOAT_ROWS) {
         unsafe {
             let query = qkv.as_ptr().add(row * stride + first);
             for p in 0..padded / wide {
-                let mut sums = [[S::splat(0.0); VECTORS]; MAX_ROWS];
-                with_rows!(n, tile::<S>(query, stride, keys.as_ptr().add(p * wide * width), width, &mut sums));
-                for (r, sums) in sums.iter().enumerate().take(n) {
-                    for (v, &sum) in sums.iter().enumerate() {
-                        let to = scores.as_mut_ptr().add(r * padded + p * wide + v * S::LANES);
-                        S::store(S::mul(sum, S::splat(factor)), to);
-                    }
-                }
+                let (keys, to) = (keys.as_ptr().add(p * wide * width), scores.as_mut_ptr().add(p * wide));
+                with_rows!(n, tile::<S>(query, stride, keys, width, to, padded));
             }
             let mut by = [0.0; MAX_ROWS];
             for (scores, by) in scores.chunks_mut(padded).zip(&mut by).take(n) {
-                *by = 1.0 / exponentials::<S>(&mut scores[..seq]);
+                *by = 1.0 / powers_of_two::<S>(&mut scores[..seq]);
             }
             for p in 0..value_panels {
-                let mut sums = [[S::splat(0.0); VECTORS]; MAX_ROWS];
-                with_rows!(n, tile::<S>(scores.as_ptr(), padded, values.as_ptr().add(p * seq * wide), seq, &mut sums));
-                for (r, sums) in sums.iter().enumerate().take(n) {
+                let values = values.as_ptr().add(p * seq * wide);
+                with_rows!(n, tile::<S>(scores.as_ptr(), padded, values, seq, sums.as_mut_ptr(), wide));
+                for (r, sums) in sums.chunks(wide).enumerate().take(n) {
                     let to = out.as_mut_ptr().add((row + r) * width);
-                    for (v, &sum) in sums.iter().enumerate() {
-                        let at = p * wide + v * S::LANES;
-                        if at < width {
-                            store::<S>(S::mul(sum, S::splat(by[r])), to, at, width);
-                        }
+                    for v in 0..(width - p * wide).min(wide).div_ceil(S::LANES) {
+                        let sum = S::load(sums.as_ptr().add(v * S::LANES));
+                        store::<S>(S::mul(sum, S::splat(by[r])), to, p * wide + v * S::LANES, width);
                     }
                 }
             }
@@ -367,9 +398,9 @@ pub(super) unsafe fn attend<S: Simd>(
     }
 }
 
-/// `e^(x - max)` in place of each `x`; returns their sum.
+/// `2^(x - max)` in place of each `x`; returns their sum.
 #[inline(always)]
-unsafe fn exponentials<S: Simd>(row: &mut [f32]) -> f32 {
+unsafe fn powers_of_two<S: Simd>(row: &mut [f32]) -> f32 {
     let n = row.len();
     let whole = n / S::LANES * S::LANES;
     unsafe {
@@ -381,7 +412,7 @@ unsafe fn exponentials<S: Simd>(row: &mut [f32]) -> f32 {
         let most = S::splat(most);
         let mut sum = S::splat(0.0);
         for i in (0..n).step_by(S::LANES) {
-            let e = exp::<S>(S::sub(load::<S>(row.as_ptr(), i, n), most));
+            let e = exp2::<S>(S::sub(load::<S>(row.as_ptr(), i, n), most));
             store::<S>(e, row.as_mut_ptr(), i, n);
             if i < whole {
                 sum = S::add(sum, e);

@@ -20,7 +20,7 @@ impl Simd for Scalar {
     const ROWS: usize = 2;
     const FLOAT_ROWS: usize = 4;
     const GROUP: usize = 4;
-    const WEIGHT_OFFSET: i32 = 0;
+    const ACTIVATION_OFFSET: i32 = 0;
     type F = [f32; LANES];
     type I = [i32; LANES];
 
@@ -99,10 +99,6 @@ impl Simd for Scalar {
         [x; LANES]
     }
     #[inline(always)]
-    unsafe fn sub_int(a: Self::I, b: Self::I) -> Self::I {
-        std::array::from_fn(|i| a[i] - b[i])
-    }
-    #[inline(always)]
     unsafe fn to_float(a: Self::I) -> Self::F {
         each(|i| a[i] as f32)
     }
@@ -114,11 +110,12 @@ impl Simd for Scalar {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<Self::I>,
     ) {
-        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, sums) }
+        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, start, sums) }
     }
 }
 
@@ -127,8 +124,12 @@ impl Dot for Scalar {
     type X = [i8; 4];
 
     #[inline(always)]
-    unsafe fn load_weights(at: *const u8) -> Self::W {
+    unsafe fn load_weights(at: *const i8) -> Self::W {
         unsafe { at.cast::<Self::W>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_ints(at: *const i32) -> Self::I {
+        unsafe { at.cast::<Self::I>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn spread(at: *const i8) -> Self::X {

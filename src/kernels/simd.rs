@@ -23,8 +23,8 @@ pub(super) trait Simd {
     const FLOAT_ROWS: usize;
     /// Weights of one output that stand together in a panel: 4, 8 or 16.
     const GROUP: usize;
-    /// What is added to a weight when it is packed: 128 where the products take it unsigned, else 0.
-    const WEIGHT_OFFSET: i32;
+    /// What is added to a quantized activation: 128 where the products take it unsigned, else 0.
+    const ACTIVATION_OFFSET: i32;
     /// Floats.
     type F: Copy;
     /// 32-bit integers.
@@ -53,17 +53,17 @@ pub(super) trait Simd {
     /// `2^n` for `n` in -126..=127.
     unsafe fn power_of_two(n: Self::I) -> Self::F;
     unsafe fn splat_int(x: i32) -> Self::I;
-    unsafe fn sub_int(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_float(a: Self::I) -> Self::F;
-    /// Stores `LANES` values, all in -127..=127, as bytes.
+    /// Stores `LANES` values, all in -127..=127, as bytes, with [`ACTIVATION_OFFSET`](Self::ACTIVATION_OFFSET).
     unsafe fn store_bytes(a: Self::I, at: *mut i8);
-    /// Sums of `R` rows of integers, `stride` apart, with a panel of `groups` groups: each the exact `Σ x · (w + WEIGHT_OFFSET)` for
-    /// activations and weights in -127..=127.
+    /// Sums of `R` rows of bytes, `stride` apart, with a panel of `groups` groups: each the exact `start + Σ (x + ACTIVATION_OFFSET) · w`
+    /// (modulo 2^32) for activations and weights in -127..=127. `start`, of a whole panel, is zero where the offset is.
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<Self::I>,
     );
 }
@@ -76,7 +76,8 @@ pub(super) trait Dot: Simd {
     /// The same four activations in each lane.
     type X: Copy;
 
-    unsafe fn load_weights(at: *const u8) -> Self::W;
+    unsafe fn load_weights(at: *const i8) -> Self::W;
+    unsafe fn load_ints(at: *const i32) -> Self::I;
     /// Four activations.
     unsafe fn spread(at: *const i8) -> Self::X;
     /// Adds to each lane its four products of weight and activation.
@@ -88,12 +89,16 @@ pub(super) trait Dot: Simd {
 pub(super) unsafe fn dot_lanes<S: Dot, const R: usize>(
     x: *const i8,
     stride: usize,
-    panel: *const u8,
+    panel: *const i8,
     groups: usize,
+    start: *const i32,
     sums: &mut Sums<S::I>,
 ) {
     unsafe {
         let mut acc = [[S::splat_int(0); VECTORS]; R];
+        if S::ACTIVATION_OFFSET != 0 {
+            acc = [std::array::from_fn(|v| S::load_ints(start.add(v * S::LANES))); R];
+        }
         for g in 0..groups {
             let w: [S::W; VECTORS] =
                 std::array::from_fn(|v| S::load_weights(panel.add((g * VECTORS + v) * 4 * S::LANES)));

@@ -16,7 +16,7 @@ impl Simd for Simd128 {
     const ROWS: usize = 2;
     const FLOAT_ROWS: usize = 4;
     const GROUP: usize = 8;
-    const WEIGHT_OFFSET: i32 = 0;
+    const ACTIVATION_OFFSET: i32 = 0;
     type F = v128;
     type I = v128;
 
@@ -103,10 +103,6 @@ impl Simd for Simd128 {
         i32x4_splat(x)
     }
     #[inline(always)]
-    unsafe fn sub_int(a: v128, b: v128) -> v128 {
-        i32x4_sub(a, b)
-    }
-    #[inline(always)]
     unsafe fn to_float(a: v128) -> v128 {
         f32x4_convert_i32x4(a)
     }
@@ -119,8 +115,9 @@ impl Simd for Simd128 {
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        _: *const i32,
         sums: &mut Sums<v128>,
     ) {
         unsafe {
@@ -129,7 +126,7 @@ impl Simd for Simd128 {
             for g in 0..groups {
                 let x: [v128; R] = std::array::from_fn(|r| i16x8_load_extend_i8x8(x.add(r * stride + 8 * g)));
                 for c in 0..WIDE {
-                    let w = i16x8_load_extend_i8x8(panel.cast::<i8>().add((g * WIDE + c) * 8));
+                    let w = i16x8_load_extend_i8x8(panel.add((g * WIDE + c) * 8));
                     for (acc, &x) in acc.iter_mut().zip(&x) {
                         acc[c] = i32x4_add(acc[c], i32x4_dot_i16x8(w, x));
                     }

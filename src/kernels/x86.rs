@@ -12,7 +12,7 @@ impl Simd for Avx512Vnni {
     const ROWS: usize = 8;
     const FLOAT_ROWS: usize = 8;
     const GROUP: usize = 4;
-    const WEIGHT_OFFSET: i32 = 128;
+    const ACTIVATION_OFFSET: i32 = 128;
     type F = __m512;
     type I = __m512i;
 
@@ -89,26 +89,23 @@ impl Simd for Avx512Vnni {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn sub_int(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_sub_epi32(a, b) }
-    }
-    #[inline(always)]
     unsafe fn to_float(a: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
     #[inline(always)]
     unsafe fn store_bytes(a: __m512i, at: *mut i8) {
-        unsafe { _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(a)) }
+        unsafe { _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(a, _mm512_set1_epi32(128)))) }
     }
     #[inline(always)]
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<Self::I>,
     ) {
-        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, sums) }
+        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, start, sums) }
     }
 }
 
@@ -117,7 +114,11 @@ impl Dot for Avx512Vnni {
     type X = __m512i;
 
     #[inline(always)]
-    unsafe fn load_weights(at: *const u8) -> __m512i {
+    unsafe fn load_weights(at: *const i8) -> __m512i {
+        unsafe { _mm512_loadu_si512(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_ints(at: *const i32) -> __m512i {
         unsafe { _mm512_loadu_si512(at.cast()) }
     }
     #[inline(always)]
@@ -126,7 +127,7 @@ impl Dot for Avx512Vnni {
     }
     #[inline(always)]
     unsafe fn dot(sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
+        unsafe { _mm512_dpbusd_epi32(sum, x, w) }
     }
 }
 
@@ -146,7 +147,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const ROWS: usize = 4;
     const FLOAT_ROWS: usize = 6;
     const GROUP: usize = 4;
-    const WEIGHT_OFFSET: i32 = if VNNI { 128 } else { 0 };
+    const ACTIVATION_OFFSET: i32 = if VNNI { 128 } else { 0 };
     type F = __m256;
     type I = __m256i;
 
@@ -234,10 +235,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn sub_int(a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_sub_epi32(a, b) }
-    }
-    #[inline(always)]
     unsafe fn to_float(a: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(a) }
     }
@@ -245,18 +242,22 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn store_bytes(a: __m256i, at: *mut i8) {
         unsafe {
             let words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
-            _mm_storel_epi64(at.cast(), _mm_packs_epi16(words, words));
+            let bytes = _mm_packs_epi16(words, words);
+            // Adding 128 to a signed byte is flipping its highest bit.
+            let flip = _mm_set1_epi8(Self::ACTIVATION_OFFSET as i8);
+            _mm_storel_epi64(at.cast(), _mm_xor_si128(bytes, flip));
         }
     }
     #[inline(always)]
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
         stride: usize,
-        panel: *const u8,
+        panel: *const i8,
         groups: usize,
+        start: *const i32,
         sums: &mut Sums<Self::I>,
     ) {
-        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, sums) }
+        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, start, sums) }
     }
 }
 
@@ -266,7 +267,11 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
     type X = (__m256i, __m256i);
 
     #[inline(always)]
-    unsafe fn load_weights(at: *const u8) -> __m256i {
+    unsafe fn load_weights(at: *const i8) -> __m256i {
+        unsafe { _mm256_loadu_si256(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_ints(at: *const i32) -> __m256i {
         unsafe { _mm256_loadu_si256(at.cast()) }
     }
     #[inline(always)]
@@ -280,7 +285,7 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
     unsafe fn dot(sum: __m256i, w: __m256i, (x, magnitude): Self::X) -> __m256i {
         unsafe {
             if VNNI {
-                return _mm256_dpbusd_avx_epi32(sum, w, x);
+                return _mm256_dpbusd_avx_epi32(sum, x, w);
             }
             // `vpmaddubsw` adds two products of an unsigned and a signed byte and saturates at 32,767: |x| times the weight with
             // x's sign is at most 2 * 127 * 127 = 32,258.

@@ -17,6 +17,9 @@ use crate::kernels::{Kernel, Matrix, Packed, Scratch};
 /// The most rows that go through a layer's feed-forward block together: their widened values stay in a core's cache.
 const ROWS: usize = 64;
 
+/// Tokens for each thread from which on further sequences wait: what lies between a layer's steps stays in its cache too.
+const GROUP: usize = 128;
+
 /// An encoder with at most one head, its weights packed for one kernel.
 pub(crate) struct PackedModel {
     config: ModelConfig,
@@ -52,9 +55,9 @@ struct Layer {
 struct Workspace {
     /// `[tokens, hidden]`
     x: Vec<f32>,
-    /// `[tokens, 3 * hidden]`
+    /// `[tokens of a group, 3 * hidden]`
     qkv: Vec<f32>,
-    /// `[heads, tokens, hidden / heads]`
+    /// `[heads, tokens of a group, hidden / heads]`
     context: Vec<f32>,
     /// One for each thread of the pool.
     threads: Vec<Mutex<ThreadSpace>>,
@@ -142,57 +145,78 @@ impl PackedModel {
     /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`.
     fn compute(&self, batch: &Batch, workspace: &mut Workspace, check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let h = self.config.hidden_size;
-        let heads = self.config.num_attention_heads;
-        let head_width = h / heads;
-        let lengths = batch.lengths();
-        let tokens: usize = lengths.iter().sum();
         let threads = rayon::current_num_threads();
         workspace.threads.resize_with(threads, Mutex::default);
+        workspace.x.resize(batch.lengths().iter().sum::<usize>() * h, 0.0);
         let Workspace { x, qkv, context, threads: spaces } = workspace;
-        // The pool's threads take turns at nothing: each finds its own free.
-        let space = || lock(&spaces[rayon::current_thread_index().unwrap_or(0) % spaces.len()]);
-        let rows = tokens.div_ceil(threads).clamp(1, ROWS);
-        x.resize(tokens * h, 0.0);
-        qkv.resize(tokens * 3 * h, 0.0);
-        context.resize(tokens * h, 0.0);
-        self.embed(batch, x, &mut space());
+        self.embed(batch, x, &mut space(spaces));
         for layer in &self.layers {
-            check()?;
-            x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|(x, qkv)| {
-                layer.query_key_value.apply(x, None, &mut space().scratch, qkv);
-            });
-            context.par_chunks_mut((tokens * head_width).max(1)).enumerate().for_each(|(head, context)| {
-                let mut space = space();
-                let (mut qkv, mut context) = (qkv.as_slice(), context);
-                for &n in lengths {
-                    let (these, rest) = qkv.split_at(n * 3 * h);
-                    let (out, others) = context.split_at_mut(n * head_width);
-                    self.kernel.attend(these, head * head_width, h, head_width, &mut space.scratch, out);
-                    (qkv, context) = (rest, others);
-                }
-            });
-            let context = context.as_slice();
-            x.par_chunks_mut(rows * h).enumerate().for_each(|(block, x)| {
-                let mut space = space();
-                let ThreadSpace { scratch, narrow, gathered, wide } = &mut *space;
-                let n = x.len() / h;
-                gathered.resize(n * h, 0.0);
-                narrow.resize(n * h, 0.0);
-                wide.resize(n * layer.intermediate.outputs(), 0.0);
-                for (head, context) in context.chunks(tokens * head_width).enumerate() {
-                    let context = context[block * rows * head_width..].chunks(head_width);
-                    for (row, part) in gathered.chunks_mut(h).zip(context) {
-                        row[head * head_width..][..head_width].copy_from_slice(part);
-                    }
-                }
-                layer.attention_output.apply(gathered, None, scratch, narrow);
-                layer.attention_norm.add(self.kernel, narrow, x);
-                layer.intermediate.apply(x, Some(self.config.hidden_act), scratch, wide);
-                layer.output.apply(wide, None, scratch, narrow);
-                layer.norm.add(self.kernel, narrow, x);
-            });
+            let (mut x, mut lengths) = (x.as_mut_slice(), batch.lengths());
+            while !lengths.is_empty() {
+                check()?;
+                let mut tokens = 0;
+                let full = lengths.iter().position(|n| {
+                    tokens += n;
+                    tokens >= GROUP * threads
+                });
+                let (these, others) = lengths.split_at(full.map_or(lengths.len(), |last| last + 1));
+                let (group, rest) = x.split_at_mut(tokens * h);
+                self.layer(layer, these, group, qkv, context, spaces);
+                (x, lengths) = (rest, others);
+            }
         }
         check()
+    }
+
+    /// One layer over the sequences of these lengths, `x` `[tokens, hidden]`.
+    fn layer(
+        &self,
+        layer: &Layer,
+        lengths: &[usize],
+        x: &mut [f32],
+        qkv: &mut Vec<f32>,
+        context: &mut Vec<f32>,
+        spaces: &[Mutex<ThreadSpace>],
+    ) {
+        let h = self.config.hidden_size;
+        let head_width = h / self.config.num_attention_heads;
+        let tokens = x.len() / h;
+        let rows = tokens.div_ceil(rayon::current_num_threads()).clamp(1, ROWS);
+        qkv.resize(tokens * 3 * h, 0.0);
+        context.resize(tokens * h, 0.0);
+        x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|(x, qkv)| {
+            layer.query_key_value.apply(x, None, &mut space(spaces).scratch, qkv);
+        });
+        context.par_chunks_mut((tokens * head_width).max(1)).enumerate().for_each(|(head, context)| {
+            let mut own = space(spaces);
+            let (mut qkv, mut context) = (qkv.as_slice(), context);
+            for &n in lengths {
+                let (these, rest) = qkv.split_at(n * 3 * h);
+                let (out, others) = context.split_at_mut(n * head_width);
+                self.kernel.attend(these, head * head_width, h, head_width, &mut own.scratch, out);
+                (qkv, context) = (rest, others);
+            }
+        });
+        let context = context.as_slice();
+        x.par_chunks_mut(rows * h).enumerate().for_each(|(block, x)| {
+            let mut own = space(spaces);
+            let ThreadSpace { scratch, narrow, gathered, wide } = &mut *own;
+            let n = x.len() / h;
+            gathered.resize(n * h, 0.0);
+            narrow.resize(n * h, 0.0);
+            wide.resize(n * layer.intermediate.outputs(), 0.0);
+            for (head, context) in context.chunks(tokens * head_width).enumerate() {
+                let context = context[block * rows * head_width..].chunks(head_width);
+                for (row, part) in gathered.chunks_mut(h).zip(context) {
+                    row[head * head_width..][..head_width].copy_from_slice(part);
+                }
+            }
+            layer.attention_output.apply(gathered, None, scratch, narrow);
+            layer.attention_norm.add(self.kernel, narrow, x);
+            layer.intermediate.apply(x, Some(self.config.hidden_act), scratch, wide);
+            layer.output.apply(wide, None, scratch, narrow);
+            layer.norm.add(self.kernel, narrow, x);
+        });
     }
 
     fn embed(&self, batch: &Batch, x: &mut [f32], space: &mut ThreadSpace) {
@@ -272,7 +296,7 @@ fn linear(
     let integers: Option<Vec<_>> = parts
         .iter()
         .map(|part| match part {
-            Values::Int8(integers, scales) => Some((integers.as_slice(), scales.as_slice())),
+            Values::Int8(integers, scales) => Some((&**integers, scales.as_slice())),
             Values::F32(_) => None,
         })
         .collect();
@@ -282,6 +306,11 @@ fn linear(
     let floats: Vec<Vec<f32>> = parts.into_iter().map(Values::into_floats).collect();
     let rows = floats.iter().map(Vec::as_slice).collect();
     Ok(Packed::new(kernel, &Matrix::F32(rows), inputs, &bias))
+}
+
+/// That of the pool's thread which calls: each finds its own free.
+fn space(spaces: &[Mutex<ThreadSpace>]) -> std::sync::MutexGuard<'_, ThreadSpace> {
+    lock(&spaces[rayon::current_thread_index().unwrap_or(0) % spaces.len()])
 }
 
 /// What a panicking call left is overwritten before it is read.

@@ -17,7 +17,7 @@ impl WeightSource for Int8 {
 
     fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
         let (integers, scales) = quantize_rows(&self.take(name, shape)?, shape[1]);
-        Ok(Values::Int8(integers, scales))
+        Ok(Values::Int8(integers.into(), scales))
     }
 }
 
