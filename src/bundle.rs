@@ -133,7 +133,7 @@ impl Data {
                 let mut buffer = vec![0; CHUNK.min(len)];
                 for first in (0..len).step_by(CHUNK) {
                     let chunk = &mut buffer[..CHUNK.min(len - first)];
-                    file.read_exact(chunk).map_err(cut_short)?;
+                    file.read_exact(chunk).map_err(unreadable)?;
                     f(chunk)?;
                 }
                 Ok(())
@@ -143,21 +143,28 @@ impl Data {
 
     /// The bytes of a tensor.
     fn tensor(&self, tensor: &TensorInfo) -> Result<Cow<'_, [u8]>> {
-        if let Data::Memory(bytes, start) = self {
-            return within((**bytes).as_ref(), start + tensor.begin, tensor.bytes).map(Cow::Borrowed);
-        }
+        let (file, start) = match self {
+            Data::Memory(bytes, start) => {
+                return within((**bytes).as_ref(), start + tensor.begin, tensor.bytes).map(Cow::Borrowed);
+            }
+            Data::File(file, start) => (file, start + tensor.begin as u64),
+        };
         let mut all = Vec::new();
         all.try_reserve_exact(tensor.bytes).map_err(|e| {
             Error::internal(format!("no memory for {} bytes; map the file instead", tensor.bytes)).with_source(e)
         })?;
-        self.each_chunk(tensor.begin, tensor.bytes, &mut |chunk| {
-            check::values(tensor, all.len() / tensor.dtype.size(), chunk)?;
-            all.extend_from_slice(chunk);
-            Ok(())
-        })?;
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start)).map_err(unreadable)?;
+        file.by_ref().take(tensor.bytes as u64).read_to_end(&mut all).map_err(unreadable)?;
+        if all.len() != tensor.bytes {
+            return Err(Error::corrupt(CUT_SHORT));
+        }
+        check::values(tensor, 0, &all)?;
         Ok(all.into())
     }
 }
+
+const CUT_SHORT: &str = "the file was cut short while it was read";
 
 fn within(bytes: &[u8], begin: usize, len: usize) -> Result<&[u8]> {
     let part = bytes.get(begin..).and_then(|rest| rest.get(..len));
@@ -379,15 +386,11 @@ fn open_file(path: &Path) -> Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
-fn cut_short(error: std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::corrupt("the file was cut short while it was read"),
-        _ => unreadable(error),
-    }
-}
-
 /// A failed read of a file that the caller names.
 fn unreadable(error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return Error::corrupt(CUT_SHORT);
+    }
     Error::new(ErrorKind::NotFound, error.to_string()).with_source(error)
 }
 

@@ -9,7 +9,7 @@ use crate::bundle::{Bundle, PoolingMode};
 use crate::device::DeviceReport;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::opened::{Opened, host};
+use crate::opened::Opened;
 use crate::options::{Limit, Options};
 
 /// Turns texts into vectors for search and comparison.
@@ -125,10 +125,7 @@ impl Embedder {
             return Ok(Vec::new());
         }
         let batch = Batch::new(sequences, config.pad_token_id);
-        let values = self.opened.install(|| host(self.opened.hidden_states(&batch, &limit)?))?;
-        let ([_, seq], width) = (batch.dims(), config.hidden_size);
-        let rows = values.chunks(seq * width).zip(batch.lengths());
-        Ok(rows.map(|(rows, &n)| rows[..n * width].to_vec()).collect())
+        self.opened.install(|| self.opened.sequence_states(&batch, &limit))
     }
 
     /// `[batch, seq, hidden] -> [batch, 1, hidden]`

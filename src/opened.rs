@@ -203,6 +203,17 @@ impl Opened {
         }
     }
 
+    /// The last hidden states of each sequence, `[tokens, hidden]`. Runs in the current pool.
+    pub(crate) fn sequence_states(&self, batch: &Batch, limit: &Limit) -> Result<Vec<Vec<f32>>> {
+        if let Computes::Kernels(model) = &self.model {
+            return model.sequence_states(batch, &mut || limit.check());
+        }
+        let values = host(self.hidden_states(batch, limit)?)?;
+        let ([_, seq], width) = (batch.dims(), self.config.hidden_size);
+        let rows = values.chunks(seq * width).zip(batch.lengths());
+        Ok(rows.map(|(rows, &n)| rows[..n * width].to_vec()).collect())
+    }
+
     /// The head's logits, see [`Model::logits`].
     pub(crate) fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
         match &self.model {

@@ -53,6 +53,8 @@ struct Layer {
 /// What one call needs at a time.
 #[derive(Default)]
 struct Workspace {
+    /// Each token's id and its place in its sequence.
+    tokens: Vec<(usize, usize)>,
     /// `[tokens, hidden]`
     x: Vec<f32>,
     /// `[tokens of a group, 3 * hidden]`
@@ -126,20 +128,45 @@ impl PackedModel {
         device: &Device,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor<3>> {
-        let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
-        let result = self.compute(batch, &mut workspace, check);
-        let hidden = result.map(|()| {
-            let ([count, seq], h) = (batch.dims(), self.config.hidden_size);
+        let ([count, seq], h) = (batch.dims(), self.config.hidden_size);
+        self.run(batch, check, |mut states| {
             let mut padded = vec![0.0; count * seq * h];
-            let mut first = 0;
             for (out, &n) in padded.chunks_mut((seq * h).max(1)).zip(batch.lengths()) {
-                out[..n * h].copy_from_slice(&workspace.x[first * h..][..n * h]);
-                first += n;
+                let (these, rest) = states.split_at(n * h);
+                out[..n * h].copy_from_slice(these);
+                states = rest;
             }
             Tensor::from_data(TensorData::new(padded, [count, seq, h]), device)
-        });
+        })
+    }
+
+    /// The same of each sequence, `[tokens, hidden]`.
+    pub(crate) fn sequence_states(
+        &self,
+        batch: &Batch,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.run(batch, check, |mut states| {
+            let each = batch.lengths().iter().map(|n| {
+                let (these, rest) = states.split_at(n * self.config.hidden_size);
+                states = rest;
+                these.to_vec()
+            });
+            each.collect()
+        })
+    }
+
+    /// Hands the last hidden states of all tokens, without padding, to `f`.
+    fn run<T>(
+        &self,
+        batch: &Batch,
+        check: &mut dyn FnMut() -> Result<()>,
+        f: impl FnOnce(&[f32]) -> T,
+    ) -> Result<T> {
+        let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
+        let result = self.compute(batch, &mut workspace, check).map(|()| f(&workspace.x));
         lock(&self.workspaces).push(workspace);
-        hidden
+        result
     }
 
     /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`.
@@ -147,9 +174,13 @@ impl PackedModel {
         let h = self.config.hidden_size;
         let threads = rayon::current_num_threads();
         workspace.threads.resize_with(threads, Mutex::default);
-        workspace.x.resize(batch.lengths().iter().sum::<usize>() * h, 0.0);
-        let Workspace { x, qkv, context, threads: spaces } = workspace;
-        self.embed(batch, x, &mut space(spaces));
+        let Workspace { tokens, x, qkv, context, threads: spaces } = workspace;
+        tokens.clear();
+        tokens.extend(batch.tokens());
+        x.resize(tokens.len() * h, 0.0);
+        x.par_chunks_mut(ROWS * h).zip(tokens.par_chunks(ROWS)).for_each(|(x, tokens)| {
+            self.embed(tokens, x, &mut space(spaces));
+        });
         for layer in &self.layers {
             let (mut x, mut lengths) = (x.as_mut_slice(), batch.lengths());
             while !lengths.is_empty() {
@@ -219,20 +250,19 @@ impl PackedModel {
         });
     }
 
-    fn embed(&self, batch: &Batch, x: &mut [f32], space: &mut ThreadSpace) {
+    fn embed(&self, tokens: &[(usize, usize)], x: &mut [f32], space: &mut ThreadSpace) {
         let width = self.config.embedding_size;
-        let tokens = x.len() / self.config.hidden_size;
         let ThreadSpace { scratch, narrow, gathered, .. } = space;
         let words = match &self.project {
             None => &mut *x,
             Some(_) => {
-                gathered.resize(tokens * width, 0.0);
+                gathered.resize(tokens.len() * width, 0.0);
                 gathered.as_mut_slice()
             }
         };
-        narrow.resize(tokens * width, 0.0);
+        narrow.resize(tokens.len() * width, 0.0);
         let rows = words.chunks_mut(width).zip(narrow.chunks_mut(width));
-        for ((word, position), (id, at)) in rows.zip(batch.tokens()) {
+        for ((word, position), &(id, at)) in rows.zip(tokens) {
             match &self.word_embeddings {
                 Values::F32(table) => word.copy_from_slice(&table[id * width..][..width]),
                 Values::Int8(table, scales) => {
