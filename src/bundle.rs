@@ -40,13 +40,14 @@
 //!   Vectors (biases, norms) are F32. A matrix is F32, F16 or I8, never narrower than `precision`. With `f16` every
 //!   matrix is F16. With `int8` the linear weights and the word embedding are I8, and the position and token-type
 //!   embeddings, which are small and added to every token, F16.
-//! * An I8 matrix `X`, `[rows, columns]`, comes with `X.scale`, F32, `[rows]`.
+//! * An I8 matrix `X`, `[rows, columns]`, comes with `X.scale`, F32, `[rows]`. That of a linear layer of the encoder may come with
+//!   `X.pre_quant_scale`, F32, `[columns]`; where a layer's query has one, its key and value have the same.
 //! * `tokenizer.json`, U8: the file of Hugging Face's `tokenizers`.
 //! * `ampoule.optional.*`, and metadata of such names, may be ignored by a reader that does not know them. Known is
 //!   `ampoule.optional.card`, U8: a model card in UTF-8. Every other tensor and every other metadata name is refused.
 //!
 //! Weights are finite; a scale is a positive normal number of which 127 times is finite; no I8 weight is -128. What breaks a
-//! rule is refused when the file is opened: an open bundle is sound.
+//! rule is refused when the file is opened: an open bundle is sound. The same goes for a `pre_quant_scale`.
 //!
 //! # The integer contract
 //! For every kernel on every machine, and for training that imitates them. All arithmetic named here is IEEE 754 binary32,
@@ -58,7 +59,9 @@
 //!   no `q` over 127. Where that scale is below the smallest normal number (rows of zeros among them), the scale is 1 and
 //!   every `q` is 0: no kernel meets a subnormal scale.
 //! * **Weights** are quantized per output channel, a row of `[out, in]`; the word embedding per row of its table.
-//! * **Activations** are quantized dynamically, each row (token) of `[tokens, in]` by its own largest magnitude.
+//! * **Activations** are quantized dynamically, each row (token) of `[tokens, in]` by its own largest magnitude. Where the weights
+//!   have a `pre_quant_scale`, each value is multiplied by its column's factor first, and the weights stand for those of the model
+//!   divided by it: inputs with outliers leave the others more of the range (SmoothQuant, Xiao et al. 2022).
 //! * **Sums** `Σ q_x · q_w` over `in` are exact in i32, whatever their order: each product is at most 127², so `in` is at most
 //!   [`MAX_INNER`], which reader and writer check. They are therefore the same bits on every machine.
 //! * **The result** is `sum as f32 * (scale_x * scale_w) + bias`, in this order, the last two operations not fused. A
@@ -87,7 +90,7 @@ pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Pr
 pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows};
 pub use self::write::{BundleSpec, Staged, stage, weights_sha256, write};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Integers, ModelConfig, Values, WeightSource};
+use crate::model::{Int8, Integers, ModelConfig, Values, WeightSource};
 
 /// The version of the format that is written; versions `1.0` to this one are read.
 pub const FORMAT_VERSION: (u32, u32) = (1, 0);
@@ -357,7 +360,12 @@ impl WeightSource for BundleWeights<'_> {
                     Data::Memory(all, start) => Integers::shared(all.clone(), start + tensor.begin, tensor.bytes),
                     Data::File(..) => Integers::from(bytemuck::cast_vec::<u8, i8>(bytes.into_owned())),
                 };
-                Values::Int8(integers, f32s(&scales).collect())
+                let factors = check::pre_quant_scale_name(name);
+                let pre_quant_scale = match self.0.info.tensor(&factors) {
+                    Some(factors) => Some(f32s(&self.0.data.tensor(factors)?).collect()),
+                    None => None,
+                };
+                Values::Int8(Int8 { integers, scales: f32s(&scales).collect(), pre_quant_scale })
             }
             Dtype::U8 => return Err(Error::invalid_input(format!("bundle tensor {name:?} holds no weights"))),
         })

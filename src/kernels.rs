@@ -243,6 +243,8 @@ pub struct Packed {
     outputs: usize,
     panels: Panels,
     bias: Vec<f32>,
+    /// What inputs are multiplied by before they are quantized; none for 1.
+    factors: Vec<f32>,
 }
 
 impl fmt::Debug for Packed {
@@ -315,7 +317,17 @@ impl Packed {
         };
         let mut bias = bias.to_vec();
         pad(&mut bias);
-        Packed { kernel, inputs, outputs, panels, bias }
+        Packed { kernel, inputs, outputs, panels, bias, factors: Vec::new() }
+    }
+
+    /// The same with inputs that are multiplied by these factors before they are quantized. Floats are not quantized.
+    ///
+    /// # Panics
+    /// If there is not one for each input.
+    pub fn with_pre_quant_scale(mut self, factors: Vec<f32>) -> Self {
+        assert_eq!(factors.len(), self.inputs, "factors of the inputs");
+        self.factors = factors;
+        self
     }
 
     /// Number of outputs.

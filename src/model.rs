@@ -28,10 +28,19 @@ pub(crate) use self::packed::PackedModel;
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
 use self::weights::transposed;
-pub use self::weights::{HostTensor, Integers, Values, WeightSource, Weights};
+pub use self::weights::{HostTensor, Int8, Integers, Values, WeightSource, Weights};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 pub use crate::kernels::Activation;
+
+/// A place between the layers, whose values `[batch, seq, hidden]` can be [observed](Model::hidden_states).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// What the embeddings give (0), or the layer of this number, from 1.
+    Layer(usize),
+    /// What the attention block of the layer of this number gives its feed-forward block.
+    Attention(usize),
+}
 
 /// An encoder with its head.
 #[derive(Module, Debug)]
@@ -59,9 +68,8 @@ impl Model {
 
     /// The last hidden states, `[batch, seq, hidden]`.
     ///
-    /// `observe` is called with 0 and the embeddings' output, then with i and the output of the i-th layer, each
-    /// `[batch, seq, hidden]`. It serves whoever wants the states between, and it may end the computation. `noise` is there in
-    /// training alone: without it nothing is dropped.
+    /// `observe` is called at every [`Point`], in order. It serves whoever wants the states between, and it may end the computation.
+    /// `noise` is there in training alone: without it nothing is dropped.
     ///
     /// # Errors
     /// Those of `observe`.
@@ -70,17 +78,17 @@ impl Model {
         batch: &Batch,
         device: &Device,
         noise: &mut Option<Noise>,
-        observe: &mut dyn FnMut(usize, &Tensor<3>) -> Result<()>,
+        observe: &mut dyn FnMut(Point, &Tensor<3>) -> Result<()>,
     ) -> Result<Tensor<3>> {
         let mask = batch.score_mask(device);
         let mut x = self.embeddings.forward(batch.input_ids(device), noise);
         if let Some(project) = &self.embeddings_project {
             x = project.forward(x);
         }
-        observe(0, &x)?;
-        for (i, layer) in self.encoder.layer.iter().enumerate() {
-            x = layer.forward(x, mask.as_ref(), noise);
-            observe(i + 1, &x)?;
+        observe(Point::Layer(0), &x)?;
+        for (layer, number) in self.encoder.layer.iter().zip(1..) {
+            x = layer.forward(x, mask.as_ref(), noise, &mut |x| observe(Point::Attention(number), x))?;
+            observe(Point::Layer(number), &x)?;
         }
         Ok(x)
     }

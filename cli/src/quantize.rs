@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ampoule::bundle::Precision;
 use ampoule::{Checkpoint, Classifier, Extractor, Options, Task};
+use ampoule_distill::data::read_lines;
 use ampoule_distill::{FoundEntities, evaluate_labels};
-use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize};
+use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -33,6 +34,9 @@ pub struct Args {
     /// The unit of "start" and "end" in .jsonl lines that name none
     #[arg(long, value_enum, default_value = "utf8")]
     offsets: OffsetsArg,
+    /// Text, one a line or .jsonl, by which the inputs of int8 layers are evened out (SmoothQuant); without it texts of --data
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
     /// The most F1 that may be lost, of 100
     #[arg(long, default_value_t = 0.5, value_name = "F1")]
     max_loss: f64,
@@ -70,16 +74,21 @@ pub fn run(args: Args) -> Result<()> {
         .as_ref()
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
         .transpose()?;
+    let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
+    let texts = match args.precision {
+        Precision::Int8 => calibration(&args, &corpora, checkpoint.config.task)?,
+        Precision::F32 | Precision::F16 => Vec::new(),
+    };
     let options = QuantizeOptions {
         precision: args.precision,
         wider,
+        pre_quant_scales: smooth(&checkpoint.config, &checkpoint.weights, &checkpoint.tokenizer, &texts)?,
         licence: args.licence.clone(),
         pooling: checkpoint.pooling,
         max_tokens: args.window,
         card,
         ..QuantizeOptions::default()
     };
-    let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let task = checkpoint.config.task;
     let mut measure = |path: &Path| metric(path, task, &corpora, &args);
     let guard = match corpora.is_empty() {
@@ -99,6 +108,32 @@ pub fn run(args: Args) -> Result<()> {
     show(&args, &report)
 }
 
+/// The most texts by which a model is calibrated.
+const CALIBRATION_TEXTS: usize = 256;
+
+/// Texts of the kind that the model is for: evenly taken from those that are given, else from the data's.
+fn calibration(args: &Args, corpora: &[Corpus], task: Task) -> Result<Vec<String>> {
+    let mut texts: Vec<String> = match &args.calibration {
+        Some(path) => read_lines(path)?,
+        None if task == Task::TokenClassification => {
+            let unit = args.offsets.unit();
+            let sets = corpora.iter().map(|c| c.entities(Split::Dev, unit)).collect::<ampoule::Result<Vec<_>>>()?;
+            sets.into_iter().flat_map(|set| set.examples).map(|example| example.text).collect()
+        }
+        None => {
+            let sets = corpora.iter().map(|c| c.labelled(Split::Dev)).collect::<ampoule::Result<Vec<_>>>()?;
+            sets.into_iter().flatten().map(|text| text.text).collect()
+        }
+    };
+    let step = texts.len().div_ceil(CALIBRATION_TEXTS).max(1);
+    let mut at = 0;
+    texts.retain(|_| {
+        at += 1;
+        (at - 1) % step == 0
+    });
+    Ok(texts)
+}
+
 /// F1 of 100: micro of entities, macro of labels.
 fn metric(path: &Path, task: Task, corpora: &[Corpus], args: &Args) -> ampoule::Result<f64> {
     let options = Options::default();
@@ -115,12 +150,15 @@ fn metric(path: &Path, task: Task, corpora: &[Corpus], args: &Args) -> ampoule::
 
 fn show(args: &Args, report: &Report) -> Result<()> {
     let megabytes = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
-    let mut rows = vec![["tensor", "kept as", "relative error", "largest error", "cosine"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["tensor", "kept as", "smoothed", "relative error", "largest error", "cosine"].map(str::to_owned).to_vec(),
+    ];
     let count = if args.all { report.tensors.len() } else { 10 };
     rows.extend(report.worst(count).map(|t| {
         vec![
             t.name.clone(),
             t.precision.to_string(),
+            if t.smoothed { "yes" } else { "-" }.to_owned(),
             format!("{:.5}", t.relative_error),
             format!("{:.5}", t.max_error),
             format!("{:.6}", t.cosine),

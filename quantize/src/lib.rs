@@ -5,6 +5,7 @@
 //! bundle in place whose task metric fell too far.
 
 mod report;
+mod smooth;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,6 +16,7 @@ use ampoule::{Error, Result};
 
 pub use ampoule::bundle::{dequantize_rows, quantize_rows};
 pub use report::{MetricChange, Report, TensorReport};
+pub use smooth::smooth;
 
 /// How a bundle is made.
 #[derive(Clone, Debug)]
@@ -23,6 +25,9 @@ pub struct QuantizeOptions {
     pub precision: Precision,
     /// Matrices, by name, that are kept wider than `precision`.
     pub wider: BTreeMap<String, Precision>,
+    /// What the inputs of int8 matrices are multiplied by before they are quantized, by the matrices' names; see [`smooth`]. Those of
+    /// matrices that are kept wider are left out.
+    pub pre_quant_scales: BTreeMap<String, Vec<f32>>,
     /// The program that makes it.
     pub producer: String,
     /// The terms under which the weights may be used.
@@ -42,6 +47,7 @@ impl Default for QuantizeOptions {
         QuantizeOptions {
             precision: Precision::Int8,
             wider: BTreeMap::new(),
+            pre_quant_scales: BTreeMap::new(),
             producer: concat!("ampoule-quantize ", env!("CARGO_PKG_VERSION")).to_owned(),
             licence: "unknown".to_owned(),
             pooling: Pooling::default(),
@@ -88,6 +94,8 @@ pub fn quantize(
         max_tokens: options.max_tokens,
         temperature: options.temperature,
     };
+    let mut pre_quant_scales = options.pre_quant_scales.clone();
+    pre_quant_scales.retain(|name, _| options.precision == Precision::Int8 && !options.wider.contains_key(name));
     let staged = bundle::stage(
         out,
         &BundleSpec {
@@ -95,6 +103,7 @@ pub fn quantize(
             weights,
             tokenizer_json,
             wider: &options.wider,
+            pre_quant_scales: &pre_quant_scales,
             card: options.card.as_deref(),
         },
     )?;

@@ -27,6 +27,8 @@ pub struct TensorReport {
     pub name: String,
     /// How it is kept.
     pub precision: Precision,
+    /// Whether its inputs are multiplied by factors before they are quantized.
+    pub smoothed: bool,
     /// Its shape.
     pub shape: Vec<usize>,
     /// `‖W − Ŵ‖ / ‖W‖` (Frobenius norms); 0 where `W` is zero.
@@ -66,7 +68,9 @@ impl Report {
                 Some(Dtype::U8) | None => return Err(Error::internal(format!("the bundle has no matrix {name:?}"))),
             };
             let read = written.weights().take(name, &tensor.shape)?;
-            tensors.push(TensorReport::compare(name, precision, &tensor.shape, &tensor.data, &read));
+            let mut report = TensorReport::compare(name, precision, &tensor.shape, &tensor.data, &read);
+            report.smoothed = written.info().tensors.iter().any(|t| t.name == format!("{name}.pre_quant_scale"));
+            tensors.push(report);
         }
         Ok(Report {
             precision: written.precision(),
@@ -100,6 +104,7 @@ impl TensorReport {
         TensorReport {
             name: name.to_owned(),
             precision,
+            smoothed: false,
             shape: shape.to_vec(),
             relative_error: ratio(of_error.sqrt(), of_original.sqrt(), 0.0),
             max_error,

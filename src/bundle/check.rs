@@ -40,6 +40,16 @@ pub(super) fn scale_name(matrix: &str) -> String {
     format!("{matrix}.scale")
 }
 
+/// The name of what the inputs of an 8-bit matrix are multiplied by.
+pub(super) fn pre_quant_scale_name(matrix: &str) -> String {
+    format!("{matrix}.pre_quant_scale")
+}
+
+/// Whether the matrix `name` is of a linear layer of the encoder, whose inputs are quantized.
+pub(super) fn meets_integers(name: &str) -> bool {
+    name.starts_with("encoder.") || name == "embeddings_project.weight"
+}
+
 /// The precision in which the matrix `name` is kept in a bundle of `precision`.
 pub(super) fn matrix_precision(name: &str, precision: Precision) -> Precision {
     let is_small_table =
@@ -362,6 +372,10 @@ fn check_tensors(metadata: &Metadata, tensors: &[Entry], bundle_len: u64) -> Res
         };
         if expect(&name, &shape, &widest_to_narrowest) == Some(Dtype::I8) {
             expect(&scale_name(&name), &[rows], &[Dtype::F32]);
+            let factors = pre_quant_scale_name(&name);
+            if meets_integers(&name) && find(&factors).is_some() {
+                expect(&factors, &[columns], &[Dtype::F32]);
+            }
             if columns > MAX_INNER {
                 return Err(Error::incompatible(format!(
                     "bundle tensor {name:?}: expected rows of at most {MAX_INNER} integers, found {columns}"
@@ -390,7 +404,11 @@ fn check_tensors(metadata: &Metadata, tensors: &[Entry], bundle_len: u64) -> Res
         let is_known = |name: &str| {
             let knows = |name: &str| names.binary_search_by(|n| n.as_str().cmp(name)).is_ok();
             let of_matrix = |matrix| knows(matrix) && find(matrix).is_some_and(|t| t.dtype == Dtype::I8);
-            name.starts_with(OPTIONAL) || knows(name) || name.strip_suffix(".scale").is_some_and(of_matrix)
+            let of_linear = |matrix| of_matrix(matrix) && meets_integers(matrix);
+            name.starts_with(OPTIONAL)
+                || knows(name)
+                || name.strip_suffix(".scale").is_some_and(of_matrix)
+                || name.strip_suffix(".pre_quant_scale").is_some_and(of_linear)
         };
         problems.unknown = tensors.iter().map(|t| t.name).filter(|name| !is_known(name)).collect();
     }
@@ -442,7 +460,7 @@ pub(super) fn values(tensor: &TensorInfo, first: usize, bytes: &[u8]) -> Result<
     if tensor.name.starts_with(OPTIONAL) {
         return Ok(());
     }
-    let is_scales = tensor.name.ends_with(".scale");
+    let is_scales = [".scale", ".pre_quant_scale"].iter().any(|ending| tensor.name.ends_with(ending));
     let (bad, expected) = match tensor.dtype {
         Dtype::F32 if is_scales => (f32s(bytes).position(|x| !is_scale(x)), "a positive normal scale"),
         Dtype::F32 => (f32s(bytes).position(|x| !x.is_finite()), "a finite weight"),

@@ -1,5 +1,6 @@
 //! Writing a bundle: laid out first, then streamed to a temporary file, sealed, synced and renamed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use super::int8::{quantize, row_scale};
+use super::int8::{is_scale, quantize, row_scale};
 use super::{
     Dtype, FORMAT_VERSION, MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_INNER, MAX_TENSORS, Metadata, Precision, check, hex,
 };
@@ -26,6 +27,8 @@ pub struct BundleSpec<'a> {
     pub tokenizer_json: &'a [u8],
     /// Matrices, by name, that are kept wider than the rest.
     pub wider: &'a BTreeMap<String, Precision>,
+    /// By the name of an int8 matrix of the encoder, what its inputs are multiplied by before they are quantized, one a column.
+    pub pre_quant_scales: &'a BTreeMap<String, Vec<f32>>,
     /// A model card, shown by tools.
     pub card: Option<&'a str>,
 }
@@ -152,10 +155,11 @@ impl Failure {
 
 /// Where a tensor of the file comes from.
 enum Source<'a> {
-    /// The values of a weight, in the tensor's type.
-    Weight(&'a HostTensor),
-    /// The scales of an 8-bit matrix's rows.
-    Scales(&'a HostTensor),
+    /// The values of a weight, in the tensor's type, divided by the factors of its columns.
+    Weight(&'a HostTensor, Option<&'a [f32]>),
+    /// The scales of an 8-bit matrix's rows, so divided.
+    Scales(&'a HostTensor, Option<&'a [f32]>),
+    Floats(&'a [f32]),
     Bytes(&'a [u8]),
 }
 
@@ -260,6 +264,9 @@ impl<'a> Layout<'a> {
         if let Some(name) = spec.wider.keys().find(|n| wanted.get(*n).is_none_or(|shape| shape.len() != 2)) {
             return invalid(format!("no matrix of this model is named {name:?}, so it cannot be kept wider"));
         }
+        if let Some(name) = spec.pre_quant_scales.keys().find(|n| !wanted.contains_key(*n)) {
+            return invalid(format!("pre_quant_scales: no matrix of this model is named {name:?}"));
+        }
         let mut planned = Vec::new();
         for (name, tensor) in &spec.weights.0 {
             let shape = wanted.get(name).cloned().unwrap_or_default();
@@ -283,6 +290,18 @@ impl<'a> Layout<'a> {
                 Dtype::I8 => f32::MAX / 2.0,
                 Dtype::F32 | Dtype::U8 => f32::MAX,
             };
+            let factors = spec.pre_quant_scales.get(name).map(Vec::as_slice);
+            if let Some(factors) = factors {
+                let fits = dtype == Dtype::I8 && check::meets_integers(name) && factors.len() == shape[1];
+                let bad = |w: f32, factor: f32| (w / factor).abs() > largest;
+                let bad = |row: &[f32]| row.iter().zip(factors).any(|(&w, &factor)| bad(w, factor));
+                if !fits || !factors.iter().all(|&f| is_scale(f)) || tensor.data.chunks(factors.len()).any(bad) {
+                    return invalid(format!(
+                        "pre_quant_scales: {name:?} has to be an int8 matrix of the encoder, with a positive factor for each of its \
+                         columns by which its weights can be divided"
+                    ));
+                }
+            }
             if let Some(at) = tensor.data.iter().position(|x| !x.is_finite() || x.abs() > largest) {
                 return invalid(format!(
                     "tensor {name:?}: element {at} is {}, which {dtype:?} cannot keep; weights must be finite, and at most \
@@ -301,10 +320,18 @@ impl<'a> Layout<'a> {
                     name: check::scale_name(name),
                     dtype: Dtype::F32,
                     shape: vec![shape[0]],
-                    source: Source::Scales(tensor),
+                    source: Source::Scales(tensor, factors),
                 });
+                if let Some(factors) = factors {
+                    planned.push(Planned {
+                        name: check::pre_quant_scale_name(name),
+                        dtype: Dtype::F32,
+                        shape: vec![shape[1]],
+                        source: Source::Floats(factors),
+                    });
+                }
             }
-            planned.push(Planned { name: name.clone(), dtype, shape, source: Source::Weight(tensor) });
+            planned.push(Planned { name: name.clone(), dtype, shape, source: Source::Weight(tensor, factors) });
         }
         Ok(planned)
     }
@@ -366,21 +393,31 @@ impl Planned<'_> {
     fn encode(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match (&self.source, self.dtype) {
             (Source::Bytes(bytes), _) => sink(bytes),
-            (Source::Scales(matrix), _) => {
-                let scales: Vec<f32> = matrix.data.chunks(matrix.shape[1].max(1)).map(row_scale).collect();
+            (Source::Floats(values), _) => each_chunk(values, |x| x.to_le_bytes(), sink),
+            (Source::Scales(matrix, factors), _) => {
+                let rows = matrix.data.chunks(matrix.shape[1].max(1));
+                let scales: Vec<f32> = rows.map(|row| row_scale(&divided(row, *factors))).collect();
                 each_chunk(&scales, |x| x.to_le_bytes(), sink)
             }
-            (Source::Weight(tensor), Dtype::F32) => each_chunk(&tensor.data, |x| x.to_le_bytes(), sink),
-            (Source::Weight(tensor), Dtype::F16) => {
+            (Source::Weight(tensor, _), Dtype::F32) => each_chunk(&tensor.data, |x| x.to_le_bytes(), sink),
+            (Source::Weight(tensor, _), Dtype::F16) => {
                 each_chunk(&tensor.data, |x| half::f16::from_f32(x).to_le_bytes(), sink)
             }
-            (Source::Weight(tensor), Dtype::I8 | Dtype::U8) => {
+            (Source::Weight(tensor, factors), Dtype::I8 | Dtype::U8) => {
                 tensor.data.chunks(tensor.shape[1].max(1)).try_for_each(|row| {
-                    let integers: Vec<i8> = quantize(row, row_scale(row)).collect();
+                    let row = divided(row, *factors);
+                    let integers: Vec<i8> = quantize(&row, row_scale(&row)).collect();
                     sink(bytemuck::cast_slice(&integers))
                 })
             }
         }
+    }
+}
+
+fn divided<'a>(row: &'a [f32], factors: Option<&[f32]>) -> Cow<'a, [f32]> {
+    match factors {
+        None => row.into(),
+        Some(factors) => row.iter().zip(factors).map(|(w, factor)| w / factor).collect::<Vec<_>>().into(),
     }
 }
 

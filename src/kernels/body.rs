@@ -117,22 +117,32 @@ unsafe fn store<S: Simd>(x: S::F, row: *mut f32, i: usize, n: usize) {
     unsafe { if n - i >= S::LANES { S::store(x, row.add(i)) } else { S::store_some(x, row.add(i), n - i) } }
 }
 
+/// The values of a row from `i` on, multiplied by their factors if there are any.
+#[inline(always)]
+unsafe fn scaled<S: Simd>(row: &[f32], factors: &[f32], i: usize) -> S::F {
+    unsafe {
+        let x = load::<S>(row.as_ptr(), i, row.len());
+        if factors.is_empty() { x } else { S::mul(x, load::<S>(factors.as_ptr(), i, row.len())) }
+    }
+}
+
 /// Quantizes one row as the [integer contract](crate::bundle#the-integer-contract) says and adds the activations' offset; `integers`
 /// holds a whole number of vectors and of groups, and gets what meets zero weights beyond the row's end. Returns the scale.
 #[inline(always)]
-unsafe fn quantize<S: Simd>(row: &[f32], integers: &mut [i8]) -> f32 {
+unsafe fn quantize<S: Simd>(row: &[f32], factors: &[f32], integers: &mut [i8]) -> f32 {
     let n = row.len();
+    debug_assert!(factors.is_empty() || factors.len() == n);
     debug_assert!(integers.len() >= n.next_multiple_of(S::LANES.max(S::GROUP)));
     unsafe {
         let mut most = S::splat(0.0);
         for i in (0..n).step_by(S::LANES) {
-            most = S::max(most, S::abs(load::<S>(row.as_ptr(), i, n)));
+            most = S::max(most, S::abs(scaled::<S>(row, factors, i)));
         }
         let scale = S::largest(most) / 127.0;
         let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
         let by = S::splat(1.0 / scale);
         for i in (0..n).step_by(S::LANES) {
-            let x = S::mul(load::<S>(row.as_ptr(), i, n), by);
+            let x = S::mul(scaled::<S>(row, factors, i), by);
             S::store_bytes(S::round(x), integers.as_mut_ptr().add(i));
         }
         integers[n.next_multiple_of(S::LANES).min(n.next_multiple_of(S::GROUP))..n.next_multiple_of(S::GROUP)].fill(0);
@@ -248,7 +258,7 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
             scratch.integers.resize(rows * stride, 0);
             scratch.scales.clear();
             for (row, integers) in x.chunks(inputs).zip(scratch.integers.chunks_mut(stride)) {
-                scratch.scales.push(quantize::<S>(row, integers));
+                scratch.scales.push(quantize::<S>(row, &weights.factors, integers));
             }
         }
         for p in 0..outputs.div_ceil(wide) {

@@ -62,6 +62,15 @@ fn integer_layers_of_every_size_keep_the_contract_bit_for_bit() {
                     bits(&apply(&packed, &x, None)) == bits(&expected),
                     "{kernel:?}: {rows} rows, [{outputs}, {inputs}]"
                 );
+                let factors: Vec<f32> = random(seed + 3, inputs, 1.0).iter().map(|x| x.abs() + 0.01).collect();
+                let scaled: Vec<f32> =
+                    x.chunks(inputs).flat_map(|row| row.iter().zip(&factors).map(|(x, f)| x * f)).collect();
+                let expected = contract(&scaled, &weights, &scales, &bias, inputs);
+                let packed = packed.with_pre_quant_scale(factors);
+                assert!(
+                    bits(&apply(&packed, &x, None)) == bits(&expected),
+                    "{kernel:?}: factors, [{outputs}, {inputs}]"
+                );
             }
         }
     }

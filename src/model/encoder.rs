@@ -56,12 +56,19 @@ impl Layer {
         })
     }
 
-    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` -> `[batch, seq, hidden]`
-    pub(crate) fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4>>, noise: &mut Option<Noise>) -> Tensor<3> {
+    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` -> `[batch, seq, hidden]`; `between` sees what is between the blocks.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&Tensor<4>>,
+        noise: &mut Option<Noise>,
+        between: &mut dyn FnMut(&Tensor<3>) -> Result<()>,
+    ) -> Result<Tensor<3>> {
         let x = self.attention.forward(x, mask, noise);
+        between(&x)?;
         let wide = self.intermediate.dense.forward(x.clone()); // [batch, seq, intermediate]
         let wide = activate(self.intermediate.activation, wide);
-        self.output.forward(wide, x, noise)
+        Ok(self.output.forward(wide, x, noise))
     }
 }
 

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use super::config::ModelConfig;
 use super::heads::Head;
-use super::weights::{Values, WeightSource};
+use super::weights::{Int8, Values, WeightSource};
 use crate::batch::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{Kernel, Matrix, Packed, Scratch};
 
 /// The most rows that go through a layer's feed-forward block together: their widened values stay in a core's cache.
@@ -157,12 +157,7 @@ impl PackedModel {
     }
 
     /// Hands the last hidden states of all tokens, without padding, to `f`.
-    fn run<T>(
-        &self,
-        batch: &Batch,
-        check: &mut dyn FnMut() -> Result<()>,
-        f: impl FnOnce(&[f32]) -> T,
-    ) -> Result<T> {
+    fn run<T>(&self, batch: &Batch, check: &mut dyn FnMut() -> Result<()>, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
         let result = self.compute(batch, &mut workspace, check).map(|()| f(&workspace.x));
         lock(&self.workspaces).push(workspace);
@@ -265,7 +260,7 @@ impl PackedModel {
         for ((word, position), &(id, at)) in rows.zip(tokens) {
             match &self.word_embeddings {
                 Values::F32(table) => word.copy_from_slice(&table[id * width..][..width]),
-                Values::Int8(table, scales) => {
+                Values::Int8(Int8 { integers: table, scales, .. }) => {
                     for (x, &q) in word.iter_mut().zip(&table[id * width..][..width]) {
                         *x = f32::from(q) * scales[id];
                     }
@@ -323,15 +318,24 @@ fn linear(
         parts.push(source.take_values(&format!("{name}.weight"), &[outputs, inputs])?);
         bias.extend(source.take(&format!("{name}.bias"), &[outputs])?);
     }
-    let integers: Option<Vec<_>> = parts
+    let integers: Option<Vec<&Int8>> = parts
         .iter()
         .map(|part| match part {
-            Values::Int8(integers, scales) => Some((&**integers, scales.as_slice())),
+            Values::Int8(integers) => Some(integers),
             Values::F32(_) => None,
         })
         .collect();
     if let Some(parts) = integers {
-        return Ok(Packed::new(kernel, &Matrix::Int8(parts), inputs, &bias));
+        let factors = &parts[0].pre_quant_scale;
+        if parts.iter().any(|part| part.pre_quant_scale != *factors) {
+            return Err(Error::corrupt(format!("the weights of {} have different pre_quant_scales", names.join(", "))));
+        }
+        let matrix = Matrix::Int8(parts.iter().map(|part| (&*part.integers, part.scales.as_slice())).collect());
+        let packed = Packed::new(kernel, &matrix, inputs, &bias);
+        return Ok(match factors {
+            Some(factors) => packed.with_pre_quant_scale(factors.clone()),
+            None => packed,
+        });
     }
     let floats: Vec<Vec<f32>> = parts.into_iter().map(Values::into_floats).collect();
     let rows = floats.iter().map(Vec::as_slice).collect();

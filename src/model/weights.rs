@@ -29,8 +29,18 @@ pub trait WeightSource {
 pub enum Values {
     /// Floats.
     F32(Vec<f32>),
-    /// Integers in -127..=127, and a scale a row.
-    Int8(Integers, Vec<f32>),
+    /// Integers with their scales.
+    Int8(Int8),
+}
+
+/// A matrix of integers, as the [integer contract](crate::bundle#the-integer-contract) has it.
+pub struct Int8 {
+    /// In -127..=127, row-major.
+    pub integers: Integers,
+    /// One a row.
+    pub scales: Vec<f32>,
+    /// What the inputs are multiplied by before they are quantized, one a column; none for 1.
+    pub pre_quant_scale: Option<Vec<f32>>,
 }
 
 /// Integers, of their own or in the memory of an open bundle, which they keep open.
@@ -70,7 +80,15 @@ impl Values {
     pub fn into_floats(self) -> Vec<f32> {
         match self {
             Values::F32(values) => values,
-            Values::Int8(integers, scales) => dequantize_rows(&integers, &scales),
+            Values::Int8(Int8 { integers, scales, pre_quant_scale }) => {
+                let mut data = dequantize_rows(&integers, &scales);
+                if let Some(factors) = pre_quant_scale {
+                    for row in data.chunks_mut(factors.len().max(1)) {
+                        row.iter_mut().zip(&factors).for_each(|(x, factor)| *x *= factor);
+                    }
+                }
+                data
+            }
         }
     }
 }

@@ -106,7 +106,8 @@ fn metadata(config: ModelConfig, precision: Precision) -> Metadata {
 
 fn spec<'a>(metadata: &'a Metadata, weights: &'a Weights) -> BundleSpec<'a> {
     const NONE: &BTreeMap<String, Precision> = &BTreeMap::new();
-    BundleSpec { metadata, weights, tokenizer_json: TOKENIZER, wider: NONE, card: None }
+    const NO_FACTORS: &BTreeMap<String, Vec<f32>> = &BTreeMap::new();
+    BundleSpec { metadata, weights, tokenizer_json: TOKENIZER, wider: NONE, pre_quant_scales: NO_FACTORS, card: None }
 }
 
 fn bytes_of(precision: Precision) -> Vec<u8> {

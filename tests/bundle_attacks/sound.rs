@@ -7,7 +7,7 @@ use ampoule::ErrorKind::{Corrupt, InvalidInput};
 use ampoule::bundle::{
     self, Bundle, BundleSpec, Dtype, Load, Metadata, Pooling, PoolingMode, Precision, quantize_rows,
 };
-use ampoule::model::{ModelType, Task, WeightSource};
+use ampoule::model::{ModelType, Task, Values, WeightSource};
 use serde_json::{Value, json};
 
 use crate::{HexDigest, Pieces, TOKENIZER, bytes_of, config, metadata, spec, take_all, tiny, weights};
@@ -242,4 +242,45 @@ fn a_tensor_in_another_shape_than_asked_for() {
         assert!(error.to_string().contains(parts) && error.to_string().contains(name), "{error}");
     }
     assert!(!format!("{bundle:?}").contains("Krankheit"));
+}
+
+#[test]
+fn factors_of_inputs_come_back_and_unsound_ones_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let (metadata, weights) = (metadata(tiny(), Precision::Int8), weights(&tiny()));
+    let dense = "encoder.layer.1.output.dense.weight";
+    let factors: Vec<f32> = (0..64).map(|i| 0.25 * (1 + i % 7) as f32).collect();
+    let write = |name: &str, factors: &[f32]| {
+        let pre_quant_scales = &BTreeMap::from([(name.to_owned(), factors.to_vec())]);
+        bundle::write(&path, &BundleSpec { pre_quant_scales, ..spec(&metadata, &weights) })
+    };
+    write(dense, &factors).unwrap();
+    for load in [Load::Map, Load::Copy] {
+        let bundle = Bundle::open(&path, load, true).unwrap();
+        let Values::Int8(int8) = bundle.weights().take_values(dense, &[32, 64]).unwrap() else { panic!("no integers") };
+        assert_eq!(int8.pre_quant_scale.as_deref(), Some(factors.as_slice()));
+        // Integers and scales stand for the weights divided by the factors, and all three for the weights.
+        let divided: Vec<f32> =
+            weights.0[dense].data.chunks(64).flat_map(|row| row.iter().zip(&factors).map(|(w, f)| w / f)).collect();
+        let (integers, scales) = bundle::quantize_rows(&divided, 64);
+        assert_eq!((&*int8.integers, &int8.scales), (integers.as_slice(), &scales));
+        let read = take_all(&bundle);
+        for (row, (read, scale)) in weights.0[dense].data.chunks(64).zip(read[dense].chunks(64).zip(&scales)) {
+            for ((w, r), factor) in row.iter().zip(read).zip(&factors) {
+                assert!((w - r).abs() <= 0.5001 * scale * factor, "{w} {r}");
+            }
+        }
+    }
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-39] {
+        let mut factors = factors.clone();
+        factors[3] = bad;
+        assert_eq!(write(dense, &factors).unwrap_err().kind(), InvalidInput, "{bad}");
+    }
+    for name in ["embeddings.word_embeddings.weight", "classifier.weight", "encoder.layer.1.output.dense.bias", "none"]
+    {
+        assert_eq!(write(name, &[1.0; 32]).unwrap_err().kind(), InvalidInput, "{name}");
+    }
+    assert_eq!(write(dense, &factors[1..]).unwrap_err().kind(), InvalidInput);
+    assert!(Bundle::open(&path, Load::Copy, true).is_ok(), "what was there stays");
 }

@@ -149,6 +149,15 @@ fn missing_and_unknown_tensors_are_all_named() {
         Incompatible,
         &["unknown: embeddings.position"],
     );
+    for matrix in ["embeddings.word_embeddings.weight", "classifier.weight", "encoder.layer.0.output.dense.bias"] {
+        let name: &'static str = format!("{matrix}.pre_quant_scale").leak();
+        refused_after(append(name), Incompatible, &["unknown: ", name]);
+    }
+    refused_after(
+        append("encoder.layer.0.output.dense.weight.pre_quant_scale"),
+        Corrupt,
+        &["\"encoder.layer.0.output.dense.weight.pre_quant_scale\": expected [64] F32, found [5] U8"],
+    );
     let optional = Pieces::of(Precision::Int8).with(append("ampoule.optional.new"));
     assert_eq!(take_all(&Bundle::from_bytes(optional, true).unwrap()).len(), tiny().tensors().len());
 }

@@ -8,17 +8,42 @@ use crate::bundle::quantize_rows;
 use crate::model::{Model, Weights};
 
 /// Integers for every matrix of floats with rows enough to be quantized.
-struct Int8(Weights);
+struct Quantized(Weights);
 
-impl WeightSource for Int8 {
+impl WeightSource for Quantized {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.0.take(name, shape)
     }
 
     fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
         let (integers, scales) = quantize_rows(&self.take(name, shape)?, shape[1]);
-        Ok(Values::Int8(integers.into(), scales))
+        Ok(Values::Int8(Int8 { integers: integers.into(), scales, pre_quant_scale: None }))
     }
+}
+
+/// The same with factors that are not those of the layer's other matrices.
+struct Uneven(Quantized);
+
+impl WeightSource for Uneven {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.0.take(name, shape)
+    }
+
+    fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Values> {
+        let Values::Int8(int8) = self.0.take_values(name, shape)? else { panic!("no integers") };
+        let pre_quant_scale = name.contains("key").then(|| vec![2.0; shape[1]]);
+        Ok(Values::Int8(Int8 { pre_quant_scale, ..int8 }))
+    }
+}
+
+#[test]
+fn a_layer_whose_factors_differ_is_refused() {
+    let checkpoint = Checkpoint::open(folder("bert-encoder")).unwrap();
+    let kernel = Kernel::by_name("scalar").unwrap();
+    let mut source = Uneven(Quantized(checkpoint.weights));
+    let error = PackedModel::load(&checkpoint.config, &mut source, kernel, &Device::flex()).err().unwrap();
+    assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+    assert!(error.to_string().contains("attention.self.key"), "{error}");
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -91,7 +116,7 @@ fn neither_batch_nor_padding_nor_threads_change_a_bit() {
         for kernel in Kernel::available() {
             for int8 in [false, true] {
                 let mut weights = checkpoint.weights.clone();
-                let source: &mut dyn WeightSource = if int8 { &mut Int8(weights.clone()) } else { &mut weights };
+                let source: &mut dyn WeightSource = if int8 { &mut Quantized(weights.clone()) } else { &mut weights };
                 let packed = PackedModel::load(config, source, kernel, &Device::flex()).unwrap();
                 let expected = hidden(&packed, &sequences, 1);
                 for threads in [2, 3] {
@@ -116,7 +141,7 @@ fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
         };
         let scalar = Kernel::by_name("scalar").unwrap();
         let floats = states(scalar, &mut checkpoint.weights.clone());
-        let integers = states(scalar, &mut Int8(checkpoint.weights.clone()));
+        let integers = states(scalar, &mut Quantized(checkpoint.weights.clone()));
         let apart = cosine(&floats, &integers);
         println!("{name}: cosine of int8 {apart:.5}");
         assert!(apart >= 0.999, "{name}: {apart}");
@@ -124,7 +149,7 @@ fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
             let largest = largest(&states(kernel, &mut checkpoint.weights.clone()), &floats);
             assert!(largest <= 1e-5, "{name}, {kernel:?}: {largest:e}");
             // Where a float's last digit decides between two integers, kernels are a whole step apart.
-            let apart = cosine(&states(kernel, &mut Int8(checkpoint.weights.clone())), &integers);
+            let apart = cosine(&states(kernel, &mut Quantized(checkpoint.weights.clone())), &integers);
             println!("{name}, {kernel:?}: cosine {apart:.7}");
             assert!(apart >= 0.999_99, "{name}, {kernel:?}: {apart}");
         }
