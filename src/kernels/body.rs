@@ -37,6 +37,7 @@ unsafe fn exp<S: Simd>(x: S::F) -> S::F {
 /// `2^x` for `x <= 0`, within 2e-7 of its size down to 2^-126 and held there. The polynomial is the best of its degree
 /// (`scripts/polynomials.py`).
 #[inline(always)]
+#[allow(clippy::approx_constant)] // near ln 2, and not it
 unsafe fn exp2<S: Simd>(x: S::F) -> S::F {
     unsafe {
         let x = S::max(x, S::splat(-126.0));

@@ -184,7 +184,7 @@ pub(super) enum Kind {
 #[derive(Clone)]
 pub(super) enum Pieces {
     WordPiece { vocab: Vocab, settings: WordPiece, unk: u32 },
-    Bpe(BPE),
+    Bpe(Box<BPE>),
 }
 
 #[derive(Clone, Deserialize)]
@@ -204,7 +204,7 @@ impl Pieces {
             let mut bpe: BPE = serde_json::from_value(model).map_err(|e| e.to_string())?;
             // A cache would keep words of past texts.
             bpe.resize_cache(0);
-            return Ok(Pieces::Bpe(bpe));
+            return Ok(Pieces::Bpe(Box::new(bpe)));
         }
         let settings: WordPiece = serde_json::from_value(model).map_err(|e| e.to_string())?;
         let unk = vocab.id(&settings.unk_token).ok_or("the unknown token is not in the vocabulary")?;
