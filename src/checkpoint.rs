@@ -276,8 +276,16 @@ pub fn safetensors_bytes(
 /// The largest JSON file that is read; tokenizers of 250,000 pieces have 17 MB.
 const MAX_JSON: u64 = 64 << 20;
 
+/// Opens a regular file; a pipe would block, and a device never end.
+fn open_regular(path: &Path) -> Result<fs::File> {
+    if !fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
+        return Err(Error::incompatible(format!("{}: expected a file, found a folder or a device", path.display())));
+    }
+    fs::File::open(path).map_err(|e| Error::io(path, e))
+}
+
 fn read_limited(path: &Path) -> Result<Vec<u8>> {
-    let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = open_regular(path)?;
     let mut bytes = Vec::new();
     file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     if bytes.len() as u64 > MAX_JSON {
@@ -345,7 +353,8 @@ fn read_weights(file: &Path, config: &ModelConfig, replaces_head: bool, weights:
         }
         return Ok(());
     }
-    let bytes = fs::read(file).map_err(|e| Error::io(file, e))?;
+    let mut bytes = Vec::new();
+    open_regular(file)?.read_to_end(&mut bytes).map_err(|e| Error::io(file, e))?;
     let damaged = |e: &dyn std::fmt::Display| Error::corrupt(format!("{}: {e}", file.display()));
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
     for (found, tensor) in tensors.iter() {

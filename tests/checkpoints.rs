@@ -195,6 +195,19 @@ fn what_is_not_supported_or_damaged_is_refused_with_the_reason() {
         let error = refusal(&folder);
         assert_eq!(error.kind(), kind, "{error}");
     }
+    #[cfg(unix)]
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "pytorch_model.bin"] {
+        let folder = changed("bert-token", |_, _| ());
+        let path = folder.path().join("x").join(file);
+        let _ = std::fs::remove_file(&path);
+        if file == "pytorch_model.bin" {
+            std::fs::remove_file(folder.path().join("x/model.safetensors")).unwrap();
+        }
+        // Nobody writes into it: opening it would wait for ever.
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = refusal(&folder);
+        assert!(error.kind() == ErrorKind::Incompatible && error.to_string().contains(file), "{error}");
+    }
     let folder = changed("bert-token", |_, _| ());
     let weights = folder.path().join("x/model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();

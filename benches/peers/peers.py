@@ -2,6 +2,7 @@
 
     peers.py prepare WORK MINILM AMPOULE   checkpoints of four shapes and each peer's form of them
     peers.py compare WORK PEERS OUT        times them by turns, writes OUT.csv and OUT.svg
+    peers.py start WORK MINILM PEERS       each as a new process up to its first hidden states: processor time and memory
 
 run.sh calls both. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
 
@@ -126,7 +127,7 @@ class Worker:
     """An engine with one setting, in its own process on the given cores."""
 
     def __init__(self, engine, precision, setting, command, cores, extra=None):
-        self.engine, self.precision, self.setting = engine, precision, setting
+        self.engine, self.precision, self.setting, self.extra = engine, precision, setting, extra
         env = dict(os.environ) | {name: str(len(cores)) for name in THREADS} | (extra or {})
         # These slow a current BLAS; no engine here may be held back by this machine's settings.
         for name in ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]:
@@ -217,6 +218,26 @@ def compare(work, minilm, peers, out, threads, rounds, models):
     picture(rows, f"{out}.svg")
 
 
+def start(work, minilm, peers, rounds):
+    """From the start of a process to the hidden states of one sentence, its end counted too; files are in the system's cache."""
+    ids = json.dumps({"ids": [[101, *range(2000, 2014), 102]], "full": False}) + "\n"
+    print(f"{'MiniLM-L6':30} {'cpu ms min':>10} {'median':>8} {'MiB':>7}")
+    for worker in list(workers(work, "MiniLM-L6", minilm, peers, 1)):
+        worker.end()
+        cpu, memory = [], []
+        for _ in range(rounds):
+            again = Worker(worker.engine, worker.precision, worker.setting, worker.process.args, range(1), worker.extra)
+            again.process.stdin.write(ids)
+            again.process.stdin.close()
+            _, status, used = os.wait4(again.process.pid, 0)
+            if status:
+                raise SystemExit(f"{worker.engine} {worker.setting} failed")
+            cpu.append((used.ru_utime + used.ru_stime) * 1e3)
+            memory.append(used.ru_maxrss / 1024)
+        name = f"{worker.engine} {worker.precision} {worker.setting}"
+        print(f"{name:30} {min(cpu):10.1f} {statistics.median(cpu):8.1f} {max(memory):7.1f}", flush=True)
+
+
 def cells(rows, key):
     """Of each model and shape the best of each engine and precision, over its settings."""
     found = {}
@@ -277,7 +298,7 @@ def main():
     if sys.argv[1:2] == ["worker"]:
         return worker(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["prepare", "compare", "report"])
+    parser.add_argument("verb", choices=["prepare", "compare", "start", "report"])
     parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--minilm", help="the published all-MiniLM-L6-v2 folder")
     parser.add_argument("--ampoule", help="the command line")
@@ -289,6 +310,8 @@ def main():
     a = parser.parse_args()
     if a.verb == "prepare":
         prepare(a.work, a.minilm, a.ampoule)
+    elif a.verb == "start":
+        start(a.work, a.minilm, a.peers, a.rounds)
     elif a.verb == "report":
         print(report(list(csv.DictReader(open(f"{a.out}.csv")))))
     else:

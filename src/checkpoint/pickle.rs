@@ -120,7 +120,7 @@ impl TorchFile<File> {
     /// with the byte at which it is damaged or cut short, [`Incompatible`](crate::ErrorKind::Incompatible) for a pickle
     /// that names anything but tensors and plain containers, and for big-endian, compressed or encrypted files.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = super::open_regular(path)?;
         let name = path.file_name().unwrap_or(path.as_os_str()).display();
         TorchFile::read(file).map_err(|e| e.context(name))
     }
