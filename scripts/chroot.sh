@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid}
+[ "$(id -u)" = 0 ] || { echo "a root folder is mounted and entered by root alone; try: sudo $0" >&2; exit 1; }
 if [ ! -e "$root/ready" ]; then
-    [ "$(id -u)" = 0 ] || { echo "making $root needs root; or set AMPOULE_CHROOT to one that is ready" >&2; exit 1; }
     command -v debootstrap >/dev/null || { echo "debootstrap is not installed; try: apt-get install debootstrap" >&2; exit 1; }
     # From wherever this machine has its Debian from.
     mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \

@@ -24,6 +24,9 @@ AMPOULE_KILLS=20 cargo test --release --workspace --test commands -- --nocapture
 echo "== 3 MB of text in bounded memory, by the embedded bundle"
 AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release --workspace --test memory -- --nocapture
 
+echo "== eight threads, eighty thousand calls; a call that is cancelled"
+cargo test --release --workspace --test soak -- --ignored --nocapture --test-threads 1
+
 if [ -n "${AMPOULE_PYTHON:-}" ]; then
     echo "== the losses of torch"
     ampoule() { cargo run --release --quiet -- "$@"; }
@@ -50,6 +53,15 @@ if [ -n "${AMPOULE_PYTHON:-}" ]; then
 else
     skip "AMPOULE_PYTHON is not set: nothing compared with Python"
 fi
+echo "== every kernel of this processor under AddressSanitizer"
+RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --target-dir target/sanitizer --target "$(rustc -vV | sed -n 's/^host: //p')" \
+    -p ampoule --lib kernels
+if cargo miri --version >/dev/null 2>&1; then
+    cargo miri test -p ampoule --lib kernels::tests::several
+else
+    skip "Miri is not to be had for this toolchain"
+fi
+
 echo "== the kernels of other processors"
 if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     sid() {

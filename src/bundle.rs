@@ -41,13 +41,14 @@
 //!   matrix is F16. With `int8` the linear weights and the word embedding are I8, and the position and token-type
 //!   embeddings, which are small and added to every token, F16.
 //! * An I8 matrix `X`, `[rows, columns]`, comes with `X.scale`, F32, `[rows]`. That of a linear layer of the encoder may come with
-//!   `X.pre_quant_scale`, F32, `[columns]`; where a layer's query has one, its key and value have the same.
+//!   `X.pre_quant_scale`, F32, `[columns]`; a layer's query, key and value have the same, or none has one.
 //! * `tokenizer.json`, U8: the file of Hugging Face's `tokenizers`.
 //! * `ampoule.optional.*`, and metadata of such names, may be ignored by a reader that does not know them. Known is
 //!   `ampoule.optional.card`, U8: a model card in UTF-8. Every other tensor and every other metadata name is refused.
 //!
-//! Weights are finite; a scale is a positive normal number of which 127 times is finite; no I8 weight is -128. What breaks a
-//! rule is refused when the file is opened: an open bundle is sound. The same goes for a `pre_quant_scale`.
+//! Weights are finite; a scale and a factor of `pre_quant_scale` are positive normal numbers of which 127 times is finite, and so is 127
+//! times a scale times a factor of its matrix; no I8 weight is -128. What breaks a rule is refused when the file is opened: an open
+//! bundle is sound.
 //!
 //! # The integer contract
 //! For every kernel on every machine, and for training that imitates them. All arithmetic named here is IEEE 754 binary32,
@@ -280,7 +281,38 @@ impl Bundle {
                 Ok(())
             })?;
         }
-        Ok(Bundle { info, data })
+        let bundle = Bundle { info, data };
+        bundle.check_factors()?;
+        Ok(bundle)
+    }
+
+    /// What a `pre_quant_scale` has to do with other tensors.
+    fn check_factors(&self) -> Result<()> {
+        let floats = |name: &str| match self.info.tensor(name) {
+            Some(tensor) => Ok(Some(f32s(&self.data.tensor(tensor)?).collect::<Vec<f32>>())),
+            None => Ok(None),
+        };
+        for tensor in &self.info.tensors {
+            let Some(matrix) = tensor.name.strip_suffix(".pre_quant_scale") else { continue };
+            let largest = |name: &str| Ok(floats(name)?.unwrap_or_default().into_iter().fold(0.0f32, f32::max));
+            if !(127.0 * largest(&check::scale_name(matrix))? * largest(&tensor.name)?).is_finite() {
+                return Err(Error::corrupt(format!(
+                    "bundle tensor {:?}: times the scales it has to be finite; make the file again",
+                    tensor.name
+                )));
+            }
+            let Some((attention, part)) = matrix.rsplit_once(".self.") else { continue };
+            let here = floats(&tensor.name)?;
+            for other in ["query", "key", "value"].map(|other| format!("{attention}.self.{other}.weight")) {
+                if floats(&check::pre_quant_scale_name(&other))? != here {
+                    return Err(Error::corrupt(format!(
+                        "bundle tensor {:?}: expected the same of {other}, as of {part}; make the file again",
+                        tensor.name
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What the header says.
@@ -306,7 +338,7 @@ impl Bundle {
     /// The `tokenizer.json`.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) where the file can no longer be read.
+    /// [`NotFound`](ErrorKind::NotFound) or [`Corrupt`](ErrorKind::Corrupt) where the file can no longer be read, or is shorter.
     pub fn tokenizer_json(&self) -> Result<Cow<'_, [u8]>> {
         self.tensor(check::TOKENIZER).map(|(_, bytes)| bytes)
     }

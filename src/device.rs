@@ -55,8 +55,9 @@ pub(crate) struct Engine {
 /// The most threads that are used unless more are asked for; encoders this small gain little from more.
 const DEFAULT_THREADS: usize = 4;
 
-/// Threads where none are asked for: one for each core that is neither a slow one beside fast ones, which the others would wait
-/// for, nor a second thread of the same core, which has no arithmetic of its own; at most [`DEFAULT_THREADS`].
+/// Threads where none are asked for: one for each of the machine's cores that is neither a slow one beside fast ones, which the
+/// others would wait for, nor a second thread of the same core, which has no arithmetic of its own; at most as many as this process
+/// may use, and [`DEFAULT_THREADS`].
 fn default_threads() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cores = performance_cores(Path::new("/sys/devices/system/cpu"));
@@ -73,7 +74,9 @@ fn performance_cores(folder: &Path) -> Option<usize> {
             continue;
         }
         let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).ok();
-        let siblings = read("topology/core_cpus_list").or_else(|| read("topology/thread_siblings_list"))?;
+        // One that is switched off has none.
+        let siblings = read("topology/core_cpus_list").or_else(|| read("topology/thread_siblings_list"));
+        let Some(siblings) = siblings else { continue };
         let first = siblings.split(|c: char| !c.is_ascii_digit()).next();
         if first == Some(number) {
             // Processors that are all alike may have neither file.
@@ -129,7 +132,7 @@ impl Engine {
 /// Burn's Flex back end, in f32, in place of a kernel of ours.
 const FLEX: &str = "flex";
 
-/// The kernels that this processor can run, the fastest first; see [`Options::kernel`]. `flex` is Burn's back end in f32, which
+/// The kernels that this processor can run, the default first; see [`Options::kernel`]. `flex` is Burn's back end in f32, which
 /// computes where no kernel for the processor's vector instructions is there; `scalar`, last, is what the others are tested against.
 pub fn kernel_names() -> Vec<&'static str> {
     let mut names: Vec<&str> = Kernel::available().map(Kernel::name).collect();
@@ -207,6 +210,7 @@ mod tests {
                 }
             }
             std::fs::create_dir(folder.path().join("cpufreq")).unwrap();
+            std::fs::create_dir(folder.path().join("cpu99")).unwrap();
             performance_cores(folder.path())
         };
         assert_eq!(count(&[]), None);

@@ -99,8 +99,8 @@ impl Embedder {
     }
 
     /// The last hidden states of sequences of token ids, special tokens included and each by itself at most
-    /// [`max_position_embeddings`](ModelConfig::max_position_embeddings) long: `[tokens, width]` of each, row-major. For callers
-    /// that tokenize, cut and pool by themselves; all sequences are computed together, in memory that grows with them.
+    /// [`max_tokens`](ModelConfig::max_tokens) long: `[tokens, width]` of each, row-major. For callers that tokenize, cut and pool by
+    /// themselves.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a sequence that is empty or too long and for an id that is not in the
@@ -121,11 +121,20 @@ impl Embedder {
         }
         let limit = Limit::of(&self.opened.options);
         limit.check()?;
-        if sequences.is_empty() {
-            return Ok(Vec::new());
+        let mut states = Vec::with_capacity(sequences.len());
+        let mut rest = sequences;
+        while !rest.is_empty() {
+            let mut longest = 0;
+            let over = rest.iter().zip(1..).position(|(ids, count)| {
+                longest = longest.max(ids.as_ref().len());
+                count * longest > self.opened.options.max_batch_tokens
+            });
+            let (some, others) = rest.split_at(over.unwrap_or(rest.len()).max(1));
+            let batch = Batch::new(some, config.pad_token_id);
+            states.extend(self.opened.install(|| self.opened.sequence_states(&batch, &limit))?);
+            rest = others;
         }
-        let batch = Batch::new(sequences, config.pad_token_id);
-        self.opened.install(|| self.opened.sequence_states(&batch, &limit))
+        Ok(states)
     }
 
     /// `[batch, seq, hidden] -> [batch, 1, hidden]`

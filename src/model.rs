@@ -33,9 +33,9 @@ use crate::batch::Batch;
 use crate::error::{Error, Result};
 pub use crate::kernels::Activation;
 
-/// A place between the layers, whose values `[batch, seq, hidden]` can be [observed](Model::hidden_states).
+/// Which of a model's hidden states, `[batch, seq, hidden]`, is [observed](Model::hidden_states).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Point {
+pub enum HiddenState {
     /// What the embeddings give (0), or the layer of this number, from 1.
     Layer(usize),
     /// What the attention block of the layer of this number gives its feed-forward block.
@@ -68,7 +68,7 @@ impl Model {
 
     /// The last hidden states, `[batch, seq, hidden]`.
     ///
-    /// `observe` is called at every [`Point`], in order. It serves whoever wants the states between, and it may end the computation.
+    /// `observe` sees every [`HiddenState`], in order. It serves whoever wants the states between, and it may end the computation.
     /// `noise` is there in training alone: without it nothing is dropped.
     ///
     /// # Errors
@@ -78,17 +78,17 @@ impl Model {
         batch: &Batch,
         device: &Device,
         noise: &mut Option<Noise>,
-        observe: &mut dyn FnMut(Point, &Tensor<3>) -> Result<()>,
+        observe: &mut dyn FnMut(HiddenState, &Tensor<3>) -> Result<()>,
     ) -> Result<Tensor<3>> {
         let mask = batch.score_mask(device);
         let mut x = self.embeddings.forward(batch.input_ids(device), noise);
         if let Some(project) = &self.embeddings_project {
             x = project.forward(x);
         }
-        observe(Point::Layer(0), &x)?;
+        observe(HiddenState::Layer(0), &x)?;
         for (layer, number) in self.encoder.layer.iter().zip(1..) {
-            x = layer.forward(x, mask.as_ref(), noise, &mut |x| observe(Point::Attention(number), x))?;
-            observe(Point::Layer(number), &x)?;
+            x = layer.forward(x, mask.as_ref(), noise, &mut |x| observe(HiddenState::Attention(number), x))?;
+            observe(HiddenState::Layer(number), &x)?;
         }
         Ok(x)
     }

@@ -151,9 +151,7 @@ impl Opened {
             let output = compute(hidden, &batch)?;
             let [_, rows, width] = output.dims();
             let values = host(output)?;
-            if values.iter().any(|x| !x.is_finite()) {
-                return Err(Error::internal("the model computed what is not finite; its weights are unsound"));
-            }
+            check_finite(&values)?;
             for (i, (text, window)) in pending.drain(..).enumerate() {
                 each(text, &window, &values[i * rows * width..(i + 1) * rows * width], width)?;
             }
@@ -205,13 +203,17 @@ impl Opened {
 
     /// The last hidden states of each sequence, `[tokens, hidden]`. Runs in the current pool.
     pub(crate) fn sequence_states(&self, batch: &Batch, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        if let Computes::Kernels(model) = &self.model {
-            return model.sequence_states(batch, &mut || limit.check());
-        }
-        let values = host(self.hidden_states(batch, limit)?)?;
-        let ([_, seq], width) = (batch.dims(), self.config.hidden_size);
-        let rows = values.chunks(seq * width).zip(batch.lengths());
-        Ok(rows.map(|(rows, &n)| rows[..n * width].to_vec()).collect())
+        let states = match &self.model {
+            Computes::Kernels(model) => model.sequence_states(batch, &mut || limit.check())?,
+            Computes::Burn(_) => {
+                let values = host(self.hidden_states(batch, limit)?)?;
+                let ([_, seq], width) = (batch.dims(), self.config.hidden_size);
+                let rows = values.chunks(seq * width).zip(batch.lengths());
+                rows.map(|(rows, &n)| rows[..n * width].to_vec()).collect()
+            }
+        };
+        states.iter().try_for_each(|states| check_finite(states))?;
+        Ok(states)
     }
 
     /// The head's logits, see [`Model::logits`].
@@ -220,6 +222,13 @@ impl Opened {
             Computes::Kernels(model) => model.logits(hidden),
             Computes::Burn(model) => model.logits(hidden, &mut None),
         }
+    }
+}
+
+fn check_finite(values: &[f32]) -> Result<()> {
+    match values.iter().all(|x| x.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),
     }
 }
 

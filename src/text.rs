@@ -1,7 +1,7 @@
 //! Text as tokens of the model, each with its byte range in the caller's own string, and as windows of them.
 //!
-//! The tokenization itself is Hugging Face's `tokenizers`, so ids and ranges are those of Python. `tokenizers` logs every
-//! character of a text at `log`'s TRACE level; this crate compiles that level out.
+//! Normalizing, cutting into words and byte-level BPE are Hugging Face's `tokenizers`, WordPiece is ours (`pieces.rs`); ids and ranges
+//! are those of Python. `tokenizers` logs every character of a text at `log`'s TRACE level; this crate compiles that level out.
 
 mod build;
 mod pieces;
@@ -437,6 +437,7 @@ mod tests {
             }
             out.push(at.to_owned());
         }
+        let long = format!("\"{}\"", "#".repeat(100));
         let others = [
             "null",
             "true",
@@ -451,6 +452,7 @@ mod tests {
             "\"aaaaaaaaaa\"",
             "[]",
             "{}",
+            &long,
             r#"{"type":"Precompiled","precompiled_charsmap":"AAAA"}"#,
             r#"{"type":"FixedLength","length":0}"#,
             r#"{"type":"Replace","pattern":{"Regex":"(a*)*b"},"content":"x"}"#,

@@ -292,6 +292,42 @@ fn weights_that_overflow_are_an_error_and_no_answer() {
     };
     let error = Classifier::from_checkpoint(huge("bert-sequence"), &options()).unwrap().classify("pain").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
-    let error = Embedder::from_checkpoint(huge("bert-encoder"), &options()).unwrap().embed("pain").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    for kernel in [None, Some("flex".to_owned())] {
+        let embedder = Embedder::from_checkpoint(huge("bert-encoder"), &Options { kernel, ..options() }).unwrap();
+        let error = embedder.embed("pain").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+        let error = embedder.hidden_states(&[[5, 6, 7]]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    }
+}
+
+#[test]
+fn hidden_states_of_token_ids_are_those_of_any_company_and_kernel() {
+    for name in ["bert-encoder", "roberta-encoder", "electra-encoder"] {
+        let open = |kernel: &str, max_batch_tokens| {
+            let options = Options { kernel: Some(kernel.to_owned()), max_batch_tokens, ..options() };
+            Embedder::open(fixture(name), &options).unwrap()
+        };
+        let embedder = open("scalar", 1024);
+        let (most, vocab) = (embedder.config().max_tokens(), embedder.config().vocab_size as u32);
+        let sequences: Vec<Vec<u32>> =
+            (0..40).map(|i| (0..1 + i * 7 % most).map(|j| (i * 13 + j * 5) as u32 % vocab).collect()).collect();
+        let expected = embedder.hidden_states(&sequences).unwrap();
+        assert!(expected.iter().zip(&sequences).all(|(states, ids)| states.len() == ids.len() * embedder.width()));
+        for kernel in ampoule::kernel_names() {
+            for max_batch_tokens in [1, 50, 100_000] {
+                let found = open(kernel, max_batch_tokens).hidden_states(&sequences).unwrap();
+                let pairs = found.iter().flatten().zip(expected.iter().flatten());
+                let largest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(largest <= 1e-5, "{name}, {kernel}, {max_batch_tokens}: {largest:e}");
+            }
+        }
+        let none: [[u32; 1]; 0] = [];
+        assert!(embedder.hidden_states(&none).unwrap().is_empty());
+        for bad in [vec![], vec![1; most + 1], vec![1, vocab]] {
+            let error = embedder.hidden_states(&[vec![1], bad]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        }
+        assert!(embedder.hidden_states(&[vec![1; most]]).is_ok());
+    }
 }

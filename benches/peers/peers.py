@@ -1,15 +1,17 @@
 """Ampoule beside onnxruntime, CTranslate2, rten and candle: token ids in, last hidden states out, all in one run.
 
-    peers.py prepare WORK MINILM AMPOULE   checkpoints of four shapes and each peer's form of them
-    peers.py compare WORK PEERS OUT        times them by turns, writes OUT.csv and OUT.svg
-    peers.py start WORK MINILM PEERS       each as a new process up to its first hidden states: processor time and memory
+    peers.py prepare --work --minilm --ampoule      checkpoints of four shapes and each peer's form of them
+    peers.py compare --work --minilm --peers --out  times them by turns, writes OUT.csv and OUT.svg
+    peers.py start --work --minilm --peers          each as a new process up to its first hidden states: processor time and memory
+    peers.py report --out                           the table of an OUT.csv
 
-run.sh calls both. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
+run.sh calls the first three. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
 
 import argparse, csv, datetime, json, math, os, pathlib, platform, shutil, statistics, subprocess, sys, time
 
 SHAPES = [(1, 16), (1, 32), (1, 128), (1, 256), (1, 512), (8, 128)]  # sequences, tokens of each
 STUDENTS = {"3x384": (3, 384, 12, 1536), "4x312": (4, 312, 12, 1200), "4x192": (4, 192, 4, 768)}
+CALIBRATION = pathlib.Path(__file__).parents[2] / "examples/produce/data/transfer.txt"
 THREADS = {"OMP_NUM_THREADS", "RAYON_NUM_THREADS", "RTEN_NUM_THREADS"}
 
 
@@ -40,6 +42,9 @@ def prepare(work, minilm, ampoule):
     for name, folder in checkpoints(work, minilm):
         out = work / name
         out.mkdir(parents=True, exist_ok=True)
+        # Ours is made anew, with what this checkout makes of it.
+        subprocess.run([ampoule, "quantize", "--model", folder, "--calibration", CALIBRATION, "--out", out / "ampoule.int8.safetensors"],
+                       check=True, stdout=subprocess.DEVNULL)
         if (out / "done").exists():
             continue
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -72,8 +77,6 @@ def prepare(work, minilm, ampoule):
                     str(source), str(to), weight_type=QuantType.QInt8, per_channel=channel, reduce_range=not vnni,
                     extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
         ctranslate2.converters.TransformersConverter(str(folder)).convert(str(out / "ct2"), force=True)
-        subprocess.run([ampoule, "quantize", "--model", folder, "--out", out / "ampoule.int8.safetensors"], check=True,
-                       stdout=subprocess.DEVNULL)
         (out / "done").touch()
 
 

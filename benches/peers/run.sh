@@ -18,3 +18,4 @@ cargo build --release --locked >&2
 "$python" peers.py prepare --work "$work" --minilm "$minilm" --ampoule "$work/target/release/ampoule" >&2
 out=../record/$(uname -m)/peers.$(date +%F)
 "$python" peers.py compare --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" "$@"
+"$python" peers.py start --work "$work" --minilm "$minilm" --peers "$work/target/release/peers"

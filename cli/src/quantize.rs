@@ -75,9 +75,15 @@ pub fn run(args: Args) -> Result<()> {
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
         .transpose()?;
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
-    let texts = match args.precision {
-        Precision::Int8 => calibration(&args, &corpora, checkpoint.config.task)?,
-        Precision::F32 | Precision::F16 => Vec::new(),
+    let texts = match (args.precision, &args.calibration) {
+        (Precision::Int8, _) => calibration(&args, &corpora, checkpoint.config.task)?,
+        (_, None) => Vec::new(),
+        (precision, Some(_)) => {
+            return Err(hint(
+                format!("{precision} needs no calibration"),
+                "without --calibration, or with --precision int8",
+            ));
+        }
     };
     let options = QuantizeOptions {
         precision: args.precision,
@@ -114,7 +120,13 @@ const CALIBRATION_TEXTS: usize = 256;
 /// Texts of the kind that the model is for: evenly taken from those that are given, else from the data's.
 fn calibration(args: &Args, corpora: &[Corpus], task: Task) -> Result<Vec<String>> {
     let mut texts: Vec<String> = match &args.calibration {
-        Some(path) => read_lines(path)?,
+        Some(path) => {
+            let texts = read_lines(path)?;
+            if texts.is_empty() {
+                return Err(hint(format!("{}: no text to calibrate by", path.display()), "a file with a text a line"));
+            }
+            texts
+        }
         None if task == Task::TokenClassification => {
             let unit = args.offsets.unit();
             let sets = corpora.iter().map(|c| c.entities(Split::Dev, unit)).collect::<ampoule::Result<Vec<_>>>()?;

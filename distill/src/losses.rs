@@ -1,6 +1,6 @@
 //! What a student is taught: a list of named terms, each with its weight, whose weighted sum is the loss.
 
-use ampoule::model::{Model, Noise, Point};
+use ampoule::model::{HiddenState, Model, Noise};
 use ampoule::{Batch, Error, Result};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -104,7 +104,7 @@ impl Outputs {
     ) -> Result<Self> {
         let mut hidden = Vec::new();
         let last = model.hidden_states(batch, device, &mut noise, &mut |point, state| {
-            if keep_hidden && matches!(point, Point::Layer(_)) {
+            if keep_hidden && matches!(point, HiddenState::Layer(_)) {
                 hidden.push(state.clone());
             }
             Ok(())

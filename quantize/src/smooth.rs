@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use ampoule::model::{Model, ModelConfig, Point, Weights};
+use ampoule::model::{HiddenState, Model, ModelConfig, Weights};
 use ampoule::text::Tokenizer;
-use ampoule::{Batch, Result};
+use ampoule::{Batch, Error, Result};
 use burn::tensor::Device;
 
 /// How much of the inputs' unevenness goes to the weights: α of the paper, `factor = weights^(1-α) / inputs^α`. Measured on
@@ -28,8 +28,7 @@ const BATCH: usize = 16;
 /// model computes `texts`. Nothing for no texts.
 ///
 /// # Errors
-/// [`Corrupt`](ampoule::ErrorKind::Corrupt) or [`Incompatible`](ampoule::ErrorKind::Incompatible) where model and tokenizer do not
-/// belong together.
+/// [`Corrupt`](ampoule::ErrorKind::Corrupt) where model and tokenizer do not belong together; those of the model.
 pub fn smooth<S: AsRef<str>>(
     config: &ModelConfig,
     weights: &Weights,
@@ -39,12 +38,14 @@ pub fn smooth<S: AsRef<str>>(
     let mut factors = BTreeMap::new();
     for (point, inputs) in largest(config, weights, tokenizer, texts)? {
         let (names, alpha) = match point {
-            Point::Layer(i) if i < config.num_hidden_layers => {
+            HiddenState::Layer(i) if i < config.num_hidden_layers => {
                 let of = |part: &str| format!("encoder.layer.{i}.attention.self.{part}.weight");
                 (vec![of("query"), of("key"), of("value")], ATTENTION)
             }
-            Point::Layer(_) => continue,
-            Point::Attention(i) => (vec![format!("encoder.layer.{}.intermediate.dense.weight", i - 1)], INTERMEDIATE),
+            HiddenState::Layer(_) => continue,
+            HiddenState::Attention(i) => {
+                (vec![format!("encoder.layer.{}.intermediate.dense.weight", i - 1)], INTERMEDIATE)
+            }
         };
         let rows = names.iter().filter_map(|name| weights.0.get(name)).flat_map(|w| w.data.chunks(inputs.len().max(1)));
         let mut columns = vec![0.0f32; inputs.len()];
@@ -71,10 +72,20 @@ fn largest<S: AsRef<str>>(
     weights: &Weights,
     tokenizer: &Tokenizer,
     texts: &[S],
-) -> Result<Vec<(Point, Vec<f32>)>> {
+) -> Result<Vec<(HiddenState, Vec<f32>)>> {
+    if texts.is_empty() {
+        return Ok(Vec::new());
+    }
+    if tokenizer.max_id() as usize >= config.vocab_size {
+        return Err(Error::corrupt(format!(
+            "the tokenizer gives ids up to {}, but the word embedding has {} rows; they do not belong together",
+            tokenizer.max_id(),
+            config.vocab_size
+        )));
+    }
     let device = Device::flex();
     let model = Model::load(config, &mut weights.clone(), &device)?;
-    let mut found: Vec<(Point, Vec<f32>)> = Vec::new();
+    let mut found: Vec<(HiddenState, Vec<f32>)> = Vec::new();
     for texts in texts.chunks(BATCH) {
         let mut sequences = Vec::new();
         for text in texts {
@@ -87,7 +98,8 @@ fn largest<S: AsRef<str>>(
         let batch = Batch::new(&sequences, config.pad_token_id);
         model.hidden_states(&batch, &device, &mut None, &mut |point, state| {
             let [_, seq, width] = state.dims();
-            let values = state.clone().into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
+            let values = state.clone().into_data_as::<f32>().try_into_vec::<f32>();
+            let values = values.map_err(|_| Error::internal("hidden states are no floats"))?;
             let at = found.iter().position(|(p, _)| *p == point).unwrap_or_else(|| {
                 found.push((point, vec![0.0; width]));
                 found.len() - 1

@@ -176,3 +176,26 @@ fn smoothing_makes_integers_of_uneven_inputs_more_exact() {
         (error(states("rough", QuantizeOptions::default(), "flex")), error(states("fine", smoothed, "flex")));
     assert!(fine < 4.0 * rough, "{fine:e} against {rough:e}");
 }
+
+#[test]
+fn a_layer_that_is_kept_wider_loses_the_factors_of_all_its_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = |part: &str| format!("encoder.layer.0.attention.self.{part}.weight");
+    let intermediate = "encoder.layer.0.intermediate.dense.weight".to_owned();
+    let names = [part("query"), part("key"), part("value"), intermediate.clone()];
+    let pre_quant_scales: std::collections::BTreeMap<String, Vec<f32>> =
+        names.iter().map(|name| (name.clone(), vec![2.0; 16])).collect();
+    for (wider, expected) in [(None, 4), (Some(part("key")), 1), (Some(intermediate), 3)] {
+        let options = QuantizeOptions {
+            wider: wider.into_iter().map(|name| (name, Precision::F16)).collect(),
+            pre_quant_scales: pre_quant_scales.clone(),
+            ..QuantizeOptions::default()
+        };
+        let report = run(&folder.path().join("bundle"), &options, None).unwrap();
+        assert_eq!(report.tensors.iter().filter(|t| t.smoothed).count(), expected);
+    }
+    let uneven =
+        QuantizeOptions { pre_quant_scales: [(part("query"), vec![2.0; 16])].into(), ..QuantizeOptions::default() };
+    let error = run(&folder.path().join("bundle"), &uneven, None).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("query, key and value"), "{error}");
+}

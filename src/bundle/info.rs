@@ -89,7 +89,7 @@ impl Dtype {
 pub enum Load {
     /// Map the file; nothing may rewrite or shorten it meanwhile.
     Map,
-    /// Read the file into memory.
+    /// Read each tensor into memory when it is taken, and check its values again; the file stays open until then.
     Copy,
 }
 

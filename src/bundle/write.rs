@@ -267,6 +267,15 @@ impl<'a> Layout<'a> {
         if let Some(name) = spec.pre_quant_scales.keys().find(|n| !wanted.contains_key(*n)) {
             return invalid(format!("pre_quant_scales: no matrix of this model is named {name:?}"));
         }
+        for (name, factors) in spec.pre_quant_scales {
+            let Some((attention, _)) = name.rsplit_once(".self.") else { continue };
+            let mut all = ["query", "key", "value"].map(|part| format!("{attention}.self.{part}.weight")).into_iter();
+            if !all.all(|other| spec.pre_quant_scales.get(&other) == Some(factors)) {
+                return invalid(format!(
+                    "pre_quant_scales: query, key and value of {attention} need the same, or none"
+                ));
+            }
+        }
         let mut planned = Vec::new();
         for (name, tensor) in &spec.weights.0 {
             let shape = wanted.get(name).cloned().unwrap_or_default();

@@ -7,8 +7,7 @@
 use super::simd::{MAX_ROWS, Simd, Sums};
 use super::{Activation, LinearArgs, Panels, VECTORS};
 
-/// `2^n * p`, `p` a polynomial of `r` that stands for what is left of the power beside `2^n`, whose terms above the first are `r` times
-/// those of the coefficients, the highest first.
+/// `2^n (1 + r q(r))`, the coefficients of `q` the highest first.
 #[inline(always)]
 unsafe fn power<S: Simd, const N: usize>(n: S::I, r: S::F, coefficients: [f32; N]) -> S::F {
     unsafe {
@@ -24,7 +23,7 @@ unsafe fn power<S: Simd, const N: usize>(n: S::I, r: S::F, coefficients: [f32; N
 #[inline(always)]
 unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     unsafe {
-        let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
+        let x = S::min(S::splat(88.0), S::max(S::splat(-87.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let f = S::to_float(n);
         // ln 2 in two parts (Cody and Waite), so that the difference is nearly exact; the polynomial is Cephes' expf.
@@ -40,7 +39,7 @@ unsafe fn exp<S: Simd>(x: S::F) -> S::F {
 #[allow(clippy::approx_constant)] // near ln 2, and not it
 unsafe fn exp2<S: Simd>(x: S::F) -> S::F {
     unsafe {
-        let x = S::max(x, S::splat(-126.0));
+        let x = S::max(S::splat(-126.0), x);
         let n = S::round(x);
         let r = S::sub(x, S::to_float(n));
         power::<S, 5>(n, r, [1.326_472_5e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1])
@@ -86,13 +85,13 @@ unsafe fn activate<S: Simd>(activation: Option<Activation>, x: S::F) -> S::F {
             None => x,
             Some(Activation::Gelu) => {
                 // x Φ(x) is max(0, x) less |x|/2 erfc(|x| / √2), which is next to nothing from the end on.
-                let size = S::min(S::abs(x), S::splat(GELU_END));
+                let size = S::min(S::splat(GELU_END), S::abs(x));
                 let u = S::mul_add(size, S::splat(2.0 / GELU_END), S::splat(-1.0));
                 let mut less = S::splat(GELU[0]);
                 for &c in &GELU[1..] {
                     less = S::mul_add(less, u, S::splat(c));
                 }
-                S::sub(S::max(x, S::splat(0.0)), less)
+                S::sub(S::max(S::splat(0.0), x), less)
             }
             Some(Activation::GeluTanh) => {
                 let cube = S::mul(S::mul(x, x), x);
@@ -100,7 +99,7 @@ unsafe fn activate<S: Simd>(activation: Option<Activation>, x: S::F) -> S::F {
                 let inner = S::mul(S::mul_add(cube, S::splat(0.044_715), x), S::splat(0.797_884_6));
                 S::mul_add(half, tanh::<S>(inner), half)
             }
-            Some(Activation::Relu) => S::max(x, S::splat(0.0)),
+            Some(Activation::Relu) => S::max(S::splat(0.0), x),
             Some(Activation::Tanh) => tanh::<S>(x),
         }
     }
@@ -128,19 +127,22 @@ unsafe fn scaled<S: Simd>(row: &[f32], factors: &[f32], i: usize) -> S::F {
 }
 
 /// Quantizes one row as the [integer contract](crate::bundle#the-integer-contract) says and adds the activations' offset; `integers`
-/// holds a whole number of vectors and of groups, and gets what meets zero weights beyond the row's end. Returns the scale.
+/// holds a whole number of vectors and of groups, and gets what meets zero weights beyond the row's end. Returns the scale, which is no
+/// number where a value is none or infinite.
 #[inline(always)]
 unsafe fn quantize<S: Simd>(row: &[f32], factors: &[f32], integers: &mut [i8]) -> f32 {
     let n = row.len();
     debug_assert!(factors.is_empty() || factors.len() == n);
     debug_assert!(integers.len() >= n.next_multiple_of(S::LANES.max(S::GROUP)));
     unsafe {
-        let mut most = S::splat(0.0);
+        let (mut most, mut zero) = (S::splat(0.0), S::splat(0.0));
         for i in (0..n).step_by(S::LANES) {
-            most = S::max(most, S::abs(scaled::<S>(row, factors, i)));
+            let x = scaled::<S>(row, factors, i);
+            most = S::max(most, S::abs(x));
+            zero = S::mul_add(x, S::splat(0.0), zero);
         }
         let scale = S::largest(most) / 127.0;
-        let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
+        let scale = if scale < f32::MIN_POSITIVE { 1.0 } else { scale } + S::sum(zero);
         let by = S::splat(1.0 / scale);
         for i in (0..n).step_by(S::LANES) {
             let x = S::mul(scaled::<S>(row, factors, i), by);

@@ -43,7 +43,9 @@ pub(super) trait Simd {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the arm has such an instruction.
     unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; where one is no number, `b` or that one: a value that may be none is the second.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller, as with [`max`](Self::max).
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn abs(a: Self::F) -> Self::F;
     unsafe fn sum(a: Self::F) -> f32;

@@ -70,11 +70,11 @@ impl Simd for Simd128 {
     }
     #[inline(always)]
     unsafe fn max(a: v128, b: v128) -> v128 {
-        f32x4_pmax(a, b)
+        f32x4_pmax(b, a)
     }
     #[inline(always)]
     unsafe fn min(a: v128, b: v128) -> v128 {
-        f32x4_pmin(a, b)
+        f32x4_pmin(b, a)
     }
     #[inline(always)]
     unsafe fn abs(a: v128) -> v128 {

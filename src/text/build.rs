@@ -85,6 +85,8 @@ const POST_PROCESSORS: [&str; 5] =
     ["TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel", "Sequence"];
 /// WordPiece's time grows faster than the square of a word's length up to this limit; BERT's own is 100.
 const MAX_WORD: u64 = 500;
+/// It is looked at again with every piece of a word; BERT's own is two bytes.
+const MAX_PREFIX: usize = 64;
 
 /// The steps of a normalizer or post-processor, whose sequences may not be nested.
 pub(super) fn steps<'a>(part: &'a Value, inner: &str) -> Vec<&'a Value> {
@@ -113,16 +115,18 @@ fn check_part(json: &Value, part: &str, inner: &str, known: &[&str]) -> Result<(
 
 /// Refuses what is not supported, and what `tokenizers` would accept and then fail on. `json` is without its vocabulary.
 pub(super) fn check(json: &Value, vocab: &Vocab) -> Result<Kind> {
-    if json["version"].as_str().is_some_and(|version| version != "1.0") {
+    if !matches!(&json["version"], Value::Null) && json["version"] != "1.0" {
         return Err(Error::incompatible(format!("tokenizer.json: expected version 1.0, found {}", json["version"])));
     }
     let model = &json["model"];
-    let kind = match (model["type"].as_str(), model["merges"].is_array()) {
-        (Some("WordPiece"), _) | (None, false) => Kind::WordPiece,
-        (Some("BPE"), _) | (None, true) => Kind::Bpe,
-        (Some(other), _) => {
+    let kind = match (&model["type"], model["merges"].is_array()) {
+        (Value::String(name), _) if name == "WordPiece" => Kind::WordPiece,
+        (Value::String(name), _) if name == "BPE" => Kind::Bpe,
+        (Value::Null, false) => Kind::WordPiece,
+        (Value::Null, true) => Kind::Bpe,
+        (other, _) => {
             return Err(Error::incompatible(format!(
-                "tokenizer.json: the model {other:?} is not supported; supported are WordPiece and byte-level BPE"
+                "tokenizer.json: the model {other} is not supported; supported are WordPiece and byte-level BPE"
             )));
         }
     };
@@ -147,6 +151,13 @@ pub(super) fn check(json: &Value, vocab: &Vocab) -> Result<Kind> {
         return Err(Error::incompatible(format!(
             "tokenizer.json: max_input_chars_per_word: expected at most {MAX_WORD}, found {}",
             model["max_input_chars_per_word"]
+        )));
+    }
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    if prefix.len() > MAX_PREFIX {
+        return Err(Error::incompatible(format!(
+            "tokenizer.json: continuing_subword_prefix: expected at most {MAX_PREFIX} bytes, found {}",
+            prefix.len()
         )));
     }
     if vocab.is_empty() {

@@ -164,7 +164,11 @@ impl<'de> Visitor<'de> for Without<'_> {
         let mut all = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             let value = match key == self.path[0] {
-                true => map.next_value_seed(Without { path: &self.path[1..], vocab: self.vocab })?,
+                true => {
+                    // The last of several counts, and nothing of those before it.
+                    *self.vocab = Vocab::default();
+                    map.next_value_seed(Without { path: &self.path[1..], vocab: self.vocab })?
+                }
                 false => map.next_value()?,
             };
             all.insert(key, value);
@@ -257,7 +261,9 @@ impl Model for Pieces {
 
     fn id_to_token(&self, id: u32) -> Option<String> {
         match self {
-            Pieces::WordPiece { vocab, .. } => vocab.iter().find(|(_, i)| *i == id).map(|(piece, _)| piece.to_owned()),
+            Pieces::WordPiece { vocab, .. } => {
+                vocab.iter().filter(|(_, i)| *i == id).map(|(piece, _)| piece.to_owned()).min()
+            }
             Pieces::Bpe(bpe) => bpe.id_to_token(id),
         }
     }
@@ -282,5 +288,61 @@ impl Model for Pieces {
 
     fn get_trainer(&self) -> WordPieceTrainer {
         WordPieceTrainer::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokenizers::models::wordpiece::WordPiece as Theirs;
+
+    use super::*;
+
+    fn pieces(model: &Value) -> Pieces {
+        let json = serde_json::json!({ "model": model }).to_string();
+        let (mut value, vocab) = read(json.as_bytes()).unwrap();
+        Pieces::new(value["model"].take(), vocab, Kind::WordPiece).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn words_are_cut_as_by_the_library(
+            known in prop::collection::btree_set("(##|é)?[aé漢\u{301}]{1,3}", 0..30),
+            words in prop::collection::vec("[aé漢\u{301}b]{0,12}", 1..20),
+            prefix in prop::sample::select(vec!["##", "", "é", "漢漢"]),
+            most in 0usize..12,
+        ) {
+            let vocab: Map<String, Value> =
+                known.into_iter().chain(["[UNK]".to_owned()]).zip(0u32..).map(|(p, id)| (p, id.into())).collect();
+            let model = serde_json::json!({
+                "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": prefix,
+                "max_input_chars_per_word": most, "vocab": vocab,
+            });
+            let theirs: Theirs = serde_json::from_str(&model.to_string()).unwrap();
+            let ours = pieces(&model);
+            prop_assert_eq!(ours.get_vocab(), theirs.get_vocab());
+            prop_assert_eq!(ours.get_vocab_size(), theirs.get_vocab_size());
+            for word in &words {
+                prop_assert_eq!(ours.tokenize(word).unwrap(), theirs.tokenize(word).unwrap());
+                prop_assert_eq!(ours.token_to_id(word), theirs.token_to_id(word));
+            }
+        }
+    }
+
+    #[test]
+    fn of_what_is_there_twice_the_last_counts() {
+        let (value, vocab) = read(br###"{"a": 1, "model": {"vocab": {"x": 1, "y": 2, "x": 3}}, "a": 2}"###).unwrap();
+        assert_eq!(
+            (value["a"].as_u64(), vocab.id("x"), vocab.id("y"), vocab.table.len()),
+            (Some(2), Some(3), Some(2), 2)
+        );
+        let (_, vocab) = read(br###"{"model": {"vocab": {"x": 1}}, "model": {"vocab": {"y": 2}}}"###).unwrap();
+        assert_eq!((vocab.id("x"), vocab.id("y")), (None, Some(2)));
+        let (_, vocab) = read(br###"{"model": {"vocab": {"x": 1}}, "model": {}}"###).unwrap();
+        assert!(vocab.is_empty());
+        assert!(read(br###"{"model": {"vocab": [["x", -1.5]]}}"###).unwrap().1.is_empty());
+        for damaged in [&b"{\"model\": 1}"[..], b"[]", b"{\"model\": {\"vocab\": {\"x\": -1}}}", b"{} x"] {
+            assert!(read(damaged).is_err());
+        }
     }
 }

@@ -126,7 +126,10 @@ struct Pieces {
 
 impl Pieces {
     fn of(precision: Precision) -> Self {
-        let bytes = bytes_of(precision);
+        Self::parse(&bytes_of(precision))
+    }
+
+    fn parse(bytes: &[u8]) -> Self {
         let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         Pieces { header: serde_json::from_slice(&bytes[8..end]).unwrap(), data: bytes[end..].to_vec() }
     }

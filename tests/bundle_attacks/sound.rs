@@ -284,3 +284,51 @@ fn factors_of_inputs_come_back_and_unsound_ones_are_refused() {
     assert_eq!(write(dense, &factors[1..]).unwrap_err().kind(), InvalidInput);
     assert!(Bundle::open(&path, Load::Copy, true).is_ok(), "what was there stays");
 }
+
+#[test]
+fn factors_that_do_not_belong_together_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let (metadata, weights) = (metadata(tiny(), Precision::Int8), weights(&tiny()));
+    let name = |part: &str| format!("encoder.layer.0.attention.self.{part}.weight");
+    let pre_quant_scales = &["query", "key", "value"].map(|part| (name(part), vec![2.0; 32])).into();
+    bundle::write(&path, &BundleSpec { pre_quant_scales, ..spec(&metadata, &weights) }).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(Bundle::from_bytes(bytes.clone(), true).is_ok());
+    let changed = |tensor: &str, value: f32| {
+        let mut pieces = Pieces::parse(&bytes);
+        let range = pieces.range(tensor);
+        pieces.data[range.start..range.start + 4].copy_from_slice(&value.to_le_bytes());
+        pieces.seal()
+    };
+    let error = Bundle::from_bytes(changed(&(name("key") + ".pre_quant_scale"), 3.0), true).unwrap_err();
+    assert!(error.kind() == Corrupt && error.to_string().contains("expected the same"), "{error}");
+    // 127 times scale and factor is no number that a weight can be.
+    let mut pieces = Pieces::parse(&changed(&(name("key") + ".scale"), 1e30));
+    for part in ["query", "key", "value"] {
+        let range = pieces.range(&(name(part) + ".pre_quant_scale"));
+        pieces.data[range.start..range.start + 4].copy_from_slice(&1e20f32.to_le_bytes());
+    }
+    let error = Bundle::from_bytes(pieces.seal(), true).unwrap_err();
+    assert!(error.kind() == Corrupt && error.to_string().contains("has to be finite"), "{error}");
+}
+
+#[test]
+fn a_file_that_changes_after_it_was_opened_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let bytes = bytes_of(Precision::F32);
+    std::fs::write(&path, &bytes).unwrap();
+    let bundle = Bundle::open(&path, Load::Copy, true).unwrap();
+    let shape = &tiny().tensors().into_iter().find(|(name, _)| name == "classifier.bias").unwrap().1;
+    let mut pieces = Pieces::parse(&bytes);
+    let range = pieces.range("classifier.bias");
+    pieces.data[range.clone()].fill(0xff);
+    std::fs::write(&path, pieces.seal()).unwrap();
+    let error = bundle.weights().take("classifier.bias", shape).unwrap_err();
+    assert!(error.kind() == Corrupt && error.to_string().contains("NaN"), "{error}");
+    std::fs::write(&path, &bytes[..100]).unwrap();
+    let error = bundle.weights().take("classifier.bias", shape).unwrap_err();
+    assert!(error.kind() == Corrupt && error.to_string().contains("cut short"), "{error}");
+    assert_eq!(bundle.tokenizer_json().unwrap_err().kind(), Corrupt);
+}

@@ -46,6 +46,26 @@ fn a_layer_whose_factors_differ_is_refused() {
     assert!(error.to_string().contains("attention.self.key"), "{error}");
 }
 
+/// Every score is infinite, and no softmax is to be had of them: no kernel may make an answer of that.
+#[test]
+fn scores_that_overflow_give_no_finite_states() {
+    for kernel in Kernel::available() {
+        for is_int8 in [false, true] {
+            let Checkpoint { config, mut weights, .. } = Checkpoint::open(folder("bert-encoder")).unwrap();
+            for part in ["query", "key"] {
+                weights.0.get_mut(&format!("encoder.layer.0.attention.self.{part}.bias")).unwrap().data.fill(3e38);
+            }
+            let ids = vec![vec![5, 6, 7, 8, 9]];
+            let model = match is_int8 {
+                true => PackedModel::load(&config, &mut Quantized(weights), kernel, &Device::flex()),
+                false => PackedModel::load(&config, &mut weights, kernel, &Device::flex()),
+            };
+            let states = hidden(&model.unwrap(), &ids, 1);
+            assert!(states[0].iter().all(|x| !x.is_finite()), "{kernel:?}, int8: {is_int8}");
+        }
+    }
+}
+
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints").join(name)
 }
