@@ -53,15 +53,6 @@ if [ -n "${AMPOULE_PYTHON:-}" ]; then
 else
     skip "AMPOULE_PYTHON is not set: nothing compared with Python"
 fi
-echo "== every kernel of this processor under AddressSanitizer"
-RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --target-dir target/sanitizer --target "$(rustc -vV | sed -n 's/^host: //p')" \
-    -p ampoule --lib kernels
-if cargo miri --version >/dev/null 2>&1; then
-    cargo miri test -p ampoule --lib kernels::tests::several
-else
-    skip "Miri is not to be had for this toolchain"
-fi
-
 echo "== the kernels of other processors"
 if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     sid() {
