@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a Debian sid root, once, with what the checks for other processors need and Debian 12 lacks: Rust with the standard
-# libraries of aarch64 and wasm32, a cross linker, qemu. Then runs the command given in it, on this checkout at /work, e.g.
+# libraries of aarch64 and wasm32, a cross linker, qemu. Then runs the command given in it, on this checkout at /checkout, e.g.
 #   scripts/chroot.sh rustc --version
 # Needs root, debootstrap and 4 GB in $AMPOULE_CHROOT.
 set -euo pipefail
@@ -28,10 +28,10 @@ fi
 # A mount space of its own: nothing is left behind, whatever ends this.
 exec unshare --mount bash -c '
     root=$1 checkout=$2 registry=$3; shift 3
-    mkdir -p "$root/work" "$root/cargo"
-    mount --bind "$checkout" "$root/work"
+    mkdir -p "$root/checkout" "$root/cargo"
+    mount --bind "$checkout" "$root/checkout"
     mount --bind "$registry" "$root/cargo"
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
-    exec chroot "$root" env --chdir=/work CARGO_HOME=/cargo HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin RUSTC=rustc "$@"
+    exec chroot "$root" env --chdir=/checkout CARGO_HOME=/cargo HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin RUSTC=rustc "$@"
 ' chroot "$root" "$PWD" "${CARGO_HOME:-$HOME/.cargo}" "$@"

@@ -56,9 +56,9 @@ fi
 echo "== the kernels of other processors"
 if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     sid() {
-        scripts/chroot.sh env CARGO_TARGET_DIR=/work/target/sid \
+        scripts/chroot.sh env CARGO_TARGET_DIR=/checkout/target/sid \
             CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CARGO_TARGET_WASM32_WASIP1_LINKER=wasm-ld \
-            CARGO_TARGET_WASM32_WASIP1_RUNNER="node --no-warnings /work/scripts/wasi.mjs" "$@"
+            CARGO_TARGET_WASM32_WASIP1_RUNNER="node --no-warnings /checkout/scripts/wasi.mjs" "$@"
     }
     for processor in cortex-a53 cortex-a76 max; do
         echo "== $processor"
