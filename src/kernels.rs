@@ -284,6 +284,7 @@ impl Packed {
                 let rows = || parts.iter().flat_map(|(integers, _)| integers.chunks(inputs.max(1)));
                 assert_eq!(rows().count(), outputs, "rows of an int8 matrix");
                 let data = match kernel.0.group {
+                    2 => groups::<2>(rows(), inputs, count, wide),
                     4 => groups::<4>(rows(), inputs, count, wide),
                     8 => groups::<8>(rows(), inputs, count, wide),
                     _ => groups::<16>(rows(), inputs, count, wide),

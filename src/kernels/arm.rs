@@ -252,7 +252,7 @@ impl<P: Products> Simd for Neon<P> {
         unsafe { vcvtq_f32_s32(a) }
     }
     #[inline(always)]
-    unsafe fn store_bytes(a: int32x4_t, at: *mut i8) {
+    unsafe fn store_integers(a: int32x4_t, at: *mut i8) {
         unsafe {
             let words = vmovn_s32(a);
             let bytes = vmovn_s16(vcombine_s16(words, words));

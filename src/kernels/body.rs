@@ -133,7 +133,7 @@ unsafe fn scaled<S: Simd>(row: &[f32], factors: &[f32], i: usize) -> S::F {
 unsafe fn quantize<S: Simd>(row: &[f32], factors: &[f32], integers: &mut [i8]) -> f32 {
     let n = row.len();
     debug_assert!(factors.is_empty() || factors.len() == n);
-    debug_assert!(integers.len() >= n.next_multiple_of(S::LANES.max(S::GROUP)));
+    debug_assert!(integers.len() >= n.next_multiple_of(S::LANES.max(S::GROUP)) * S::WIDTH);
     unsafe {
         let (mut most, mut zero) = (S::splat(0.0), S::splat(0.0));
         for i in (0..n).step_by(S::LANES) {
@@ -146,9 +146,10 @@ unsafe fn quantize<S: Simd>(row: &[f32], factors: &[f32], integers: &mut [i8]) -
         let by = S::splat(1.0 / scale);
         for i in (0..n).step_by(S::LANES) {
             let x = S::mul(scaled::<S>(row, factors, i), by);
-            S::store_bytes(S::round(x), integers.as_mut_ptr().add(i));
+            S::store_integers(S::round(x), integers.as_mut_ptr().add(i * S::WIDTH));
         }
-        integers[n.next_multiple_of(S::LANES).min(n.next_multiple_of(S::GROUP))..n.next_multiple_of(S::GROUP)].fill(0);
+        let (stored, needed) = (n.next_multiple_of(S::LANES), n.next_multiple_of(S::GROUP));
+        integers[stored.min(needed) * S::WIDTH..needed * S::WIDTH].fill(0);
         scale
     }
 }
@@ -252,7 +253,7 @@ pub(super) unsafe fn linear<S: Simd>(args: LinearArgs) {
     let LinearArgs { x, weights, activation, scratch, out } = args;
     let (inputs, outputs) = (weights.inputs, weights.outputs);
     let (rows, wide) = (x.len() / inputs, VECTORS * S::LANES);
-    let stride = inputs.next_multiple_of(64);
+    let stride = inputs.next_multiple_of(64) * S::WIDTH;
     debug_assert!(out.len() == rows * outputs && weights.bias.len() >= outputs.next_multiple_of(wide));
     let out = out.as_mut_ptr();
     let mut sums = [0.0; TILE];

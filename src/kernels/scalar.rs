@@ -103,7 +103,7 @@ impl Simd for Scalar {
         each(|i| a[i] as f32)
     }
     #[inline(always)]
-    unsafe fn store_bytes(a: Self::I, at: *mut i8) {
+    unsafe fn store_integers(a: Self::I, at: *mut i8) {
         unsafe { at.cast::<[i8; LANES]>().write_unaligned(a.map(|x| x as i8)) }
     }
     #[inline(always)]

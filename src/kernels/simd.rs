@@ -21,8 +21,10 @@ pub(super) trait Simd {
     /// The most rows of a tile of integer products, and of one of floats: as many as keep all sums in registers.
     const ROWS: usize;
     const FLOAT_ROWS: usize;
-    /// Weights of one output that stand together in a panel: 4, 8 or 16.
+    /// Weights of one output that stand together in a panel: 2, 4, 8 or 16.
     const GROUP: usize;
+    /// Bytes of a quantized activation.
+    const WIDTH: usize = 1;
     /// What is added to a quantized activation: 128 where the products take it unsigned, else 0.
     const ACTIVATION_OFFSET: i32;
     /// Floats.
@@ -56,9 +58,10 @@ pub(super) trait Simd {
     unsafe fn power_of_two(n: Self::I) -> Self::F;
     unsafe fn splat_int(x: i32) -> Self::I;
     unsafe fn to_float(a: Self::I) -> Self::F;
-    /// Stores `LANES` values, all in -127..=127, as bytes, with [`ACTIVATION_OFFSET`](Self::ACTIVATION_OFFSET).
-    unsafe fn store_bytes(a: Self::I, at: *mut i8);
-    /// Sums of `R` rows of bytes, `stride` apart, with a panel of `groups` groups: each the exact `start + Σ (x + ACTIVATION_OFFSET) · w`
+    /// Stores `LANES` values, all in -127..=127, as integers of [`WIDTH`](Self::WIDTH) bytes, with
+    /// [`ACTIVATION_OFFSET`](Self::ACTIVATION_OFFSET).
+    unsafe fn store_integers(a: Self::I, at: *mut i8);
+    /// Sums of `R` rows of activations, `stride` apart, with a panel of `groups` groups: each the exact `start + Σ (x + ACTIVATION_OFFSET) · w`
     /// (modulo 2^32) for activations and weights in -127..=127. `start`, of a whole panel, is zero where the offset is.
     unsafe fn dot_tile<const R: usize>(
         x: *const i8,
@@ -70,23 +73,23 @@ pub(super) trait Simd {
     );
 }
 
-/// An instruction set that adds to each lane four products of its own.
+/// An instruction set that adds to each lane a few products of its own.
 #[allow(clippy::missing_safety_doc)]
 pub(super) trait Dot: Simd {
-    /// Four weights in each lane.
+    /// A group of weights in each lane.
     type W: Copy;
-    /// The same four activations in each lane.
+    /// The same group of activations in each lane.
     type X: Copy;
 
     unsafe fn load_weights(at: *const i8) -> Self::W;
     unsafe fn load_ints(at: *const i32) -> Self::I;
-    /// Four activations.
+    /// A group of activations: four bytes.
     unsafe fn spread(at: *const i8) -> Self::X;
-    /// Adds to each lane its four products of weight and activation.
+    /// Adds to each lane its products of weights and activations.
     unsafe fn dot(sum: Self::I, weights: Self::W, activations: Self::X) -> Self::I;
 }
 
-/// [`Simd::dot_tile`] where a lane is an output: groups of four.
+/// [`Simd::dot_tile`] where a lane is an output, and a group of its activations four bytes.
 #[inline(always)]
 pub(super) unsafe fn dot_lanes<S: Dot, const R: usize>(
     x: *const i8,
@@ -103,7 +106,7 @@ pub(super) unsafe fn dot_lanes<S: Dot, const R: usize>(
         }
         for g in 0..groups {
             let w: [S::W; VECTORS] =
-                std::array::from_fn(|v| S::load_weights(panel.add((g * VECTORS + v) * 4 * S::LANES)));
+                std::array::from_fn(|v| S::load_weights(panel.add((g * VECTORS + v) * S::GROUP * S::LANES)));
             for (r, acc) in acc.iter_mut().enumerate() {
                 let x = S::spread(x.add(r * stride + 4 * g));
                 for (acc, &w) in acc.iter_mut().zip(&w) {

@@ -107,7 +107,7 @@ impl Simd for Simd128 {
         f32x4_convert_i32x4(a)
     }
     #[inline(always)]
-    unsafe fn store_bytes(a: v128, at: *mut i8) {
+    unsafe fn store_integers(a: v128, at: *mut i8) {
         let words = i16x8_narrow_i32x4(a, a);
         unsafe { v128_store32_lane::<0>(i8x16_narrow_i16x8(words, words), at.cast()) }
     }

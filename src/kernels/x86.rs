@@ -93,7 +93,7 @@ impl Simd for Avx512Vnni {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
     #[inline(always)]
-    unsafe fn store_bytes(a: __m512i, at: *mut i8) {
+    unsafe fn store_integers(a: __m512i, at: *mut i8) {
         unsafe { _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(_mm512_add_epi32(a, _mm512_set1_epi32(128)))) }
     }
     #[inline(always)]
@@ -144,9 +144,10 @@ unsafe fn leading(n: usize) -> __m256i {
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
-    const ROWS: usize = 4;
+    const ROWS: usize = 6;
     const FLOAT_ROWS: usize = 6;
-    const GROUP: usize = 4;
+    const GROUP: usize = if VNNI { 4 } else { 2 };
+    const WIDTH: usize = if VNNI { 1 } else { 2 };
     const ACTIVATION_OFFSET: i32 = if VNNI { 128 } else { 0 };
     type F = __m256;
     type I = __m256i;
@@ -239,9 +240,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_cvtepi32_ps(a) }
     }
     #[inline(always)]
-    unsafe fn store_bytes(a: __m256i, at: *mut i8) {
+    unsafe fn store_integers(a: __m256i, at: *mut i8) {
         unsafe {
             let words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+            if !VNNI {
+                return _mm_storeu_si128(at.cast(), words);
+            }
             let bytes = _mm_packs_epi16(words, words);
             // Adding 128 to a signed byte is flipping its highest bit.
             let flip = _mm_set1_epi8(Self::ACTIVATION_OFFSET as i8);
@@ -261,36 +265,32 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 }
 
+/// Without VNNI weights and activations are widened to 16 bits, so that the sums of two products that `vpmaddwd` gives are exact.
+/// `vpmaddubsw`, of bytes, saturates unless a sign is taken from each activation and given to each weight: as many instructions, on the
+/// ports that multiply.
 impl<const VNNI: bool> Dot for Avx2<VNNI> {
     type W = __m256i;
-    /// The activations and their magnitudes.
-    type X = (__m256i, __m256i);
+    type X = __m256i;
 
     #[inline(always)]
     unsafe fn load_weights(at: *const i8) -> __m256i {
-        unsafe { _mm256_loadu_si256(at.cast()) }
+        unsafe { if VNNI { _mm256_loadu_si256(at.cast()) } else { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) } }
     }
     #[inline(always)]
     unsafe fn load_ints(at: *const i32) -> __m256i {
         unsafe { _mm256_loadu_si256(at.cast()) }
     }
     #[inline(always)]
-    unsafe fn spread(at: *const i8) -> Self::X {
-        unsafe {
-            let x = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
-            (x, _mm256_abs_epi8(x))
-        }
+    unsafe fn spread(at: *const i8) -> __m256i {
+        unsafe { _mm256_set1_epi32(at.cast::<i32>().read_unaligned()) }
     }
     #[inline(always)]
-    unsafe fn dot(sum: __m256i, w: __m256i, (x, magnitude): Self::X) -> __m256i {
+    unsafe fn dot(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
         unsafe {
             if VNNI {
                 return _mm256_dpbusd_avx_epi32(sum, x, w);
             }
-            // `vpmaddubsw` adds two products of an unsigned and a signed byte and saturates at 32,767: |x| times the weight with
-            // x's sign is at most 2 * 127 * 127 = 32,258.
-            let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, x));
-            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
         }
     }
 }
