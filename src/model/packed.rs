@@ -176,46 +176,69 @@ impl PackedModel {
         x.par_chunks_mut(ROWS * h).zip(tokens.par_chunks(ROWS)).for_each(|(x, tokens)| {
             self.embed(tokens, x, &mut space(spaces));
         });
-        for layer in &self.layers {
+        let group = |lengths: &[usize]| {
+            let mut tokens = 0;
+            let full = lengths.iter().position(|n| {
+                tokens += n;
+                tokens >= GROUP * threads
+            });
+            (full.map_or(lengths.len(), |last| last + 1), tokens)
+        };
+        let is_one_group = group(batch.lengths()).0 == batch.lengths().len();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let next = self.layers.get(i + 1).filter(|_| is_one_group);
             let (mut x, mut lengths) = (x.as_mut_slice(), batch.lengths());
             while !lengths.is_empty() {
                 check()?;
-                let mut tokens = 0;
-                let full = lengths.iter().position(|n| {
-                    tokens += n;
-                    tokens >= GROUP * threads
-                });
-                let (these, others) = lengths.split_at(full.map_or(lengths.len(), |last| last + 1));
+                let (sequences, tokens) = group(lengths);
+                let (these, others) = lengths.split_at(sequences);
                 let (group, rest) = x.split_at_mut(tokens * h);
-                self.layer(layer, these, group, qkv, context, spaces);
+                if i == 0 || !is_one_group {
+                    self.project(layer, group, qkv, spaces);
+                }
+                self.layer(layer, next, these, group, qkv, context, spaces);
                 (x, lengths) = (rest, others);
             }
         }
         check()
     }
 
-    /// One layer over the sequences of these lengths, `x` `[tokens, hidden]`.
+    /// Rows that one thread takes at a time.
+    fn rows(&self, x: &[f32]) -> usize {
+        let tokens = x.len() / self.config.hidden_size;
+        tokens.div_ceil(rayon::current_num_threads()).clamp(1, ROWS)
+    }
+
+    /// Queries, keys and values of `x` `[tokens, hidden]`.
+    fn project(&self, layer: &Layer, x: &[f32], qkv: &mut Vec<f32>, spaces: &[Mutex<ThreadSpace>]) {
+        let (h, rows) = (self.config.hidden_size, self.rows(x));
+        qkv.resize(3 * x.len(), 0.0);
+        x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|(x, qkv)| {
+            layer.query_key_value.apply(x, None, &mut space(spaces).scratch, qkv);
+        });
+    }
+
+    /// One layer over the sequences of these lengths, `x` `[tokens, hidden]`, whose queries, keys and values are there; leaves those
+    /// of `next`, if any, which need no thread to wait for another.
+    #[allow(clippy::too_many_arguments)]
     fn layer(
         &self,
         layer: &Layer,
+        next: Option<&Layer>,
         lengths: &[usize],
         x: &mut [f32],
-        qkv: &mut Vec<f32>,
+        qkv: &mut [f32],
         context: &mut Vec<f32>,
         spaces: &[Mutex<ThreadSpace>],
     ) {
         let h = self.config.hidden_size;
         let head_width = h / self.config.num_attention_heads;
-        let tokens = x.len() / h;
-        let rows = tokens.div_ceil(rayon::current_num_threads()).clamp(1, ROWS);
-        qkv.resize(tokens * 3 * h, 0.0);
+        let (tokens, rows) = (x.len() / h, self.rows(x));
         context.resize(tokens * h, 0.0);
-        x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|(x, qkv)| {
-            layer.query_key_value.apply(x, None, &mut space(spaces).scratch, qkv);
-        });
+        let all = &*qkv;
         context.par_chunks_mut((tokens * head_width).max(1)).enumerate().for_each(|(head, context)| {
             let mut own = space(spaces);
-            let (mut qkv, mut context) = (qkv.as_slice(), context);
+            let (mut qkv, mut context) = (all, context);
             for &n in lengths {
                 let (these, rest) = qkv.split_at(n * 3 * h);
                 let (out, others) = context.split_at_mut(n * head_width);
@@ -224,7 +247,8 @@ impl PackedModel {
             }
         });
         let context = context.as_slice();
-        x.par_chunks_mut(rows * h).enumerate().for_each(|(block, x)| {
+        let blocks = x.par_chunks_mut(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h));
+        blocks.enumerate().for_each(|(block, (x, qkv))| {
             let mut own = space(spaces);
             let ThreadSpace { scratch, narrow, gathered, wide } = &mut *own;
             let n = x.len() / h;
@@ -242,6 +266,9 @@ impl PackedModel {
             layer.intermediate.apply(x, Some(self.config.hidden_act), scratch, wide);
             layer.output.apply(wide, None, scratch, narrow);
             layer.norm.add(self.kernel, narrow, x);
+            if let Some(next) = next {
+                next.query_key_value.apply(x, None, scratch, qkv);
+            }
         });
     }
 
