@@ -88,7 +88,7 @@ use memmap2::{Mmap, MmapOptions};
 use sha2::{Digest, Sha256};
 
 pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Precision, TensorInfo};
-pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows};
+pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows, with_same_inputs};
 pub use self::write::{BundleSpec, Staged, stage, weights_sha256, write};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Int8, Integers, ModelConfig, Values, WeightSource};
@@ -301,12 +301,11 @@ impl Bundle {
                     tensor.name
                 )));
             }
-            let Some((attention, part)) = matrix.rsplit_once(".self.") else { continue };
             let here = floats(&tensor.name)?;
-            for other in ["query", "key", "value"].map(|other| format!("{attention}.self.{other}.weight")) {
+            for other in with_same_inputs(matrix) {
                 if floats(&check::pre_quant_scale_name(&other))? != here {
                     return Err(Error::corrupt(format!(
-                        "bundle tensor {:?}: expected the same of {other}, as of {part}; make the file again",
+                        "bundle tensor {:?}: expected the same of {other}, which meets the same inputs; make the file again",
                         tensor.name
                     )));
                 }

@@ -95,10 +95,8 @@ pub fn quantize(
         temperature: options.temperature,
     };
     let mut pre_quant_scales = options.pre_quant_scales.clone();
-    // A layer's query, key and value have the same inputs, and the same factors or none.
-    let inputs_of = |name: &str| name.rsplit_once(".self.").map_or(name, |(attention, _)| attention).to_owned();
-    let wider: Vec<String> = options.wider.keys().map(|name| inputs_of(name)).collect();
-    pre_quant_scales.retain(|name, _| options.precision == Precision::Int8 && !wider.contains(&inputs_of(name)));
+    let is_int8 = |name: &String| options.precision == Precision::Int8 && !options.wider.contains_key(name);
+    pre_quant_scales.retain(|name, _| bundle::with_same_inputs(name).iter().all(is_int8));
     let staged = bundle::stage(
         out,
         &BundleSpec {

@@ -1,7 +1,7 @@
 //! What a precision cost, matrix by matrix.
 
 use ampoule::bundle::{Bundle, Dtype, Precision};
-use ampoule::model::{WeightSource, Weights};
+use ampoule::model::{Int8, Values, WeightSource, Weights};
 use ampoule::{Error, Result};
 use serde::Serialize;
 
@@ -67,10 +67,11 @@ impl Report {
                 Some(Dtype::I8) => Precision::Int8,
                 Some(Dtype::U8) | None => return Err(Error::internal(format!("the bundle has no matrix {name:?}"))),
             };
-            let read = written.weights().take(name, &tensor.shape)?;
-            let mut report = TensorReport::compare(name, precision, &tensor.shape, &tensor.data, &read);
-            report.smoothed = written.info().tensors.iter().any(|t| t.name == format!("{name}.pre_quant_scale"));
-            tensors.push(report);
+            let read = written.weights().take_values(name, &tensor.shape)?;
+            let smoothed = matches!(&read, Values::Int8(Int8 { pre_quant_scale: Some(_), .. }));
+            let read = read.into_floats();
+            let report = TensorReport::compare(name, precision, &tensor.shape, &tensor.data, &read);
+            tensors.push(TensorReport { smoothed, ..report });
         }
         Ok(Report {
             precision: written.precision(),

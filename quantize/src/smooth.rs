@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use ampoule::bundle::with_same_inputs;
 use ampoule::model::{HiddenState, Model, ModelConfig, Weights};
 use ampoule::text::Tokenizer;
 use ampoule::{Batch, Error, Result};
@@ -37,8 +38,7 @@ pub fn smooth<S: AsRef<str>>(
     for (point, inputs) in largest(config, weights, tokenizer, texts)? {
         let (names, alpha) = match point {
             HiddenState::Layer(i) if i < config.num_hidden_layers => {
-                let of = |part: &str| format!("encoder.layer.{i}.attention.self.{part}.weight");
-                (vec![of("query"), of("key"), of("value")], ATTENTION)
+                (with_same_inputs(&format!("encoder.layer.{i}.attention.self.query.weight")), ATTENTION)
             }
             HiddenState::Layer(_) => continue,
             HiddenState::Attention(i) => {

@@ -197,5 +197,5 @@ fn a_layer_that_is_kept_wider_loses_the_factors_of_all_its_inputs() {
     let uneven =
         QuantizeOptions { pre_quant_scales: [(part("query"), vec![2.0; 16])].into(), ..QuantizeOptions::default() };
     let error = run(&folder.path().join("bundle"), &uneven, None).unwrap_err();
-    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("query, key and value"), "{error}");
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("self.key.weight"), "{error}");
 }

@@ -44,6 +44,16 @@ pub(super) fn is_scale(scale: f32) -> bool {
     scale >= f32::MIN_POSITIVE && (scale * 127.0).is_finite()
 }
 
+/// The matrices that meet the same inputs as the matrix `name`, itself among them: they have the same `pre_quant_scale`, or none.
+pub fn with_same_inputs(name: &str) -> Vec<String> {
+    match name.rsplit_once(".self.") {
+        Some((attention, _)) => {
+            ["query", "key", "value"].map(|part| format!("{attention}.self.{part}.weight")).to_vec()
+        }
+        None => vec![name.to_owned()],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

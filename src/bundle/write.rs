@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use super::int8::{is_scale, quantize, row_scale};
+use super::int8::{is_scale, quantize, row_scale, with_same_inputs};
 use super::{
     Dtype, FORMAT_VERSION, MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_INNER, MAX_TENSORS, Metadata, Precision, check, hex,
 };
@@ -268,12 +268,9 @@ impl<'a> Layout<'a> {
             return invalid(format!("pre_quant_scales: no matrix of this model is named {name:?}"));
         }
         for (name, factors) in spec.pre_quant_scales {
-            let Some((attention, _)) = name.rsplit_once(".self.") else { continue };
-            let mut all = ["query", "key", "value"].map(|part| format!("{attention}.self.{part}.weight")).into_iter();
-            if !all.all(|other| spec.pre_quant_scales.get(&other) == Some(factors)) {
-                return invalid(format!(
-                    "pre_quant_scales: query, key and value of {attention} need the same, or none"
-                ));
+            let others = with_same_inputs(name);
+            if others.iter().any(|other| spec.pre_quant_scales.get(other) != Some(factors)) {
+                return invalid(format!("pre_quant_scales: {} need the same, or none", others.join(", ")));
             }
         }
         let mut planned = Vec::new();
