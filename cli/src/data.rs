@@ -147,10 +147,18 @@ impl DataArgs {
     }
 
     /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur.
-    pub fn labels(&self, data: &Data) -> Vec<String> {
-        match data {
+    pub fn labels(&self, data: &Data) -> Result<Vec<String>> {
+        Ok(match data {
             Data::Entities { train, .. } => {
                 let labels: BTreeSet<&String> = train.iter().flat_map(|set| &set.covers).collect();
+                let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);
+                let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
+                if let Some(label) = labels.difference(&marked).next() {
+                    return Err(hint(
+                        format!("no train file marks the label {label:?}, so nothing teaches it"),
+                        "the label as the files write it, capitals included, or --data without it",
+                    ));
+                }
                 let tags = labels.into_iter().flat_map(|label| [format!("B-{label}"), format!("I-{label}")]);
                 std::iter::once("O".to_owned()).chain(tags).collect()
             }
@@ -158,6 +166,6 @@ impl DataArgs {
                 let labels: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
                 labels.into_iter().cloned().collect()
             }
-        }
+        })
     }
 }

@@ -169,9 +169,30 @@ struct Annotated {
 ///
 /// # Errors
 /// [`NotFound`](ErrorKind::NotFound) if the file cannot be read; [`InvalidInput`](ErrorKind::InvalidInput) for another
-/// extension, a malformed line, a file without texts, or one of which it cannot be told what it covers.
+/// extension, a malformed line, a file without texts, one of which it cannot be told what it covers, or one that marks entities and
+/// none of the labels in `covers`.
 pub fn read_ner(path: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerSet> {
-    settle(path, annotated(path, unit)?, covers, None)
+    let annotated = annotated(path, unit)?;
+    check_asked(path, [&annotated], covers)?;
+    settle(path, annotated, covers, None)
+}
+
+/// Refuses files that mark entities, and none with a label that they are said to cover: a label's name is misspelled.
+fn check_asked<'a>(
+    path: &Path,
+    files: impl IntoIterator<Item = &'a Annotated>,
+    asked: Option<&[String]>,
+) -> Result<()> {
+    let Some(asked) = asked.filter(|asked| !asked.is_empty()) else { return Ok(()) };
+    let entities = files.into_iter().flat_map(|file| &file.examples).flat_map(|example| &example.entities);
+    let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
+    if marked.is_empty() || marked.iter().any(|label| asked.contains(label)) {
+        return Ok(());
+    }
+    Err(Error::invalid_input(format!(
+        "{}: no entity has a label of {asked:?}, which it is said to cover; it marks {marked:?}",
+        path.display()
+    )))
 }
 
 /// Reads sentences of one token a line: `token<TAB>tag`, tags `O`, `B-<label>` and `I-<label>`, a blank line after each
@@ -194,16 +215,23 @@ pub fn read_conll(path: &Path) -> Result<NerSet> {
 /// As [`read_ner`]; also [`NotFound`](ErrorKind::NotFound) if there is none of the three, and
 /// [`InvalidInput`](ErrorKind::InvalidInput) if there are two files for one, or dev or test has a label that train lacks.
 pub fn read_folder(folder: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerFolder> {
-    let read = |name: &str, of_train: Option<&BTreeSet<String>>| -> Result<Option<NerSet>> {
+    let read = |name: &str| -> Result<Option<(PathBuf, Annotated)>> {
         let Some(path) = find(folder, name)? else { return Ok(None) };
-        settle(&path, annotated(&path, unit)?, covers, of_train).map(Some)
+        let annotated = annotated(&path, unit)?;
+        Ok(Some((path, annotated)))
     };
-    let train = read("train", None)?;
-    let of_train = train.as_ref().map(|set| &set.covers);
-    let (dev, test) = (read("dev", of_train)?, read("test", of_train)?);
-    if train.is_none() && dev.is_none() && test.is_none() {
+    let files = [read("train")?, read("dev")?, read("test")?];
+    if files.iter().all(Option::is_none) {
         return Err(missing(folder, "train, dev or test"));
     }
+    check_asked(folder, files.iter().flatten().map(|(_, annotated)| annotated), covers)?;
+    let settle = |file: Option<(PathBuf, Annotated)>, of_train: Option<&BTreeSet<String>>| {
+        file.map(|(path, annotated)| settle(&path, annotated, covers, of_train)).transpose()
+    };
+    let [train, dev, test] = files;
+    let train = settle(train, None)?;
+    let of_train = train.as_ref().map(|set| &set.covers);
+    let (dev, test) = (settle(dev, of_train)?, settle(test, of_train)?);
     Ok(NerFolder { train, dev, test })
 }
 
