@@ -35,10 +35,23 @@ pub struct DeviceReport {
     pub computes_on: Device,
     /// The back end; for a GPU with its adapter, for the processor its kernel.
     pub name: String,
+    /// The processor's kernel, as [`Options::kernel`] takes it.
+    pub kernel: Option<String>,
     /// Why this one.
     pub reason: String,
     /// Worker threads of the model's pool.
     pub threads: usize,
+    /// What [`Options::autotune`] measured.
+    pub measured: Vec<KernelTime>,
+}
+
+/// How long a kernel took for a short text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KernelTime {
+    /// One of [`kernel_names`].
+    pub kernel: String,
+    /// The least of a few runs.
+    pub microseconds: u64,
 }
 
 /// A device with the pool in which every computation on it runs, since Burn and `tokenizers` would otherwise start rayon's
@@ -106,26 +119,41 @@ impl Engine {
             .map_err(|e| {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
             })?;
-        let (device, computes_on, mut name, reason) = choose(requested)?;
-        let mut kernel = None;
-        if computes_on == Device::Cpu {
-            let names = kernel_names();
-            let asked = options.kernel.as_deref().unwrap_or(names[0]);
-            if !names.contains(&asked) {
-                let names = names.join(", ");
-                return Err(Error::invalid_input(format!(
-                    "no kernel {asked:?} for this processor, which runs {names}"
-                )));
-            }
-            kernel = Kernel::by_name(asked);
-            name = format!("kernel {asked}");
-        } else if let Some(asked) = &options.kernel {
-            return Err(Error::invalid_input(format!(
-                "the kernel {asked:?} is for the processor, and {name} computes"
-            )));
+        let (device, computes_on, name, reason) = choose(requested)?;
+        let (reason, measured) = (reason.to_owned(), Vec::new());
+        let report = DeviceReport { requested, computes_on, name, kernel: None, reason, threads, measured };
+        let mut engine = Engine { device, kernel: None, pool: Arc::new(pool), report };
+        let is_processor = computes_on == Device::Cpu;
+        match &options.kernel {
+            Some(asked) if !is_processor => Err(Error::invalid_input(format!(
+                "the kernel {asked:?} is for the processor, and {} computes",
+                engine.report.name
+            ))),
+            Some(asked) if options.autotune => Err(Error::invalid_input(format!(
+                "the kernel {asked:?} is named, so there is none to choose by measuring; leave one of the two out"
+            ))),
+            None if options.autotune && !is_processor => Err(Error::invalid_input(format!(
+                "kernels are measured on the processor, and {} computes",
+                engine.report.name
+            ))),
+            Some(asked) => engine.use_kernel(asked),
+            None if is_processor => engine.use_kernel(kernel_names()[0]),
+            None => Ok(()),
+        }?;
+        Ok(engine)
+    }
+
+    /// Lets the processor's kernel of this name compute.
+    pub(crate) fn use_kernel(&mut self, name: &str) -> Result<()> {
+        let names = kernel_names();
+        if !names.contains(&name) {
+            let names = names.join(", ");
+            return Err(Error::invalid_input(format!("no kernel {name:?} for this processor, which runs {names}")));
         }
-        let report = DeviceReport { requested, computes_on, name, reason: reason.to_owned(), threads };
-        Ok(Engine { device, kernel, pool: Arc::new(pool), report })
+        self.kernel = Kernel::by_name(name);
+        self.report.name = format!("kernel {name}");
+        self.report.kernel = Some(name.to_owned());
+        Ok(())
     }
 }
 

@@ -32,7 +32,9 @@ mod embedder;
 mod entity;
 mod error;
 mod extractor;
-mod kernels;
+/// For benches; nothing here is a promise.
+#[doc(hidden)]
+pub mod kernels;
 pub mod model;
 mod opened;
 mod options;
@@ -42,7 +44,7 @@ pub use batch::Batch;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, LabelScore};
-pub use device::{Device, DeviceReport, MAX_THREADS, gpu_adapters, kernel_names};
+pub use device::{Device, DeviceReport, KernelTime, MAX_THREADS, gpu_adapters, kernel_names};
 pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};

@@ -2,14 +2,17 @@
 
 use std::cell::Cell;
 use std::path::Path;
+#[cfg(feature = "checkpoint")]
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::batch::Batch;
 use crate::bundle::{Bundle, Pooling};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
-use crate::device::Engine;
+use crate::device::{Engine, KernelTime, kernel_names};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, PackedModel, Task, WeightSource};
 use crate::options::{Limit, Options};
@@ -18,10 +21,15 @@ use crate::text::{Token, Tokenizer, Window, Windower};
 /// Takes a window of the text of this index, and its values `[rows, width]` with their width.
 pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32], usize) -> Result<()> + 'a;
 
+/// Tokens around those of a window's text.
+const SPECIAL: usize = 2;
+
 /// A model with its tokenizer, on its device, in its pool.
 pub(crate) struct Opened {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
+    /// The most tokens of a window, special tokens counted.
+    window_tokens: usize,
     pub(crate) options: Options,
     pub(crate) pooling: Pooling,
     pub(crate) temperature: f32,
@@ -35,6 +43,64 @@ enum Computes {
     Kernels(PackedModel),
     /// Burn.
     Burn(Model),
+}
+
+/// Loads the model for an engine.
+type Loader<'a> = dyn Fn(&ModelConfig, &Engine) -> Result<Computes> + 'a;
+
+impl Computes {
+    fn load(config: &ModelConfig, source: &mut (dyn WeightSource + Send), engine: &Engine) -> Result<Self> {
+        engine.pool.install(|| match engine.kernel {
+            Some(kernel) => PackedModel::load(config, source, kernel, &engine.device).map(Computes::Kernels),
+            None => Model::load(config, source, &engine.device).map(Computes::Burn),
+        })
+    }
+
+    /// The last hidden states, `[batch, seq, hidden]`. Runs in the current pool.
+    fn hidden_states(
+        &self,
+        batch: &Batch,
+        device: &Device,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor<3>> {
+        match self {
+            Computes::Kernels(model) => model.hidden_states(batch, device, check),
+            Computes::Burn(model) => model.hidden_states(batch, device, &mut None, &mut |_, _| check()),
+        }
+    }
+}
+
+/// The most tokens of the text by which kernels are measured, and how often: the first time touches memory that the others find.
+const MEASURED_TOKENS: usize = 64;
+const MEASURED_RUNS: usize = 5;
+
+/// The model as the kernel computes it that is the fastest on it, which the engine then uses.
+fn fastest(config: &ModelConfig, load: &Loader, engine: &mut Engine) -> Result<Computes> {
+    let ids = 0..config.max_tokens().min(MEASURED_TOKENS);
+    let ids: Vec<u32> = ids.map(|i| (i * 37 % config.vocab_size) as u32).collect();
+    let batch = Batch::new(&[ids], config.pad_token_id);
+    let mut best: Option<(Duration, &str, Computes)> = None;
+    // Each arm beats the scalar one, which is there as their oracle.
+    let names = kernel_names();
+    for name in &names[..names.len() - 1] {
+        engine.use_kernel(name)?;
+        let model = load(config, engine)?;
+        let mut least = Duration::MAX;
+        for _ in 0..MEASURED_RUNS {
+            let start = Instant::now();
+            engine.pool.install(|| host(model.hidden_states(&batch, &engine.device, &mut || Ok(()))?))?;
+            least = least.min(start.elapsed());
+        }
+        let microseconds = least.as_micros() as u64;
+        engine.report.measured.push(KernelTime { kernel: (*name).to_owned(), microseconds });
+        if best.as_ref().is_none_or(|(time, ..)| least < *time) {
+            best = Some((least, name, model));
+        }
+    }
+    let (_, name, model) = best.ok_or_else(|| Error::internal("no kernel to measure"))?;
+    engine.use_kernel(name)?;
+    engine.report.reason = "the fastest of those measured".to_owned();
+    Ok(model)
 }
 
 impl Opened {
@@ -65,38 +131,53 @@ impl Opened {
         let metadata = bundle.metadata();
         let (pooling, temperature) = (metadata.pooling, metadata.temperature);
         let config = metadata.config.clone();
-        let mut options = options.clone();
-        if let Some(most) = metadata.max_tokens {
-            options.max_window_tokens = match options.max_window_tokens {
-                0 => most,
-                asked => asked.min(most),
-            };
-        }
-        let options = &options;
-        Self::new(config, tokenizer, &mut bundle.weights(), pooling, temperature, options)
+        let window = metadata.max_tokens.unwrap_or(config.max_tokens());
+        let load = |config: &ModelConfig, engine: &Engine| Computes::load(config, &mut bundle.weights(), engine);
+        Self::new(config, tokenizer, &load, pooling, temperature, window, options)
     }
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
-        let Checkpoint { config, tokenizer, mut weights, pooling } = checkpoint;
-        Self::new(config, tokenizer, &mut weights, pooling, 1.0, options)
+        let Checkpoint { config, tokenizer, weights, pooling } = checkpoint;
+        let window = config.max_tokens();
+        let weights = Mutex::new(weights);
+        let load = |config: &ModelConfig, engine: &Engine| {
+            let mut weights = weights.lock().unwrap_or_else(PoisonError::into_inner);
+            match options.autotune {
+                // It will be loaded again.
+                true => Computes::load(config, &mut weights.clone(), engine),
+                false => Computes::load(config, &mut *weights, engine),
+            }
+        };
+        Self::new(config, tokenizer, &load, pooling, 1.0, window, options)
     }
 
     fn new(
         config: ModelConfig,
         tokenizer: Tokenizer,
-        source: &mut (dyn WeightSource + Send),
+        load: &Loader,
         pooling: Pooling,
         temperature: f32,
+        most_window_tokens: usize,
         options: &Options,
     ) -> Result<Self> {
         tokenizer.check_rows(config.vocab_size)?;
-        let engine = Engine::start(options)?;
-        let model = engine.pool.install(|| match engine.kernel {
-            Some(kernel) => PackedModel::load(&config, source, kernel, &engine.device).map(Computes::Kernels),
-            None => Model::load(&config, source, &engine.device).map(Computes::Burn),
-        })?;
-        Ok(Opened { config, tokenizer, options: options.clone(), pooling, temperature, engine, model })
+        let window_tokens = match options.max_window_tokens {
+            0 => most_window_tokens,
+            n if (SPECIAL + 1..=most_window_tokens).contains(&n) => n,
+            n => {
+                return Err(Error::invalid_input(format!(
+                    "windows of {n} tokens: this model takes {} to {most_window_tokens}, or 0 for as many as it takes",
+                    SPECIAL + 1
+                )));
+            }
+        };
+        let mut engine = Engine::start(options)?;
+        let model = match options.autotune {
+            true => fastest(&config, load, &mut engine)?,
+            false => load(&config, &engine)?,
+        };
+        Ok(Opened { config, tokenizer, window_tokens, options: options.clone(), pooling, temperature, engine, model })
     }
 
     /// Refuses a model whose head answers something else.
@@ -109,16 +190,6 @@ impl Opened {
             self.config.task.as_str(),
             tasks.iter().map(|t| t.as_str()).collect::<Vec<_>>().join(" or ")
         )))
-    }
-
-    /// The most tokens of a text in one window, special tokens not counted.
-    pub(crate) fn window_size(&self) -> usize {
-        let most = self.config.max_tokens();
-        let window = match self.options.max_window_tokens {
-            0 => most,
-            n => n.clamp(3, most),
-        };
-        window - 2
     }
 
     /// Runs `f` in the model's own pool.
@@ -161,16 +232,16 @@ impl Opened {
             let windows = Cell::new(0);
             let mut queue = |window: Window| -> Result<()> {
                 windows.set(windows.get() + 1);
-                let with_it = longest.max(window.tokens.len() + 2);
+                let with_it = longest.max(window.tokens.len() + SPECIAL);
                 if !pending.is_empty() && (pending.len() + 1) * with_it > self.options.max_batch_tokens {
                     flush(&mut pending)?;
                     longest = 0;
                 }
-                longest = longest.max(window.tokens.len() + 2);
+                longest = longest.max(window.tokens.len() + SPECIAL);
                 pending.push((text_index, window));
                 Ok(())
             };
-            let mut windower = Windower::new(self.window_size());
+            let mut windower = Windower::new(self.window_tokens - SPECIAL);
             self.tokenizer.encode_each(text, &mut |tokens| {
                 limit.check()?;
                 windower.push(tokens, &mut queue)
@@ -185,7 +256,7 @@ impl Opened {
 
     /// Token ids of one window between the special tokens.
     fn sequence(&self, tokens: &[Token]) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(tokens.len() + 2);
+        let mut ids = Vec::with_capacity(tokens.len() + SPECIAL);
         ids.push(self.tokenizer.cls_id());
         ids.extend(tokens.iter().map(|t| t.id));
         ids.push(self.tokenizer.sep_id());
@@ -194,11 +265,7 @@ impl Opened {
 
     /// The last hidden states, `[batch, seq, hidden]`. Runs in the current pool.
     pub(crate) fn hidden_states(&self, batch: &Batch, limit: &Limit) -> Result<Tensor<3>> {
-        let device = &self.engine.device;
-        match &self.model {
-            Computes::Kernels(model) => model.hidden_states(batch, device, &mut || limit.check()),
-            Computes::Burn(model) => model.hidden_states(batch, device, &mut None, &mut |_, _| limit.check()),
-        }
+        self.model.hidden_states(batch, &self.engine.device, &mut || limit.check())
     }
 
     /// The last hidden states of each sequence, `[tokens, hidden]`. Runs in the current pool.

@@ -20,10 +20,14 @@ pub struct Options {
     /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
     /// of scores depend on it and, where two readings are as likely, an entity.
     pub kernel: Option<String>,
+    /// Whether the kernels are measured on the model when it is opened, which takes a few times as long, and the fastest is used.
+    /// [`DeviceReport::measured`](crate::DeviceReport::measured) says how fast each was, [`DeviceReport::kernel`](crate::DeviceReport::kernel)
+    /// which to name as `kernel` from then on, so that the same text gets the same scores.
+    pub autotune: bool,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,
-    /// The most tokens of a window, special tokens counted; 0, and anything above, for as many as the bundle asks for, else as the
-    /// model has positions.
+    /// The most tokens of a window, special tokens counted: 3 to as many as the bundle asks for, else as the model has positions; 0 for
+    /// the most.
     pub max_window_tokens: usize,
     /// How a bundle's file is read.
     pub load: Load,
@@ -45,6 +49,7 @@ impl Default for Options {
             device: Device::default(),
             threads: 0,
             kernel: None,
+            autotune: false,
             max_batch_tokens: 1024,
             max_window_tokens: 0,
             load: Load::default(),

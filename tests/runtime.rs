@@ -156,6 +156,31 @@ fn every_kernel_finds_the_same_and_an_unknown_one_is_an_error() {
 }
 
 #[test]
+fn autotune_uses_the_kernel_that_it_measured_as_the_fastest() {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clinical-en.int8.safetensors");
+    let open: [&dyn Fn(&Options) -> ampoule::Result<Extractor>; 2] =
+        [&|options| Extractor::from_checkpoint(eager(), options), &|options| Extractor::open(&bundle, options)];
+    let names = ampoule::kernel_names();
+    let text = note(50);
+    for open in open {
+        let tuned = open(&Options { autotune: true, ..options() }).unwrap();
+        let report = tuned.device();
+        let measured: Vec<&str> = report.measured.iter().map(|time| &*time.kernel).collect();
+        assert_eq!(measured, names[..names.len() - 1]);
+        let fastest = report.measured.iter().min_by_key(|time| time.microseconds).unwrap();
+        let used = report.measured.iter().find(|time| Some(&time.kernel) == report.kernel.as_ref()).unwrap();
+        assert_eq!(used.microseconds, fastest.microseconds);
+        // What was measured can be pinned, to the same answer.
+        let pinned = open(&Options { kernel: report.kernel.clone(), ..options() }).unwrap();
+        assert!(pinned.device().measured.is_empty());
+        assert_eq!(pinned.extract(&text).unwrap(), tuned.extract(&text).unwrap());
+    }
+    let both = Options { autotune: true, kernel: Some("flex".to_owned()), ..options() };
+    let error = Extractor::from_checkpoint(eager(), &both).map(|_| ()).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("measuring"), "{error}");
+}
+
+#[test]
 fn labels_and_vectors_are_what_they_should_be() {
     let single = Classifier::open(fixture("bert-sequence"), &options()).unwrap();
     let multi = Classifier::open(fixture("bert-multi-label"), &options()).unwrap();

@@ -57,13 +57,19 @@ pub fn run(args: Args) -> Result<()> {
         true => "not looked for: this build is without the feature `wgpu`".to_owned(),
         false => adapters.join(", "),
     };
+    let time_of = |name: &str| report.measured.iter().find(|time| time.kernel == name);
+    let kernels = ampoule::kernel_names().into_iter().map(|name| match time_of(name) {
+        Some(time) => format!("{name} ({:.1} ms)", time.microseconds as f64 / 1e3),
+        None => name.to_owned(),
+    });
+    let kernels = kernels.collect::<Vec<_>>().join(", ");
     for (name, value) in [
         ("ampoule", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS)),
         ("cores", cores.to_string()),
         ("simd", simd.join(" ")),
         ("gpu", gpu),
         ("uses", format!("{}, {} threads: {}", report.name, report.threads, report.reason)),
-        ("kernels", ampoule::kernel_names().join(", ")),
+        ("kernels", kernels),
         (
             "speed",
             format!(

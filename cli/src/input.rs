@@ -27,13 +27,16 @@ pub struct RunningArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
-    /// Worker threads; 0 for as many as there are fast cores, at most four
+    /// Worker threads, at most 1024; 0 for as many as there are fast cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
     /// The kernel that computes on the processor; without it the first that `ampoule doctor` names
     #[arg(long, env = "AMPOULE_KERNEL", value_name = "NAME")]
     pub kernel: Option<String>,
-    /// The most tokens of a window; 0, and more than that, for as many as the bundle asks for, else as the model has positions
+    /// Measure the kernels on the model and use the fastest; `ampoule doctor --autotune` says which, to be named with --kernel
+    #[arg(long)]
+    pub autotune: bool,
+    /// The most tokens of a window, if fewer than the model takes
     #[arg(long, default_value_t = 0, value_name = "TOKENS")]
     pub window: usize,
 }
@@ -57,6 +60,7 @@ impl RunningArgs {
             },
             threads: self.threads,
             kernel: self.kernel.clone(),
+            autotune: self.autotune,
             max_window_tokens: self.window,
             ..Options::default()
         }
