@@ -9,6 +9,7 @@ use ampoule_distill::data::read_lines;
 use ampoule_distill::{FoundEntities, evaluate_labels};
 use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
 use crate::data::{Corpus, OffsetsArg, Split};
@@ -22,8 +23,9 @@ pub struct Args {
     /// The bundle to write, NAME.int8.safetensors by custom
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// f32, f16 or int8
-    #[arg(long, default_value = "int8")]
+    /// How its matrices are kept
+    #[arg(long, default_value = "int8",
+        value_parser = PossibleValuesParser::new(["f32", "f16", "int8"]).try_map(|name| name.parse::<Precision>()))]
     precision: Precision,
     /// Keep a matrix wider, as in `--keep classifier.weight=f16`
     #[arg(long, value_name = "TENSOR=PRECISION")]
@@ -61,6 +63,12 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    if args.model.is_file() {
+        return Err(hint(
+            format!("{} is a file, and a bundle is made of a checkpoint folder", args.model.display()),
+            "`ampoule inspect` says what the file is",
+        ));
+    }
     let checkpoint = Checkpoint::open(&args.model)?;
     let mut wider = BTreeMap::new();
     for argument in &args.keep {

@@ -80,12 +80,17 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
         }
         ErrorKind::UnknownArgument => "an argument too many; a text is one argument, in quotes".to_owned(),
         ErrorKind::InvalidSubcommand => "there is no such verb".to_owned(),
+        ErrorKind::MissingRequiredArgument if argument.contains("TEXT") => {
+            format!("{argument}: missing; `-` stands for stdin")
+        }
         ErrorKind::MissingRequiredArgument => format!("{argument}: missing"),
         ErrorKind::ArgumentConflict => format!("{argument}: not together with {}", get(ContextKind::PriorArg)),
         ErrorKind::InvalidValue if !get(ContextKind::ValidValue).is_empty() => {
             format!("{argument}: expected one of {}", get(ContextKind::ValidValue))
         }
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => format!("{argument}: no value, or none that it takes"),
+        ErrorKind::InvalidValue => format!("{argument}: no value"),
+        // Numbers alone are parsed here.
+        ErrorKind::ValueValidation => format!("{argument}: not a number that it takes"),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
             return ExitCode::from(2);

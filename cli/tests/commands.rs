@@ -197,7 +197,13 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
         assert!(message.starts_with("error: ") && message.contains("\ntry: `ampoule"), "{message}");
         assert!(!message.contains(CANARY), "{message}");
     }
-    assert!(text(&ampoule(&["extract", "x", "--ofsets", "utf8"]).stderr).contains("--ofsets"));
+    let usage = |arguments: &[&str]| text(&ampoule(arguments).stderr);
+    assert!(usage(&["extract", "x", "--ofsets", "utf8"]).contains("--ofsets"));
+    assert!(usage(&["quantize", "--precision", "int4", "--model", "x", "--out", "y"]).contains("f32, f16, int8"));
+    assert!(usage(&["extract"]).contains("`-` stands for stdin"));
+    assert_fails(&ampoule(&["extract", "x", "--window", "4096"]), "windows of 4096 tokens: this model takes 3 to 128");
+    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/clinical-en.int8.safetensors");
+    assert_fails(&ampoule(&["quantize", "--model", bundle, "--out", &path("out")]), "is made of a checkpoint folder");
 }
 
 #[test]
@@ -231,6 +237,13 @@ fn bad_data_is_refused_by_file_and_line() {
         let output =
             ampoule(&["train", "--model", model, "--data", corpus.to_str().unwrap(), "--run", run.to_str().unwrap()]);
         assert_fails(&output, part);
+        assert!(!run.exists());
+    }
+    let sound = corpus(folder.path());
+    for (labels, part) in [("disease", "it marks"), ("Disease,Diseas", "\"Diseas\"")] {
+        let data = format!("{}={labels}", sound.display());
+        let run = folder.path().join("run");
+        assert_fails(&ampoule(&["train", "--model", model, "--data", &data, "--run", run.to_str().unwrap()]), part);
         assert!(!run.exists());
     }
 }
