@@ -144,7 +144,8 @@ unsafe fn leading(n: usize) -> __m256i {
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
-    const ROWS: usize = 6;
+    // More would fit the registers, if the compiler kept all of them there.
+    const ROWS: usize = 4;
     const FLOAT_ROWS: usize = 6;
     const GROUP: usize = if VNNI { 4 } else { 2 };
     const WIDTH: usize = if VNNI { 1 } else { 2 };
