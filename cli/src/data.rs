@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use ampoule::Task;
+use ampoule::decode::Scheme;
+use ampoule::{ModelConfig, Task};
 use ampoule_distill::Data;
 use ampoule_distill::data::{
     LabelledText, NerSet, OffsetUnit, read_folder, read_labelled, read_lines, read_ner, split,
@@ -113,6 +114,19 @@ impl Corpus {
         set.map_or_else(|| read_ner(&split(&self.path, which.as_str())?, unit, covers), Ok)
     }
 
+    /// Refuses a label on the command line that none of the models has: nothing could be found of it.
+    pub fn check_known(&self, models: &[&ModelConfig]) -> Result<()> {
+        let schemes = models.iter().map(|config| Scheme::new(&config.id2label)).collect::<ampoule::Result<Vec<_>>>()?;
+        let known = |label: &str| schemes.iter().any(|scheme| scheme.label_index(label).is_some());
+        match self.covers.iter().flatten().find(|label| !known(label)) {
+            Some(label) => Err(hint(
+                format!("{}={label}: no model has this label", self.path.display()),
+                "the label as the model writes it, capitals included; `ampoule inspect` lists them",
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
         read_labelled(&self.file(which)?)
     }
@@ -147,18 +161,10 @@ impl DataArgs {
     }
 
     /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur.
-    pub fn labels(&self, data: &Data) -> Result<Vec<String>> {
-        Ok(match data {
+    pub fn labels(&self, data: &Data) -> Vec<String> {
+        match data {
             Data::Entities { train, .. } => {
                 let labels: BTreeSet<&String> = train.iter().flat_map(|set| &set.covers).collect();
-                let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);
-                let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
-                if let Some(label) = labels.difference(&marked).next() {
-                    return Err(hint(
-                        format!("no train file marks the label {label:?}, so nothing teaches it"),
-                        "the label as the files write it, capitals included, or --data without it",
-                    ));
-                }
                 let tags = labels.into_iter().flat_map(|label| [format!("B-{label}"), format!("I-{label}")]);
                 std::iter::once("O".to_owned()).chain(tags).collect()
             }
@@ -166,6 +172,20 @@ impl DataArgs {
                 let labels: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
                 labels.into_iter().cloned().collect()
             }
-        })
+        }
+    }
+
+    /// Refuses data that covers a label and marks it nowhere: a new head would learn that it never occurs.
+    pub fn check_taught(&self, data: &Data) -> Result<()> {
+        let Data::Entities { train, .. } = data else { return Ok(()) };
+        let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);
+        let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
+        match train.iter().flat_map(|set| &set.covers).find(|label| !marked.contains(label)) {
+            Some(label) => Err(hint(
+                format!("no train file marks the label {label:?}, so nothing teaches it"),
+                "the label as the files write it, capitals included; or train files that mark it",
+            )),
+            None => Ok(()),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ampoule::text::Tokenizer;
-use ampoule::{Classifier, Extractor, Options};
+use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
 use ampoule_distill::score::{Counts, interval, paired_bootstrap};
 use ampoule_distill::{Dictionary, FoundEntities, evaluate_labels, log_test_reading};
@@ -98,15 +98,19 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
         |split| corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>();
     let mut sets = read(args.split)?;
     let mut rows: Vec<Row> = Vec::new();
-    for (i, path) in args.models.iter().enumerate() {
-        let extractor = Extractor::open(path, options)?;
-        if args.full_windows && i == 0 {
-            // The first model's length serves all, so that all are measured on the same texts.
-            sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
-        }
+    // All are opened before any is scored, so that what is wrong with the last is known at once.
+    let extractors =
+        args.models.iter().map(|path| Extractor::open(path, options)).collect::<ampoule::Result<Vec<_>>>()?;
+    let configs: Vec<&ModelConfig> = extractors.iter().map(Extractor::config).collect();
+    corpora.iter().try_for_each(|corpus| corpus.check_known(&configs))?;
+    if args.full_windows {
+        // The first model's length serves all, so that all are measured on the same texts.
+        sets = sets.iter().map(|set| long_texts(set, &extractors[0])).collect::<Result<_>>()?;
+    }
+    for (path, extractor) in args.models.iter().zip(&extractors) {
         let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
         let mut row = Row::new(path.display().to_string(), &args.data, &sets, |set| {
-            Ok(FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?)
+            Ok(FoundEntities::run(extractor, std::slice::from_ref(set), || bar.inc(1))?)
         })?;
         bar.finish_and_clear();
         row.json["device"] = json!(extractor.device());

@@ -83,6 +83,9 @@ pub fn run(args: Args) -> Result<()> {
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
         .transpose()?;
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
+    if checkpoint.config.task == Task::TokenClassification {
+        corpora.iter().try_for_each(|corpus| corpus.check_known(&[&checkpoint.config]))?;
+    }
     let texts = match (args.precision, &args.calibration) {
         (Precision::Int8, _) => calibration(&args, &corpora, checkpoint.config.task)?,
         (_, None) => Vec::new(),

@@ -123,13 +123,16 @@ pub fn run(args: Args) -> Result<()> {
     let settings = args.run.settings(&TrainConfig::default())?;
     let data = args.data.read()?;
     let task = args.data.task(&data);
-    let labels = args.data.labels(&data)?;
+    let labels = args.data.labels(&data);
     let config = Checkpoint::inspect(&args.model)?;
     // The order of labels is the model's own.
     let is_same = config.id2label.len() == labels.len() && labels.iter().all(|label| config.id2label.contains(label));
     let student = match config.task == task && is_same {
         true => Checkpoint::open(&args.model)?,
-        false => Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?,
+        false => {
+            args.data.check_taught(&data)?;
+            Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?
+        }
     };
     if let Some(folder) = &args.dump_batches {
         return Ok(dump_batches(&student, &data, &settings, folder)?);

@@ -169,31 +169,28 @@ struct Annotated {
 ///
 /// # Errors
 /// [`NotFound`](ErrorKind::NotFound) if the file cannot be read; [`InvalidInput`](ErrorKind::InvalidInput) for another
-/// extension, a malformed line, a file without texts, one of which it cannot be told what it covers, or one that marks entities and
-/// none of the labels in `covers`.
+/// extension, a malformed line, a file without texts, or one of which it cannot be told what it covers.
 pub fn read_ner(path: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerSet> {
-    let annotated = annotated(path, unit)?;
-    check_asked(path, [&annotated], covers)?;
-    settle(path, annotated, covers, None)
+    settle(path, annotated(path, unit)?, covers, None)
 }
 
-/// Refuses files that mark entities, and none with a label that they are said to cover: a label's name is misspelled.
-fn check_asked<'a>(
-    path: &Path,
-    files: impl IntoIterator<Item = &'a Annotated>,
-    asked: Option<&[String]>,
-) -> Result<()> {
-    let Some(asked) = asked.filter(|asked| !asked.is_empty()) else { return Ok(()) };
-    let entities = files.into_iter().flat_map(|file| &file.examples).flat_map(|example| &example.entities);
-    let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
-    if marked.is_empty() || marked.iter().any(|label| asked.contains(label)) {
-        return Ok(());
+/// Refuses a folder whose files mark entities, and none with one of the labels that it is said to cover: the label is misspelled. One
+/// file alone may well mark none.
+fn check_asked(folder: &Path, files: &[Option<(PathBuf, Annotated)>], asked: &[String]) -> Result<()> {
+    let files = files.iter().flatten().flat_map(|(_, file)| &file.examples);
+    let marked: BTreeSet<&String> = files.flat_map(|example| &example.entities).map(|entity| &entity.label).collect();
+    match asked.iter().find(|label| !marked.is_empty() && !marked.contains(label)) {
+        Some(label) => Err(Error::invalid_input(format!(
+            "{}: no file marks the label {label:?}, which it is said to cover; they mark {}",
+            folder.display(),
+            marked.into_iter().take(MAX_LISTED).map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ")
+        ))),
+        None => Ok(()),
     }
-    Err(Error::invalid_input(format!(
-        "{}: no entity has a label of {asked:?}, which it is said to cover; it marks {marked:?}",
-        path.display()
-    )))
 }
+
+/// The most labels that a message lists.
+const MAX_LISTED: usize = 20;
 
 /// Reads sentences of one token a line: `token<TAB>tag`, tags `O`, `B-<label>` and `I-<label>`, a blank line after each
 /// sentence.
@@ -213,7 +210,8 @@ pub fn read_conll(path: &Path) -> Result<NerSet> {
 ///
 /// # Errors
 /// As [`read_ner`]; also [`NotFound`](ErrorKind::NotFound) if there is none of the three, and
-/// [`InvalidInput`](ErrorKind::InvalidInput) if there are two files for one, or dev or test has a label that train lacks.
+/// [`InvalidInput`](ErrorKind::InvalidInput) if there are two files for one, dev or test has a label that train lacks, or no file marks
+/// one of `covers`.
 pub fn read_folder(folder: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerFolder> {
     let read = |name: &str| -> Result<Option<(PathBuf, Annotated)>> {
         let Some(path) = find(folder, name)? else { return Ok(None) };
@@ -224,7 +222,7 @@ pub fn read_folder(folder: &Path, unit: OffsetUnit, covers: Option<&[String]>) -
     if files.iter().all(Option::is_none) {
         return Err(missing(folder, "train, dev or test"));
     }
-    check_asked(folder, files.iter().flatten().map(|(_, annotated)| annotated), covers)?;
+    check_asked(folder, &files, covers.unwrap_or_default())?;
     let settle = |file: Option<(PathBuf, Annotated)>, of_train: Option<&BTreeSet<String>>| {
         file.map(|(path, annotated)| settle(&path, annotated, covers, of_train)).transpose()
     };
