@@ -28,6 +28,7 @@ pub enum Device {
 
 /// What was chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DeviceReport {
     /// What was asked for.
     pub requested: Device,
@@ -47,6 +48,7 @@ pub struct DeviceReport {
 
 /// How long a kernel took for a short text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct KernelTime {
     /// One of [`kernel_names`].
     pub kernel: String,
@@ -132,15 +134,19 @@ impl Engine {
             Some(asked) if options.autotune => Err(Error::invalid_input(format!(
                 "the kernel {asked:?} is named, so there is none to choose by measuring; leave one of the two out"
             ))),
-            None if options.autotune && !is_processor => Err(Error::invalid_input(format!(
-                "kernels are measured on the processor, and {} computes",
-                engine.report.name
-            ))),
+            None if options.autotune && !is_processor && requested != Device::GpuOrCpu => Err(Error::invalid_input(
+                format!("kernels are measured on the processor, and {} computes", engine.report.name),
+            )),
             Some(asked) => engine.use_kernel(asked),
             None if is_processor => engine.use_kernel(kernel_names()[0]),
             None => Ok(()),
         }?;
         Ok(engine)
+    }
+
+    /// Whether [`Options::autotune`] is to choose.
+    pub(crate) fn is_to_be_tuned(&self, options: &Options) -> bool {
+        options.autotune && self.report.computes_on == Device::Cpu
     }
 
     /// Lets the processor's kernel of this name compute.

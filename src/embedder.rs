@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::opened::Opened;
 use crate::options::{Limit, Options};
+use crate::text::Tokenizer;
 
 /// Turns texts into vectors for search and comparison.
 ///
@@ -57,6 +58,11 @@ impl Embedder {
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.opened.config
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.opened.tokenizer
     }
 
     /// Where this model computes, and why there.

@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 use std::path::Path;
-#[cfg(feature = "checkpoint")]
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
@@ -12,8 +10,9 @@ use crate::batch::Batch;
 use crate::bundle::{Bundle, Pooling};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
-use crate::device::{Engine, KernelTime, kernel_names};
+use crate::device::{Engine, KernelTime};
 use crate::error::{Error, Result};
+use crate::kernels::Kernel;
 use crate::model::{Model, ModelConfig, PackedModel, Task, WeightSource};
 use crate::options::{Limit, Options};
 use crate::text::{Token, Tokenizer, Window, Windower};
@@ -46,7 +45,7 @@ enum Computes {
 }
 
 /// Loads the model for an engine.
-type Loader<'a> = dyn Fn(&ModelConfig, &Engine) -> Result<Computes> + 'a;
+type Loader<'a> = dyn FnMut(&ModelConfig, &Engine) -> Result<Computes> + 'a;
 
 impl Computes {
     fn load(config: &ModelConfig, source: &mut (dyn WeightSource + Send), engine: &Engine) -> Result<Self> {
@@ -74,16 +73,14 @@ impl Computes {
 const MEASURED_TOKENS: usize = 64;
 const MEASURED_RUNS: usize = 5;
 
-/// The model as the kernel computes it that is the fastest on it, which the engine then uses.
-fn fastest(config: &ModelConfig, load: &Loader, engine: &mut Engine) -> Result<Computes> {
+/// The model for the fastest kernel, which the engine then uses.
+fn fastest(config: &ModelConfig, load: &mut Loader, engine: &mut Engine) -> Result<Computes> {
     let ids = 0..config.max_tokens().min(MEASURED_TOKENS);
     let ids: Vec<u32> = ids.map(|i| (i * 37 % config.vocab_size) as u32).collect();
     let batch = Batch::new(&[ids], config.pad_token_id);
-    let mut best: Option<(Duration, &str, Computes)> = None;
-    // Each arm beats the scalar one, which is there as their oracle.
-    let names = kernel_names();
-    for name in &names[..names.len() - 1] {
-        engine.use_kernel(name)?;
+    let mut best: Option<(Duration, Kernel, Computes)> = None;
+    for kernel in Kernel::candidates() {
+        engine.use_kernel(kernel.name())?;
         let model = load(config, engine)?;
         let mut least = Duration::MAX;
         for _ in 0..MEASURED_RUNS {
@@ -92,14 +89,14 @@ fn fastest(config: &ModelConfig, load: &Loader, engine: &mut Engine) -> Result<C
             least = least.min(start.elapsed());
         }
         let microseconds = least.as_micros() as u64;
-        engine.report.measured.push(KernelTime { kernel: (*name).to_owned(), microseconds });
+        engine.report.measured.push(KernelTime { kernel: kernel.name().to_owned(), microseconds });
         if best.as_ref().is_none_or(|(time, ..)| least < *time) {
-            best = Some((least, name, model));
+            best = Some((least, kernel, model));
         }
     }
-    let (_, name, model) = best.ok_or_else(|| Error::internal("no kernel to measure"))?;
-    engine.use_kernel(name)?;
-    engine.report.reason = "the fastest of those measured".to_owned();
+    let Some((_, kernel, model)) = best else { return load(config, engine) };
+    engine.use_kernel(kernel.name())?;
+    engine.report.reason.push_str("; the fastest kernel of those measured");
     Ok(model)
 }
 
@@ -115,7 +112,7 @@ impl Opened {
 
     #[cfg(feature = "checkpoint")]
     fn open_folder(path: &Path, options: &Options) -> Result<Self> {
-        Self::from_checkpoint(Checkpoint::open(path)?, options)
+        Self::from_checkpoint(Checkpoint::open(path)?, options).map_err(|e| e.context(path.display()))
     }
 
     #[cfg(not(feature = "checkpoint"))]
@@ -132,30 +129,26 @@ impl Opened {
         let (pooling, temperature) = (metadata.pooling, metadata.temperature);
         let config = metadata.config.clone();
         let window = metadata.max_tokens.unwrap_or(config.max_tokens());
-        let load = |config: &ModelConfig, engine: &Engine| Computes::load(config, &mut bundle.weights(), engine);
-        Self::new(config, tokenizer, &load, pooling, temperature, window, options)
+        let mut load = |config: &ModelConfig, engine: &Engine| Computes::load(config, &mut bundle.weights(), engine);
+        Self::new(config, tokenizer, &mut load, pooling, temperature, window, options)
     }
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
-        let Checkpoint { config, tokenizer, weights, pooling } = checkpoint;
+        let Checkpoint { config, tokenizer, mut weights, pooling } = checkpoint;
         let window = config.max_tokens();
-        let weights = Mutex::new(weights);
-        let load = |config: &ModelConfig, engine: &Engine| {
-            let mut weights = weights.lock().unwrap_or_else(PoisonError::into_inner);
-            match options.autotune {
-                // It will be loaded again.
-                true => Computes::load(config, &mut weights.clone(), engine),
-                false => Computes::load(config, &mut *weights, engine),
-            }
+        let mut load = |config: &ModelConfig, engine: &Engine| match options.autotune {
+            // Loading takes the tensors out, and there may be another kernel to load for.
+            true => Computes::load(config, &mut weights.clone(), engine),
+            false => Computes::load(config, &mut weights, engine),
         };
-        Self::new(config, tokenizer, &load, pooling, 1.0, window, options)
+        Self::new(config, tokenizer, &mut load, pooling, 1.0, window, options)
     }
 
     fn new(
         config: ModelConfig,
         tokenizer: Tokenizer,
-        load: &Loader,
+        load: &mut Loader,
         pooling: Pooling,
         temperature: f32,
         most_window_tokens: usize,
@@ -173,7 +166,7 @@ impl Opened {
             }
         };
         let mut engine = Engine::start(options)?;
-        let model = match options.autotune {
+        let model = match engine.is_to_be_tuned(options) {
             true => fastest(&config, load, &mut engine)?,
             false => load(&config, &engine)?,
         };

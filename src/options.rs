@@ -20,9 +20,10 @@ pub struct Options {
     /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
     /// of scores depend on it and, where two readings are as likely, an entity.
     pub kernel: Option<String>,
-    /// Whether the kernels are measured on the model when it is opened, which takes a few times as long, and the fastest is used.
-    /// [`DeviceReport::measured`](crate::DeviceReport::measured) says how fast each was, [`DeviceReport::kernel`](crate::DeviceReport::kernel)
-    /// which to name as `kernel` from then on, so that the same text gets the same scores.
+    /// Whether the tested kernels are measured on the model when it is opened, and the fastest is used. That takes a few times as long
+    /// as opening, and for a moment the memory of two models, of three for a checkpoint. [`DeviceReport::measured`](crate::DeviceReport)
+    /// says how fast each was, and [`DeviceReport::kernel`](crate::DeviceReport) which to name as `kernel` from then on, so that the same
+    /// text gets the same scores. Not together with `kernel`; nothing to choose for a GPU.
     pub autotune: bool,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,

@@ -158,20 +158,23 @@ fn every_kernel_finds_the_same_and_an_unknown_one_is_an_error() {
 #[test]
 fn autotune_uses_the_kernel_that_it_measured_as_the_fastest() {
     let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clinical-en.int8.safetensors");
-    let open: [&dyn Fn(&Options) -> ampoule::Result<Extractor>; 2] =
-        [&|options| Extractor::from_checkpoint(eager(), options), &|options| Extractor::open(&bundle, options)];
+    let open = |is_bundle: bool, options: &Options| match is_bundle {
+        true => Extractor::open(&bundle, options),
+        false => Extractor::from_checkpoint(eager(), options),
+    };
     let names = ampoule::kernel_names();
     let text = note(50);
-    for open in open {
-        let tuned = open(&Options { autotune: true, ..options() }).unwrap();
+    for is_bundle in [false, true] {
+        let tuned = open(is_bundle, &Options { autotune: true, ..options() }).unwrap();
         let report = tuned.device();
         let measured: Vec<&str> = report.measured.iter().map(|time| &*time.kernel).collect();
-        assert_eq!(measured, names[..names.len() - 1]);
-        let fastest = report.measured.iter().min_by_key(|time| time.microseconds).unwrap();
+        let chosen_from = |name: &&str| !["avxvnni", "flex", "scalar"].contains(name);
+        assert_eq!(measured, names.iter().copied().filter(chosen_from).collect::<Vec<_>>());
+        let Some(fastest) = report.measured.iter().min_by_key(|time| time.microseconds) else { continue };
         let used = report.measured.iter().find(|time| Some(&time.kernel) == report.kernel.as_ref()).unwrap();
         assert_eq!(used.microseconds, fastest.microseconds);
         // What was measured can be pinned, to the same answer.
-        let pinned = open(&Options { kernel: report.kernel.clone(), ..options() }).unwrap();
+        let pinned = open(is_bundle, &Options { kernel: report.kernel.clone(), ..options() }).unwrap();
         assert!(pinned.device().measured.is_empty());
         assert_eq!(pinned.extract(&text).unwrap(), tuned.extract(&text).unwrap());
     }

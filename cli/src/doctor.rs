@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use ampoule::{Extractor, gpu_adapters};
+use ampoule::{Embedder, Extractor, gpu_adapters};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::RunningArgs;
+use crate::input::ModelArgs;
 use crate::ui::{print_json, print_line};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    running: RunningArgs,
+    model: ModelArgs,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -31,15 +31,26 @@ pub fn run(args: Args) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let simd = simd();
     let adapters = gpu_adapters();
-    let extractor = Extractor::embedded(&args.running.options())?;
-    let report = extractor.device().clone();
-    let tokens = extractor.tokenizer().encode(TEXT)?.len() + 2;
-    extractor.extract(TEXT)?;
+    let options = args.model.running.options();
+    let (report, tokens, run): (_, _, Box<dyn Fn() -> ampoule::Result<()>>) = match &args.model.model {
+        Some(path) => {
+            // Whatever its head is for.
+            let model = Embedder::open(path, &options)?;
+            let tokens = model.tokenizer().encode(TEXT)?.len();
+            (model.device().clone(), tokens, Box::new(move || model.embed(TEXT).map(drop)))
+        }
+        None => {
+            let model = Extractor::embedded(&options)?;
+            let tokens = model.tokenizer().encode(TEXT)?.len();
+            (model.device().clone(), tokens, Box::new(move || model.extract(TEXT).map(drop)))
+        }
+    };
+    run()?;
     let mut times = Vec::new();
     let end = Instant::now() + MEASURED;
     while Instant::now() < end {
         let start = Instant::now();
-        extractor.extract(TEXT)?;
+        run()?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
@@ -49,13 +60,17 @@ pub fn run(args: Args) -> Result<()> {
             "version": env!("CARGO_PKG_VERSION"), "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             "cores": cores, "simd": simd, "kernels": ampoule::kernel_names(), "gpu_adapters": adapters,
             "device": report,
-            "measured": {"tokens": tokens, "milliseconds_min": least, "milliseconds_median": median, "runs": times.len()},
+            "speed": {"tokens": tokens, "milliseconds_min": least, "milliseconds_median": median, "runs": times.len()},
         }));
     }
     let gpu = match adapters.is_empty() {
         true if cfg!(feature = "wgpu") => "none found".to_owned(),
         true => "not looked for: this build is without the feature `wgpu`".to_owned(),
         false => adapters.join(", "),
+    };
+    let model = match &args.model.model {
+        Some(path) => path.display().to_string(),
+        None => "the embedded model".to_owned(),
     };
     let time_of = |name: &str| report.measured.iter().find(|time| time.kernel == name);
     let kernels = ampoule::kernel_names().into_iter().map(|name| match time_of(name) {
@@ -72,10 +87,7 @@ pub fn run(args: Args) -> Result<()> {
         ("kernels", kernels),
         (
             "speed",
-            format!(
-                "{tokens} tokens with the embedded model: {least:.1} ms at best, {median:.1} ms median of {}",
-                times.len()
-            ),
+            format!("{tokens} tokens with {model}: {least:.1} ms at best, {median:.1} ms median of {}", times.len()),
         ),
     ] {
         print_line(&format!("{name:<9} {value}"))?;

@@ -30,15 +30,15 @@ pub struct RunningArgs {
     /// Worker threads, at most 1024; 0 for as many as there are fast cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// The kernel that computes on the processor; without it the first that `ampoule doctor` names
-    #[arg(long, env = "AMPOULE_KERNEL", value_name = "NAME")]
+    /// The kernel that computes on the processor, also by AMPOULE_KERNEL; without it the first that `ampoule doctor` names
+    #[arg(long, value_name = "NAME", conflicts_with = "autotune")]
     pub kernel: Option<String>,
     /// Measure the kernels on the model and use the fastest; `ampoule doctor --autotune` says which, to be named with --kernel
     #[arg(long)]
     pub autotune: bool,
-    /// The most tokens of a window, if fewer than the model takes
-    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
-    pub window: usize,
+    /// The most tokens of a window; without it as many as the model takes
+    #[arg(long, value_name = "TOKENS")]
+    pub window: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -59,9 +59,12 @@ impl RunningArgs {
                 DeviceArg::Ndarray => Device::NdArray,
             },
             threads: self.threads,
-            kernel: self.kernel.clone(),
+            kernel: match self.autotune {
+                true => None,
+                false => self.kernel.clone().or_else(|| std::env::var("AMPOULE_KERNEL").ok()),
+            },
             autotune: self.autotune,
-            max_window_tokens: self.window,
+            max_window_tokens: self.window.unwrap_or_default(),
             ..Options::default()
         }
     }

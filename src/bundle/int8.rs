@@ -44,7 +44,8 @@ pub(super) fn is_scale(scale: f32) -> bool {
     scale >= f32::MIN_POSITIVE && (scale * 127.0).is_finite()
 }
 
-/// The matrices that meet the same inputs as the matrix `name`, itself among them: they have the same `pre_quant_scale`, or none.
+/// The matrices that meet the same inputs as the encoder's matrix `name`, itself among them: they have the same `pre_quant_scale`, or
+/// none.
 pub fn with_same_inputs(name: &str) -> Vec<String> {
     match name.rsplit_once(".self.") {
         Some((attention, _)) => {

@@ -139,7 +139,8 @@ fn neither_batch_nor_padding_nor_threads_change_a_bit() {
                 let source: &mut dyn WeightSource = if int8 { &mut Quantized(weights.clone()) } else { &mut weights };
                 let packed = PackedModel::load(config, source, kernel, &Device::flex()).unwrap();
                 let expected = hidden(&packed, &sequences, 1);
-                for threads in [2, 3] {
+                // All sequences are one group where there are 8.
+                for threads in [2, 3, 8] {
                     assert!(hidden(&packed, &sequences, threads) == expected, "{name}, {kernel:?}: {threads} threads");
                 }
                 for (sequence, expected) in sequences.iter().zip(&expected) {
