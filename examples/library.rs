@@ -1,5 +1,10 @@
-//! The runtime as one library, to weigh it: `cargo build --profile dist --example library`, then
-//! `ls -l target/dist/examples/*library*`.
+//! The runtime as one library, to weigh it as a phone gets it:
+//!
+//! ```sh
+//! cargo rustc -p ampoule --no-default-features --profile dist --example library -- \
+//!     -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--strip-all
+//! ls -l target/dist/examples/liblibrary.so
+//! ```
 
 use ampoule::{Classifier, Embedder, Extractor, Options};
 
