@@ -2,12 +2,13 @@
 
     peers.py prepare --work --minilm --ampoule      checkpoints of four shapes and each peer's form of them
     peers.py compare --work --minilm --peers --out  times them by turns, writes OUT.csv and OUT.svg
+    peers.py threads --work --minilm --peers --out  ours with one thread and with two by turns, writes OUT.threads.csv
     peers.py start --work --minilm --peers          each as a new process up to its first hidden states: processor time and memory
     peers.py report --out                           the table of an OUT.csv
 
-run.sh calls the first three. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
+run.sh calls the first four. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
 
-import argparse, csv, datetime, json, math, os, pathlib, platform, shutil, statistics, subprocess, sys, time
+import argparse, csv, datetime, json, math, os, pathlib, platform, random, shutil, statistics, subprocess, sys, time
 
 SHAPES = [(1, 16), (1, 32), (1, 128), (1, 256), (1, 512), (8, 128)]  # sequences, tokens of each
 STUDENTS = {"3x384": (3, 384, 12, 1536), "4x312": (4, 312, 12, 1200), "4x192": (4, 192, 4, 768)}
@@ -176,18 +177,39 @@ def cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def compare(work, minilm, peers, out, threads, rounds, models):
-    import random
-
-    rows = []
-    machine = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
+def machine():
+    """What every row says of where it was measured."""
+    name = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
     family = [next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith(k)), "") for k in ["cpu family", "model\t"]]
     has = [f for f in flags() if f in {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}]
+    return {"date": datetime.date.today().isoformat(), "cpu": name, "family": "/".join(family), "flags": " ".join(has)}
+
+
+def token_ids():
+    """The same sequences of every shape for all."""
+    draw = random.Random(0)
+    return [[[101, *(draw.randrange(1000, 29000) for _ in range(tokens - 2)), 102] for _ in range(count)]
+            for count, tokens in SHAPES]
+
+
+def progress(name, turn, turns):
+    if sys.stderr.isatty():
+        print(f"\r{name}: round {turn + 1} of {turns}", end="", file=sys.stderr)
+
+
+def write(rows, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def compare(work, minilm, peers, out, threads, rounds, models):
+    rows = []
     for name in models:
         engines = list(workers(work, name, minilm, peers, threads))
-        draw = random.Random(0)
-        texts = [[[101, *(draw.randrange(1000, 29000) for _ in range(tokens - 2)), 102] for _ in range(count)]
-                 for count, tokens in SHAPES]
+        texts = token_ids()
         reference = next(e for e in engines if (e.engine, e.precision) == ("onnxruntime", "f32"))
         expected = reference.ask(texts[2], True)["output"]
         alike = {e: cosine(e.ask(texts[2], True)["output"], expected) for e in engines}
@@ -199,12 +221,10 @@ def compare(work, minilm, peers, out, threads, rounds, models):
                     took = engine.ask(ids)
                     if turn >= 2:
                         times.setdefault((engine, shape), []).append((took["cpu_ms"], took["wall_ms"]))
-            if sys.stderr.isatty():
-                print(f"\r{name}: round {turn + 1} of {rounds + 2}", end="", file=sys.stderr)
+            progress(name, turn, rounds + 2)
         for (engine, (count, tokens)), took in times.items():
             cpu, wall = zip(*took)
-            rows.append({
-                "date": datetime.date.today().isoformat(), "cpu": machine, "family": "/".join(family), "flags": " ".join(has),
+            rows.append(machine() | {
                 "model": name, "engine": engine.engine, "precision": engine.precision, "setting": engine.setting,
                 "threads": threads, "sequences": count, "tokens": tokens, "rounds": rounds,
                 "cpu_ms_min": round(min(cpu), 3), "cpu_ms_median": round(statistics.median(cpu), 3),
@@ -212,13 +232,37 @@ def compare(work, minilm, peers, out, threads, rounds, models):
                 "cosine": round(alike[engine], 5)})
         for engine in engines:
             engine.end()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{out}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(rows, out.with_name(f"{out.name}.csv"))
     print(report(rows))
     picture(rows, f"{out}.svg")
+
+
+def threads_compared(work, minilm, peers, out, rounds, models):
+    rows = []
+    print(f"{'model':10} {'precision':>9} {'shape':>8} {'wall ms: one':>12} {'two':>8} {'min':>6} {'median':>6}")
+    for name in models:
+        folder = minilm if name == "MiniLM-L6" else work / name / "hf"
+        for precision, model in [("int8", work / name / "ampoule.int8.safetensors"), ("f32", folder)]:
+            engines = [Worker("ampoule", precision, "", [peers, "ampoule", model, n], range(n)) for n in [1, 2]]
+            texts = token_ids()
+            times = {}
+            for turn in range(rounds + 2):
+                for shape, ids in zip(SHAPES, texts):
+                    for i in range(2):
+                        took = engines[(i + turn) % 2].ask(ids)["wall_ms"]
+                        if turn >= 2:
+                            times.setdefault(shape, ([], []))[(i + turn) % 2].append(took)
+                progress(f"{name} {precision}", turn, rounds + 2)
+            for (count, tokens), (one, two) in times.items():
+                least, median = min(one) / min(two), statistics.median(one) / statistics.median(two)
+                print(f"{name:10} {precision:>9} {f'{count}x{tokens}':>8} {min(one):12.2f} {min(two):8.2f} {least:6.2f} {median:6.2f}")
+                rows.append(machine() | {
+                    "model": name, "precision": precision, "sequences": count, "tokens": tokens, "rounds": rounds,
+                    "one_ms_min": round(min(one), 3), "one_ms_median": round(statistics.median(one), 3),
+                    "two_ms_min": round(min(two), 3), "two_ms_median": round(statistics.median(two), 3)})
+            for engine in engines:
+                engine.end()
+    write(rows, out.with_name(f"{out.name}.threads.csv"))
 
 
 def start(work, minilm, peers, rounds):
@@ -301,7 +345,7 @@ def main():
     if sys.argv[1:2] == ["worker"]:
         return worker(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["prepare", "compare", "start", "report"])
+    parser.add_argument("verb", choices=["prepare", "compare", "threads", "start", "report"])
     parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--minilm", help="the published all-MiniLM-L6-v2 folder")
     parser.add_argument("--ampoule", help="the command line")
@@ -315,6 +359,8 @@ def main():
         prepare(a.work, a.minilm, a.ampoule)
     elif a.verb == "start":
         start(a.work, a.minilm, a.peers, a.rounds)
+    elif a.verb == "threads":
+        threads_compared(a.work, a.minilm, a.peers, a.out, a.rounds, a.models)
     elif a.verb == "report":
         print(report(list(csv.DictReader(open(f"{a.out}.csv")))))
     else:
