@@ -5,6 +5,8 @@
 //!     -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--strip-all
 //! ls -l target/dist/examples/liblibrary.so
 //! ```
+//!
+//! For ARM with `--target aarch64-unknown-linux-gnu`, which needs its linker (`CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER`).
 
 use ampoule::{Classifier, Embedder, Extractor, Options};
 

@@ -53,6 +53,20 @@ if [ -n "${AMPOULE_PYTHON:-}" ]; then
 else
     skip "AMPOULE_PYTHON is not set: nothing compared with Python"
 fi
+echo "== the runtime's tests under AddressSanitizer"
+host=$(rustc -vV | sed -n 's/^host: //p')
+if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*_rt.asan.a >/dev/null 2>&1; then
+    # The sanitizer is not stable, and the stable compiler has it. What it keeps of freed memory would count as ours.
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=quarantine_size_mb=1 cargo test --release --target "$host" \
+        --target-dir target/asan -p ampoule --features checkpoint,embedded --lib --tests
+else
+    skip "this toolchain has no AddressSanitizer for $host"
+fi
+if cargo miri --version >/dev/null 2>&1; then
+    MIRIFLAGS=-Zmiri-disable-isolation cargo miri test -p ampoule --lib bundle::
+else
+    skip "cargo miri is not installed, and comes with nightly toolchains alone"
+fi
 echo "== the kernels of other processors"
 if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     sid() {
