@@ -18,5 +18,5 @@ cargo build --release --locked >&2
 "$python" peers.py prepare --work "$work" --minilm "$minilm" --ampoule "$work/target/release/ampoule" >&2
 out=../record/$(uname -m)/peers.$(date +%F)
 "$python" peers.py compare --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" "$@"
-"$python" peers.py threads --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out"
+"$python" peers.py threads --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" --rounds 40
 "$python" peers.py start --work "$work" --minilm "$minilm" --peers "$work/target/release/peers"
