@@ -23,7 +23,8 @@ pub struct Options {
     /// Whether the tested kernels are measured on the model when it is opened, and the fastest is used. That takes a few times as long
     /// as opening, and for a moment the memory of two models, of three for a checkpoint. [`DeviceReport::measured`](crate::DeviceReport)
     /// says how fast each was, and [`DeviceReport::kernel`](crate::DeviceReport) which to name as `kernel` from then on, so that the same
-    /// text gets the same scores. Not together with `kernel`; nothing to choose for a GPU.
+    /// text gets the same scores. An error together with `kernel`, and with a device that is not the processor; nothing is measured where
+    /// [`Device::GpuOrCpu`] finds a GPU.
     pub autotune: bool,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,

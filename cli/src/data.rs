@@ -114,14 +114,19 @@ impl Corpus {
         set.map_or_else(|| read_ner(&split(&self.path, which.as_str())?, unit, covers), Ok)
     }
 
-    /// Refuses a label on the command line that none of the models has: nothing could be found of it.
-    pub fn check_known(&self, models: &[&ModelConfig]) -> Result<()> {
+    /// Refuses labels, of the command line or of all that `set` covers, that none of the models has: nothing could be found of them.
+    pub fn check_known(&self, set: &NerSet, models: &[ModelConfig]) -> Result<()> {
         let schemes = models.iter().map(|config| Scheme::new(&config.id2label)).collect::<ampoule::Result<Vec<_>>>()?;
         let known = |label: &str| schemes.iter().any(|scheme| scheme.label_index(label).is_some());
-        match self.covers.iter().flatten().find(|label| !known(label)) {
+        let unknown = match &self.covers {
+            Some(asked) => asked.iter().find(|label| !known(label)),
+            None if set.covers.iter().any(|label| known(label)) => None,
+            None => set.covers.first(),
+        };
+        match unknown {
             Some(label) => Err(hint(
-                format!("{}={label}: no model has this label", self.path.display()),
-                "the label as the model writes it, capitals included; `ampoule inspect` lists them",
+                format!("{}: no model has the label {label:?}", self.path.display()),
+                "the labels as the model writes them, capitals included; `ampoule inspect` lists them",
             )),
             None => Ok(()),
         }

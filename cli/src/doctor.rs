@@ -34,14 +34,14 @@ pub fn run(args: Args) -> Result<()> {
     let options = args.model.running.options();
     let (report, tokens, run): (_, _, Box<dyn Fn() -> ampoule::Result<()>>) = match &args.model.model {
         Some(path) => {
-            // Whatever its head is for.
+            // Whatever its head is for; that is not measured.
             let model = Embedder::open(path, &options)?;
-            let tokens = model.tokenizer().encode(TEXT)?.len();
+            let tokens = model.tokenizer().encode(TEXT)?.len() + 2;
             (model.device().clone(), tokens, Box::new(move || model.embed(TEXT).map(drop)))
         }
         None => {
             let model = Extractor::embedded(&options)?;
-            let tokens = model.tokenizer().encode(TEXT)?.len();
+            let tokens = model.tokenizer().encode(TEXT)?.len() + 2;
             (model.device().clone(), tokens, Box::new(move || model.extract(TEXT).map(drop)))
         }
     };
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<()> {
         ("cores", cores.to_string()),
         ("simd", simd.join(" ")),
         ("gpu", gpu),
-        ("uses", format!("{}, {} threads: {}", report.name, report.threads, report.reason)),
+        ("uses", format!("{}, {} thread(s): {}", report.name, report.threads, report.reason)),
         ("kernels", kernels),
         (
             "speed",

@@ -49,14 +49,20 @@ pub fn run(args: Args) -> Result<()> {
     let split = args.split;
     let options = args.running.options();
     let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
-    if let Split::Test = split {
-        args.models.iter().try_for_each(|model| log_test_reading(model, &args.data))?;
-    }
     if has_texts {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
+        note_reading(&args)?;
         return labels(&args, &texts, &options);
     }
     entities(&args, &corpora, &options)
+}
+
+/// Notes that the models were measured on a test set, once nothing stands in the way of it.
+fn note_reading(args: &Args) -> Result<()> {
+    if let Split::Test = args.split {
+        args.models.iter().try_for_each(|model| log_test_reading(model, &args.data))?;
+    }
+    Ok(())
 }
 
 /// One model's results.
@@ -98,19 +104,20 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
         |split| corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>();
     let mut sets = read(args.split)?;
     let mut rows: Vec<Row> = Vec::new();
-    // All are opened before any is scored, so that what is wrong with the last is known at once.
-    let extractors =
-        args.models.iter().map(|path| Extractor::open(path, options)).collect::<ampoule::Result<Vec<_>>>()?;
-    let configs: Vec<&ModelConfig> = extractors.iter().map(Extractor::config).collect();
-    corpora.iter().try_for_each(|corpus| corpus.check_known(&configs))?;
-    if args.full_windows {
-        // The first model's length serves all, so that all are measured on the same texts.
-        sets = sets.iter().map(|set| long_texts(set, &extractors[0])).collect::<Result<_>>()?;
-    }
-    for (path, extractor) in args.models.iter().zip(&extractors) {
+    // Each is opened before any is scored, so that what is wrong with the last is known at once; and again, so that one is in memory.
+    let config = |path| Extractor::open(path, options).map(|extractor| extractor.config().clone());
+    let configs = args.models.iter().map(config).collect::<ampoule::Result<Vec<ModelConfig>>>()?;
+    corpora.iter().zip(&sets).try_for_each(|(corpus, set)| corpus.check_known(set, &configs))?;
+    note_reading(args)?;
+    for (i, path) in args.models.iter().enumerate() {
+        let extractor = Extractor::open(path, options)?;
+        if args.full_windows && i == 0 {
+            // The first model's length serves all, so that all are measured on the same texts.
+            sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
+        }
         let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
         let mut row = Row::new(path.display().to_string(), &args.data, &sets, |set| {
-            Ok(FoundEntities::run(extractor, std::slice::from_ref(set), || bar.inc(1))?)
+            Ok(FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?)
         })?;
         bar.finish_and_clear();
         row.json["device"] = json!(extractor.device());

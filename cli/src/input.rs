@@ -59,9 +59,13 @@ impl RunningArgs {
                 DeviceArg::Ndarray => Device::NdArray,
             },
             threads: self.threads,
-            kernel: match self.autotune {
-                true => None,
-                false => self.kernel.clone().or_else(|| std::env::var("AMPOULE_KERNEL").ok()),
+            kernel: match (&self.kernel, self.autotune) {
+                (Some(name), _) => Some(name.clone()),
+                (None, true) => None,
+                // What is not UTF-8 is no kernel's name, and the error says so.
+                (None, false) => std::env::var_os("AMPOULE_KERNEL")
+                    .filter(|name| !name.is_empty())
+                    .map(|name| name.to_string_lossy().into_owned()),
             },
             autotune: self.autotune,
             max_window_tokens: self.window.unwrap_or_default(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ampoule::bundle::Precision;
-use ampoule::{Checkpoint, Classifier, Extractor, Options, Task};
-use ampoule_distill::data::read_lines;
+use ampoule::{Checkpoint, Classifier, Extractor, ModelConfig, Options, Task};
+use ampoule_distill::data::{LabelledText, NerSet, read_lines};
 use ampoule_distill::{FoundEntities, evaluate_labels};
 use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
@@ -82,12 +82,9 @@ pub fn run(args: Args) -> Result<()> {
         .as_ref()
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
         .transpose()?;
-    let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
-    if checkpoint.config.task == Task::TokenClassification {
-        corpora.iter().try_for_each(|corpus| corpus.check_known(&[&checkpoint.config]))?;
-    }
+    let dev = Dev::read(&args, &checkpoint.config)?;
     let texts = match (args.precision, &args.calibration) {
-        (Precision::Int8, _) => calibration(&args, &corpora, checkpoint.config.task)?,
+        (Precision::Int8, _) => calibration(&args, &dev)?,
         (_, None) => Vec::new(),
         (precision, Some(_)) => {
             return Err(hint(
@@ -106,9 +103,8 @@ pub fn run(args: Args) -> Result<()> {
         card,
         ..QuantizeOptions::default()
     };
-    let task = checkpoint.config.task;
-    let mut measure = |path: &Path| metric(path, task, &corpora, &args);
-    let guard = match corpora.is_empty() {
+    let mut measure = |path: &Path| dev.metric(path);
+    let guard = match args.data.is_empty() {
         true => None,
         false => Some(Guard {
             before: measure(&args.model)?,
@@ -129,7 +125,7 @@ pub fn run(args: Args) -> Result<()> {
 const CALIBRATION_TEXTS: usize = 256;
 
 /// Texts of the kind that the model is for: evenly taken from those that are given, else from the data's.
-fn calibration(args: &Args, corpora: &[Corpus], task: Task) -> Result<Vec<String>> {
+fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
     let mut texts: Vec<String> = match &args.calibration {
         Some(path) => {
             let texts = read_lines(path)?;
@@ -138,15 +134,7 @@ fn calibration(args: &Args, corpora: &[Corpus], task: Task) -> Result<Vec<String
             }
             texts
         }
-        None if task == Task::TokenClassification => {
-            let unit = args.offsets.unit();
-            let sets = corpora.iter().map(|c| c.entities(Split::Dev, unit)).collect::<ampoule::Result<Vec<_>>>()?;
-            sets.into_iter().flat_map(|set| set.examples).map(|example| example.text).collect()
-        }
-        None => {
-            let sets = corpora.iter().map(|c| c.labelled(Split::Dev)).collect::<ampoule::Result<Vec<_>>>()?;
-            sets.into_iter().flatten().map(|text| text.text).collect()
-        }
+        None => dev.texts(),
     };
     let step = texts.len().div_ceil(CALIBRATION_TEXTS).max(1);
     let mut at = 0;
@@ -157,18 +145,45 @@ fn calibration(args: &Args, corpora: &[Corpus], task: Task) -> Result<Vec<String
     Ok(texts)
 }
 
-/// F1 of 100: micro of entities, macro of labels.
-fn metric(path: &Path, task: Task, corpora: &[Corpus], args: &Args) -> ampoule::Result<f64> {
-    let options = Options::default();
-    if task == Task::TokenClassification {
-        let sets =
-            corpora.iter().map(|c| c.entities(Split::Dev, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>()?;
-        let extractor = Extractor::open(path, &options)?;
-        return Ok(100.0 * FoundEntities::run(&extractor, &sets, || ())?.scores().micro.f1);
+/// The dev files of the data.
+enum Dev {
+    Entities(Vec<NerSet>),
+    Labels(Vec<LabelledText>),
+}
+
+impl Dev {
+    fn read(args: &Args, config: &ModelConfig) -> Result<Self> {
+        let corpora = args.data.iter().map(|argument| Corpus::parse(argument));
+        if config.task != Task::TokenClassification {
+            let texts = corpora.map(|corpus| corpus.labelled(Split::Dev)).collect::<ampoule::Result<Vec<_>>>()?;
+            return Ok(Dev::Labels(texts.concat()));
+        }
+        let read = |corpus: Corpus| {
+            let set = corpus.entities(Split::Dev, args.offsets.unit())?;
+            corpus.check_known(&set, std::slice::from_ref(config))?;
+            Ok(set)
+        };
+        Ok(Dev::Entities(corpora.map(read).collect::<Result<_>>()?))
     }
-    let texts = corpora.iter().map(|c| c.labelled(Split::Dev)).collect::<ampoule::Result<Vec<_>>>()?.concat();
-    let classifier = Classifier::open(path, &options)?;
-    Ok(100.0 * evaluate_labels(&classifier, &texts, || ())?.macro_f1)
+
+    fn texts(&self) -> Vec<String> {
+        match self {
+            Dev::Entities(sets) => sets.iter().flat_map(|set| &set.examples).map(|e| e.text.clone()).collect(),
+            Dev::Labels(texts) => texts.iter().map(|text| text.text.clone()).collect(),
+        }
+    }
+
+    /// F1 of 100 of the model at `path`: micro of entities, macro of labels.
+    fn metric(&self, path: &Path) -> ampoule::Result<f64> {
+        let options = Options::default();
+        Ok(100.0
+            * match self {
+                Dev::Entities(sets) => {
+                    FoundEntities::run(&Extractor::open(path, &options)?, sets, || ())?.scores().micro.f1
+                }
+                Dev::Labels(texts) => evaluate_labels(&Classifier::open(path, &options)?, texts, || ())?.macro_f1,
+            })
+    }
 }
 
 fn show(args: &Args, report: &Report) -> Result<()> {

@@ -207,6 +207,35 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
 }
 
 #[test]
+fn doctor_says_which_kernel_to_pin_and_a_kernel_can_be_named_in_two_ways() {
+    let output = ampoule(&["doctor", "--json", "--autotune", "--threads", "1"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let measured = report["device"]["measured"].as_array().unwrap();
+    let fastest = measured.iter().min_by_key(|time| time["microseconds"].as_u64());
+    let kernel = fastest.map_or(&report["kernels"][0], |time| &time["kernel"]).as_str().unwrap();
+    assert!(report["speed"]["runs"].as_u64().unwrap() > 0 && !kernel.is_empty(), "{report}");
+
+    let with = |name: &std::ffi::OsStr, arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_ampoule"))
+            .env("AMPOULE_KERNEL", name)
+            .args(["extract", "aspirin"])
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    assert_fails(&with("abacus".as_ref(), &[]), "\"abacus\"");
+    for (name, arguments) in
+        [("abacus", ["--kernel", kernel].as_slice()), ("abacus", &["--autotune"]), ("", &[]), (kernel, &[])]
+    {
+        let output = with(name.as_ref(), arguments);
+        assert!(output.status.success() && text(&output.stdout).contains("Chemical"), "{name}, {arguments:?}");
+    }
+    #[cfg(unix)]
+    assert_fails(&with(std::os::unix::ffi::OsStrExt::from_bytes(b"\xff"), &[]), "no kernel");
+    assert_eq!(ampoule(&["extract", "x", "--kernel", kernel, "--autotune"]).status.code(), Some(2));
+}
+
+#[test]
 fn bad_data_is_refused_by_file_and_line() {
     let folder = tempfile::tempdir().unwrap();
     let model = fixture("bert-token");
@@ -241,23 +270,34 @@ fn bad_data_is_refused_by_file_and_line() {
     }
     let sound = corpus(folder.path());
     // A misspelled label would be trained on as one that never occurs, and scored as one that is never found.
-    let misspelled = format!("{}=Disease,Diseas", sound.display());
     let run = folder.path().join("run");
-    let train = ["train", "--model", model, "--data", &misspelled, "--run", run.to_str().unwrap()];
-    assert_fails(&ampoule(&train), "no file marks the label \"Diseas\"");
-    assert_fails(&ampoule(&["evaluate", "--model", model, "--data", &misspelled]), "\"Diseas\"");
-    let one_file = format!("{}=Diseas", sound.join("test.tsv").display());
-    assert_fails(&ampoule(&["evaluate", "--model", model, "--data", &one_file]), "no model has this label");
     let out = folder.path().join("out");
-    let quantize = ["quantize", "--model", model, "--data", &one_file, "--out", out.to_str().unwrap()];
-    assert_fails(&ampoule(&quantize), "no model has this label");
+    let (run_text, out_text) = (run.to_str().unwrap(), out.to_str().unwrap());
+    let (sound, test) = (sound.display().to_string(), sound.join("test.tsv").display().to_string());
+    let lower = folder.path().join("lower.tsv");
+    fs::write(&lower, "the\tO\npain\tB-disease\n").unwrap();
+    let lower = lower.to_str().unwrap();
+    for (data, part) in [
+        (format!("{sound}=diseas"), "no entity has a label of [\"diseas\"]"),
+        (format!("{sound}=Disease,Diseas"), "\"Diseas\""),
+        (format!("{test}=diseas"), "no entity has a label of [\"diseas\"]"),
+        (format!("{test}=Disease,Diseas"), "no model has the label \"Diseas\""),
+        (lower.to_owned(), "no model has the label \"disease\""),
+        (format!("{lower}=Disease"), "it marks \"disease\""),
+    ] {
+        assert_fails(&ampoule(&["evaluate", "--model", model, "--data", &data]), part);
+        assert_fails(&ampoule(&["quantize", "--model", model, "--data", &data, "--out", out_text]), part);
+        if data.starts_with(&sound) && !data.starts_with(&test) {
+            assert_fails(&ampoule(&["train", "--model", model, "--data", &data, "--run", run_text]), part);
+        }
+    }
     // A head is not new where the model has the data's labels; else a label that a file covers and never marks teaches nothing.
     let untaught = folder.path().join("untaught");
     fs::create_dir_all(&untaught).unwrap();
     let line = r#"{"text": "a", "entities": [{"start": 0, "end": 1, "label": "Sign"}], "covers": ["Sign", "Test"]}"#;
     fs::write(untaught.join("train.jsonl"), line).unwrap();
     fs::write(untaught.join("dev.jsonl"), line).unwrap();
-    let train = ["train", "--model", model, "--data", untaught.to_str().unwrap(), "--run", run.to_str().unwrap()];
+    let train = ["train", "--model", model, "--data", untaught.to_str().unwrap(), "--run", run_text];
     assert_fails(&ampoule(&train), "no train file marks the label \"Test\"");
     assert!(!run.exists() && !out.exists());
 }

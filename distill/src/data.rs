@@ -169,24 +169,27 @@ struct Annotated {
 ///
 /// # Errors
 /// [`NotFound`](ErrorKind::NotFound) if the file cannot be read; [`InvalidInput`](ErrorKind::InvalidInput) for another
-/// extension, a malformed line, a file without texts, or one of which it cannot be told what it covers.
+/// extension, a malformed line, a file without texts, one of which it cannot be told what it covers, or one that marks entities, and
+/// none with a label in `covers`.
 pub fn read_ner(path: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerSet> {
-    settle(path, annotated(path, unit)?, covers, None)
+    let annotated = annotated(path, unit)?;
+    check_asked(path, std::iter::once(&annotated), covers.unwrap_or_default())?;
+    settle(path, annotated, covers, None)
 }
 
-/// Refuses a folder whose files mark entities, and none with one of the labels that it is said to cover: the label is misspelled. One
-/// file alone may well mark none.
-fn check_asked(folder: &Path, files: &[Option<(PathBuf, Annotated)>], asked: &[String]) -> Result<()> {
-    let files = files.iter().flatten().flat_map(|(_, file)| &file.examples);
-    let marked: BTreeSet<&String> = files.flat_map(|example| &example.entities).map(|entity| &entity.label).collect();
-    match asked.iter().find(|label| !marked.is_empty() && !marked.contains(label)) {
-        Some(label) => Err(Error::invalid_input(format!(
-            "{}: no file marks the label {label:?}, which it is said to cover; they mark {}",
-            folder.display(),
-            marked.into_iter().take(MAX_LISTED).map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ")
-        ))),
-        None => Ok(()),
+/// Refuses files that mark entities, and none with a label that they are said to cover: labels are misspelled.
+fn check_asked<'a>(path: &Path, files: impl Iterator<Item = &'a Annotated>, asked: &[String]) -> Result<()> {
+    let entities = files.flat_map(|file| &file.examples).flat_map(|example| &example.entities);
+    let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
+    if asked.is_empty() || marked.is_empty() || marked.iter().any(|label| asked.contains(label)) {
+        return Ok(());
     }
+    let marked = marked.into_iter().take(MAX_LISTED).map(|label| format!("{label:?}")).collect::<Vec<_>>();
+    Err(Error::invalid_input(format!(
+        "{}: no entity has a label of {asked:?}, which it is said to cover; it marks {}",
+        path.display(),
+        marked.join(", ")
+    )))
 }
 
 /// The most labels that a message lists.
@@ -210,8 +213,7 @@ pub fn read_conll(path: &Path) -> Result<NerSet> {
 ///
 /// # Errors
 /// As [`read_ner`]; also [`NotFound`](ErrorKind::NotFound) if there is none of the three, and
-/// [`InvalidInput`](ErrorKind::InvalidInput) if there are two files for one, dev or test has a label that train lacks, or no file marks
-/// one of `covers`.
+/// [`InvalidInput`](ErrorKind::InvalidInput) if there are two files for one, or dev or test has a label that train lacks.
 pub fn read_folder(folder: &Path, unit: OffsetUnit, covers: Option<&[String]>) -> Result<NerFolder> {
     let read = |name: &str| -> Result<Option<(PathBuf, Annotated)>> {
         let Some(path) = find(folder, name)? else { return Ok(None) };
@@ -222,7 +224,7 @@ pub fn read_folder(folder: &Path, unit: OffsetUnit, covers: Option<&[String]>) -
     if files.iter().all(Option::is_none) {
         return Err(missing(folder, "train, dev or test"));
     }
-    check_asked(folder, &files, covers.unwrap_or_default())?;
+    check_asked(folder, files.iter().flatten().map(|(_, annotated)| annotated), covers.unwrap_or_default())?;
     let settle = |file: Option<(PathBuf, Annotated)>, of_train: Option<&BTreeSet<String>>| {
         file.map(|(path, annotated)| settle(&path, annotated, covers, of_train)).transpose()
     };

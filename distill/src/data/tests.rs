@@ -175,8 +175,12 @@ fn settles_what_a_set_covers() {
     assert_eq!(asked.covers, covers(&["Disease", "Sign"]));
     assert_eq!(spans(&asked, 0), [("Disease", "gout")]);
     check(&read(Some(&[])).expect_err("nothing"), "a.tsv: ", "which labels it covers");
-    // A file alone may hold what must not be found.
-    assert_eq!(spans(&read(Some(&["Sign"])).expect("sound"), 0), []);
+    let error = read(Some(&["disease"])).expect_err("misspelled");
+    check(
+        &error,
+        "a.tsv: ",
+        r#"no entity has a label of ["disease"], which it is said to cover; it marks "Chemical", "Disease""#,
+    );
 
     let (_folder, path) = file("a.jsonl", format!("{{\"text\":\"{CANARY}\",\"entities\":[]}}\n"));
     check(&read_ner(&path, OffsetUnit::Utf8, None).expect_err("unknown"), "a.jsonl: ", "which labels it covers");
@@ -206,13 +210,9 @@ fn reads_folders() {
     let test = read_folder(folder, OffsetUnit::Utf8, Some(&asked)).expect("sound").test.expect("there");
     assert_eq!(spans(&test, 0), [("Sign", CANARY)]);
 
-    let misspelled = ["Disease".to_owned(), "sign".to_owned()];
+    let misspelled = ["disease".to_owned(), "sign".to_owned()];
     let error = read_folder(folder, OffsetUnit::Utf8, Some(&misspelled)).expect_err("misspelled");
-    check(
-        &error,
-        "",
-        r#"no file marks the label "sign", which it is said to cover; they mark "Chemical", "Disease", "Sign""#,
-    );
+    check(&error, "", r#"no entity has a label of ["disease", "sign"]"#);
 
     write("dev.tsv", "x\tO\n");
     check(&split(folder, "dev").expect_err("two"), "dev.tsv", "are both there");
