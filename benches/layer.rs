@@ -15,13 +15,18 @@ use ampoule::kernels::{Activation, Kernel, Matrix, Packed, Scratch};
 const ROUNDS: usize = 300;
 
 fn main() {
-    let numbers: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    // Cargo adds `--bench`.
+    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let numbers: Vec<usize> = arguments.map(|argument| argument.parse().unwrap_or(0)).collect();
     match *numbers.as_slice() {
         [] => report(128, 384, 1536, 12),
-        [tokens, hidden, wide, heads] if tokens > 0 && heads > 0 && hidden.is_multiple_of(heads) => {
+        [tokens, hidden, wide, heads] if tokens * hidden * wide * heads > 0 && hidden.is_multiple_of(heads) => {
             report(tokens, hidden, wide, heads);
         }
-        _ => eprintln!("TOKENS HIDDEN INTERMEDIATE HEADS are expected, HIDDEN a multiple of HEADS"),
+        _ => {
+            eprintln!("TOKENS HIDDEN INTERMEDIATE HEADS are expected, HIDDEN a multiple of HEADS");
+            std::process::exit(2);
+        }
     }
 }
 
@@ -147,7 +152,7 @@ mod peak {
                 let (mut sums, mut $a, $b) = ([$zero; SUMS], black_box($zero), black_box($zero));
                 for _ in 0..TURNS {
                     for $sum in &mut sums {
-                        // Nothing is done here, which the compiler does not know: else it would multiply once and for all.
+                        // This does nothing, which the compiler cannot know: otherwise it would multiply once and for all.
                         // SAFETY: no instruction.
                         unsafe { asm!("/* {0} */", inout($class) $a, options(nomem, nostack, preserves_flags)) };
                         *$sum = $step;
