@@ -53,10 +53,14 @@ if [ -n "${AMPOULE_PYTHON:-}" ]; then
 else
     skip "AMPOULE_PYTHON is not set: nothing compared with Python"
 fi
+echo "== the runtime as a phone gets it"
+cargo test --release -p ampoule --no-default-features --features checkpoint,embedded --target-dir target/phone --lib --test runtime
+
 echo "== the runtime's tests under AddressSanitizer"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*_rt.asan.a >/dev/null 2>&1; then
-    # The sanitizer is not stable, and the stable compiler has it. What it keeps of freed memory would count as ours; tests leak names.
+    # The sanitizer is not stable, and the stable compiler has it. What it keeps of freed memory would count as ours in
+    # tests/memory.rs; tests leak names on purpose.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=1 cargo test --release --target "$host" \
         --target-dir target/asan -p ampoule --features checkpoint,embedded --lib --tests
 else
