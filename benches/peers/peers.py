@@ -1,9 +1,10 @@
 """Ampoule beside onnxruntime, CTranslate2, rten and candle: token ids in, last hidden states out, all in one run.
 
     peers.py prepare --work --minilm --ampoule      checkpoints of four shapes and each peer's form of them
-    peers.py compare --work --minilm --peers --out  times them by turns, writes OUT.csv and OUT.svg
+    peers.py compare --work --minilm --peers --out  times them by turns, in an order drawn anew, writes OUT.csv and OUT.svg
     peers.py threads --work --minilm --peers --out  ours with one thread and with two by turns, writes OUT.threads.csv
-    peers.py start --work --minilm --peers          each as a new process up to its first hidden states: processor time and memory
+    peers.py start --work --minilm --peers --out    each as a new process up to its first hidden states: processor time and memory,
+                                                    to OUT.start.csv
     peers.py report --out                           the table of an OUT.csv
 
 run.sh calls the first four. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
@@ -197,6 +198,13 @@ def progress(name, turn, turns):
         print(f"\r{name}: round {turn + 1} of {turns}", end="", file=sys.stderr)
 
 
+def vacant(path):
+    """Refuses to write over what was measured before."""
+    if path.exists():
+        raise SystemExit(f"{path} is there already; name another with --out, or move it away")
+    return path
+
+
 def write(rows, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
@@ -206,18 +214,18 @@ def write(rows, path):
 
 
 def compare(work, minilm, peers, out, threads, rounds, models):
-    rows = []
+    rows, path = [], vacant(out.with_name(f"{out.name}.csv"))
     for name in models:
         engines = list(workers(work, name, minilm, peers, threads))
         texts = token_ids()
         reference = next(e for e in engines if (e.engine, e.precision) == ("onnxruntime", "f32"))
         expected = reference.ask(texts[2], True)["output"]
         alike = {e: cosine(e.ask(texts[2], True)["output"], expected) for e in engines}
-        times = {}
+        times, order = {}, random.Random(0)
         for turn in range(rounds + 2):  # two to warm up
             for shape, ids in zip(SHAPES, texts):
-                for i in range(len(engines)):
-                    engine = engines[(i + turn) % len(engines)]
+                # No engine always follows the same one.
+                for engine in order.sample(engines, len(engines)):
                     took = engine.ask(ids)
                     if turn >= 2:
                         times.setdefault((engine, shape), []).append((took["cpu_ms"], took["wall_ms"]))
@@ -232,13 +240,13 @@ def compare(work, minilm, peers, out, threads, rounds, models):
                 "cosine": round(alike[engine], 5)})
         for engine in engines:
             engine.end()
-    write(rows, out.with_name(f"{out.name}.csv"))
+    write(rows, path)
     print(report(rows))
     picture(rows, f"{out}.svg")
 
 
 def threads_compared(work, minilm, peers, out, rounds, models):
-    rows = []
+    rows, path = [], vacant(out.with_name(f"{out.name}.threads.csv"))
     print(f"{'model':10} {'precision':>9} {'shape':>8} {'wall ms: one':>12} {'two':>8} {'min':>6} {'median':>6}")
     for name in models:
         folder = minilm if name == "MiniLM-L6" else work / name / "hf"
@@ -262,11 +270,12 @@ def threads_compared(work, minilm, peers, out, rounds, models):
                     "two_ms_min": round(min(two), 3), "two_ms_median": round(statistics.median(two), 3)})
             for engine in engines:
                 engine.end()
-    write(rows, out.with_name(f"{out.name}.threads.csv"))
+    write(rows, path)
 
 
-def start(work, minilm, peers, rounds):
+def start(work, minilm, peers, out, rounds):
     """From the start of a process to the hidden states of one sentence, its end counted too; files are in the system's cache."""
+    rows, path = [], vacant(out.with_name(f"{out.name}.start.csv"))
     ids = json.dumps({"ids": [[101, *range(2000, 2014), 102]], "full": False}) + "\n"
     print(f"{'MiniLM-L6':30} {'cpu ms min':>10} {'median':>8} {'MiB':>7}")
     for worker in list(workers(work, "MiniLM-L6", minilm, peers, 1)):
@@ -281,8 +290,13 @@ def start(work, minilm, peers, rounds):
                 raise SystemExit(f"{worker.engine} {worker.setting} failed")
             cpu.append((used.ru_utime + used.ru_stime) * 1e3)
             memory.append(used.ru_maxrss / 1024)
+        rows.append(machine() | {
+            "model": "MiniLM-L6", "engine": worker.engine, "precision": worker.precision, "setting": worker.setting,
+            "rounds": rounds, "cpu_ms_min": round(min(cpu), 1), "cpu_ms_median": round(statistics.median(cpu), 1),
+            "mib_max": round(max(memory), 1)})
         name = f"{worker.engine} {worker.precision} {worker.setting}"
         print(f"{name:30} {min(cpu):10.1f} {statistics.median(cpu):8.1f} {max(memory):7.1f}", flush=True)
+    write(rows, path)
 
 
 def cells(rows, key):
@@ -358,7 +372,7 @@ def main():
     if a.verb == "prepare":
         prepare(a.work, a.minilm, a.ampoule)
     elif a.verb == "start":
-        start(a.work, a.minilm, a.peers, a.rounds)
+        start(a.work, a.minilm, a.peers, a.out, a.rounds)
     elif a.verb == "threads":
         threads_compared(a.work, a.minilm, a.peers, a.out, a.rounds, a.models)
     elif a.verb == "report":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ampoule beside its peers on this machine: installs them, makes each one's form of the same models, times all by turns.
 #   benches/peers/run.sh all-MiniLM-L6-v2 [more arguments of `peers.py compare`, such as --rounds 10]
-# The published folder is the only thing it does not fetch. Results: benches/record/.
+# The published folder is the only thing it does not fetch. Results: benches/record/, or what AMPOULE_RECORD names, without an ending.
 set -euo pipefail
 minilm=$(cd "$1" && pwd)
 shift
@@ -16,7 +16,7 @@ export CARGO_TARGET_DIR=$work/target
 (cd ../.. && cargo build --release --workspace >&2)
 cargo build --release --locked >&2
 "$python" peers.py prepare --work "$work" --minilm "$minilm" --ampoule "$work/target/release/ampoule" >&2
-out=../record/$(uname -m)/peers.$(date +%F)
+out=${AMPOULE_RECORD:-../record/$(uname -m)/peers.$(date +%F)}
 "$python" peers.py compare --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" "$@"
 "$python" peers.py threads --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" --rounds 40
-"$python" peers.py start --work "$work" --minilm "$minilm" --peers "$work/target/release/peers"
+"$python" peers.py start --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" --rounds 10

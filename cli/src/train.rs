@@ -38,7 +38,7 @@ pub struct RunArgs {
     /// Change one setting, as in `--set optimizer.learning_rate=1e-4`
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
-    /// From which everything random follows
+    /// From which everything random follows, for one number of threads
     #[arg(long)]
     seed: Option<u64>,
     /// Times that the training texts are gone through
