@@ -55,7 +55,6 @@ else
 fi
 echo "== the runtime as a phone gets it"
 cargo test --release -p ampoule --no-default-features --features checkpoint,embedded --target-dir target/phone --lib --test runtime
-
 echo "== the runtime's tests under AddressSanitizer"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*_rt.asan.a >/dev/null 2>&1; then
