@@ -55,6 +55,12 @@ else
 fi
 echo "== the runtime as a phone gets it"
 cargo test --release -p ampoule --no-default-features --features checkpoint,embedded --target-dir target/phone --lib --test runtime
+echo "== its weight as a library"
+cargo rustc -p ampoule --no-default-features --profile dist --example library -- \
+    -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--strip-all
+weight=$(wc -c <target/dist/examples/liblibrary.so)
+echo "$weight bytes"
+[ "$weight" -le 4000000 ] || { echo "the library is heavier than 4 MB" >&2; exit 1; }
 echo "== the runtime's tests under AddressSanitizer"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*_rt.asan.a >/dev/null 2>&1; then

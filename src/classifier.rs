@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::bundle::Bundle;
 use crate::device::DeviceReport;
 use crate::error::Result;
-use crate::model::{ModelConfig, Task};
+use crate::model::{ModelConfig, Output, Task};
 use crate::opened::Opened;
 use crate::options::{Limit, Options};
 
@@ -95,21 +95,15 @@ impl Classifier {
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut sums = vec![(0.0f32, vec![0.0f32; self.labels.len()]); texts.len()];
         self.opened.install(|| {
-            self.opened.windows(
-                texts.iter().copied(),
-                &limit,
-                true,
-                &|hidden, _| self.opened.logits(hidden),
-                &mut |index, window, logits, _| {
-                    let weight = window.tokens.len().max(1) as f32;
-                    let (total, sum) = &mut sums[index];
-                    *total += weight;
-                    for (sum, x) in sum.iter_mut().zip(logits) {
-                        *sum += weight * x;
-                    }
-                    Ok(())
-                },
-            )
+            self.opened.windows(texts.iter().copied(), &limit, true, Output::Logits, &mut |index, window, logits| {
+                let weight = window.tokens.len().max(1) as f32;
+                let (total, sum) = &mut sums[index];
+                *total += weight;
+                for (sum, x) in sum.iter_mut().zip(logits) {
+                    *sum += weight * x;
+                }
+                Ok(())
+            })
         })?;
         Ok(sums.into_iter().map(|(total, sum)| self.scores(total, &sum)).collect())
     }

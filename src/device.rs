@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(feature = "backend")]
 use burn::tensor::Device as BurnDevice;
 use serde::Serialize;
 
@@ -56,13 +57,21 @@ pub struct KernelTime {
     pub microseconds: u64,
 }
 
-/// A device with the pool in which every computation on it runs, since Burn and `tokenizers` would otherwise start rayon's
+/// What a model is loaded for.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// The processor, by a kernel.
+    Kernel(Kernel),
+    /// A device of Burn's.
+    #[cfg(feature = "backend")]
+    Burn(BurnDevice),
+}
+
+/// A place with the pool in which every computation on it runs, since Burn and `tokenizers` would otherwise start rayon's
 /// global one.
 #[derive(Clone)]
 pub(crate) struct Engine {
-    pub(crate) device: BurnDevice,
-    /// What computes the encoder, where that is not Burn on `device`.
-    pub(crate) kernel: Option<Kernel>,
+    pub(crate) place: Place,
     pub(crate) pool: Arc<rayon::ThreadPool>,
     pub(crate) report: DeviceReport,
 }
@@ -121,11 +130,12 @@ impl Engine {
             .map_err(|e| {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
             })?;
-        let (device, computes_on, name, reason) = choose(requested)?;
+        let (place, computes_on, name, reason) = choose(requested)?;
         let (reason, measured) = (reason.to_owned(), Vec::new());
-        let report = DeviceReport { requested, computes_on, name, kernel: None, reason, threads, measured };
-        let mut engine = Engine { device, kernel: None, pool: Arc::new(pool), report };
         let is_processor = computes_on == Device::Cpu;
+        let kernel = is_processor.then(|| kernel_names()[0].to_owned());
+        let report = DeviceReport { requested, computes_on, name, kernel, reason, threads, measured };
+        let mut engine = Engine { place, pool: Arc::new(pool), report };
         match &options.kernel {
             Some(asked) if !is_processor => Err(Error::invalid_input(format!(
                 "the kernel {asked:?} is for the processor, and {} computes",
@@ -138,7 +148,6 @@ impl Engine {
                 format!("kernels are measured on the processor, and {} computes", engine.report.name),
             )),
             Some(asked) => engine.use_kernel(asked),
-            None if is_processor => engine.use_kernel(kernel_names()[0]),
             None => Ok(()),
         }?;
         Ok(engine)
@@ -151,12 +160,11 @@ impl Engine {
 
     /// Lets the processor's kernel of this name compute.
     pub(crate) fn use_kernel(&mut self, name: &str) -> Result<()> {
-        let names = kernel_names();
-        if !names.contains(&name) {
-            let names = names.join(", ");
+        let Some(place) = processor(name) else {
+            let names = kernel_names().join(", ");
             return Err(Error::invalid_input(format!("no kernel {name:?} for this processor, which runs {names}")));
-        }
-        self.kernel = Kernel::by_name(name);
+        };
+        self.place = place;
         self.report.name = format!("kernel {name}");
         self.report.kernel = Some(name.to_owned());
         Ok(())
@@ -164,41 +172,58 @@ impl Engine {
 }
 
 /// Burn's Flex back end, in f32, in place of a kernel of ours.
+#[cfg(feature = "flex")]
 const FLEX: &str = "flex";
 
-/// The kernels that this processor can run, the default first; see [`Options::kernel`]. `flex` is Burn's back end in f32, which
-/// computes where no kernel for the processor's vector instructions is there; `scalar`, last, is what the others are tested against.
+/// The kernels that this processor can run, the default first; see [`Options::kernel`]. `flex`, with the feature of that name, is
+/// Burn's back end in f32, which computes where no kernel for the processor's vector instructions is there; `scalar`, last, is what
+/// the others are tested against.
 pub fn kernel_names() -> Vec<&'static str> {
-    let mut names: Vec<&str> = Kernel::available().map(Kernel::name).collect();
-    names.insert(names.len() - 1, FLEX);
-    names
+    let names = Kernel::available().map(Kernel::name);
+    #[cfg(feature = "flex")]
+    let names = {
+        let mut names: Vec<_> = names.collect();
+        names.insert(names.len() - 1, FLEX);
+        names.into_iter()
+    };
+    names.collect()
 }
 
-fn choose(requested: Device) -> Result<(BurnDevice, Device, String, &'static str)> {
-    let cpu = |reason| Ok((BurnDevice::flex(), Device::Cpu, "Flex".to_owned(), reason));
+/// Where the kernel of this name computes.
+fn processor(name: &str) -> Option<Place> {
+    #[cfg(feature = "flex")]
+    if name == FLEX {
+        return Some(Place::Burn(BurnDevice::flex()));
+    }
+    Kernel::by_name(name).map(Place::Kernel)
+}
+
+/// The place, what it is, its name, and why it was chosen.
+type Choice = (Place, Device, String, &'static str);
+
+fn choose(requested: Device) -> Result<Choice> {
+    let cpu = |reason| {
+        let kernel = kernel_names()[0];
+        let place = processor(kernel).ok_or_else(|| Error::internal("the default kernel is not there"))?;
+        Ok((place, Device::Cpu, format!("kernel {kernel}"), reason))
+    };
     match requested {
-        Device::Cpu => cpu("asked for"),
+        Device::Cpu => cpu("no other device was asked for"),
         Device::NdArray => ndarray(),
-        Device::Gpu => match gpu() {
-            Some((device, name)) => Ok((device, Device::Gpu, name, "asked for")),
-            None => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
-        },
-        Device::GpuOrCpu => match gpu() {
-            Some((device, name)) => Ok((device, Device::Gpu, name, "a GPU was found")),
-            None => cpu(NO_GPU),
-        },
+        Device::Gpu => gpu().ok_or_else(|| Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
+        Device::GpuOrCpu => gpu().map_or_else(|| cpu(NO_GPU), Ok),
     }
 }
 
 #[cfg(feature = "ndarray")]
-fn ndarray() -> Result<(BurnDevice, Device, String, &'static str)> {
+fn ndarray() -> Result<Choice> {
     #[allow(deprecated)] // kept as long as Burn keeps it
     let device = BurnDevice::ndarray();
-    Ok((device, Device::NdArray, "NdArray".to_owned(), "asked for"))
+    Ok((Place::Burn(device), Device::NdArray, "NdArray".to_owned(), "asked for"))
 }
 
 #[cfg(not(feature = "ndarray"))]
-fn ndarray() -> Result<(BurnDevice, Device, String, &'static str)> {
+fn ndarray() -> Result<Choice> {
     Err(Error::new(
         ErrorKind::DeviceUnavailable,
         "this build is without NdArray; build with the feature `ndarray`, or use the device `cpu`",
@@ -211,20 +236,20 @@ const NO_GPU: &str = "no GPU adapter was found by wgpu; use the device `cpu`";
 const NO_GPU: &str = "this build is without GPU support; build with the feature `wgpu`, or use the device `cpu`";
 
 #[cfg(feature = "wgpu")]
-fn gpu() -> Option<(BurnDevice, String)> {
+fn gpu() -> Option<Choice> {
     let device = BurnDevice::enumerate(burn::tensor::DeviceType::Wgpu).into_iter().next()?;
     let name = device.identity().map_or_else(|| "wgpu".to_owned(), |identity| format!("wgpu: {identity:?}"));
-    Some((device, name))
+    Some((Place::Burn(device), Device::Gpu, name, "wgpu found it"))
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn gpu() -> Option<(BurnDevice, String)> {
+fn gpu() -> Option<Choice> {
     None
 }
 
 /// Names of the GPU adapters that this build could use; none without the feature `wgpu`.
 pub fn gpu_adapters() -> Vec<String> {
-    gpu().map(|(_, name)| name).into_iter().collect()
+    gpu().map(|(_, _, name, _)| name).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use burn::tensor::Tensor;
-
 use crate::batch::Batch;
 use crate::bundle::{Bundle, PoolingMode};
 use crate::device::DeviceReport;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Output};
 use crate::opened::Opened;
 use crate::options::{Limit, Options};
 use crate::text::Tokenizer;
@@ -89,19 +87,12 @@ impl Embedder {
         let mut pooled: Vec<Pooled> = texts.iter().map(|_| Pooled::default()).collect();
         let mode = self.opened.pooling.mode;
         self.opened.install(|| {
-            self.opened.windows(
-                texts.iter().copied(),
-                &limit,
-                true,
-                &|hidden, batch| Ok(self.pool(hidden, batch)),
-                &mut |index, window, values, _| {
-                    // Special tokens belong to the mean, as in sentence-transformers.
-                    pooled[index].add(mode, values, (window.tokens.len() + 2) as f32);
-                    Ok(())
-                },
-            )
+            self.opened.windows(texts.iter().copied(), &limit, true, Output::States, &mut |index, _, states| {
+                pooled[index].add(mode, states, self.width());
+                Ok(())
+            })
         })?;
-        Ok(pooled.into_iter().map(|p| p.finish(self.opened.pooling.normalize)).collect())
+        Ok(pooled.into_iter().map(|p| p.finish(mode, self.opened.pooling.normalize)).collect())
     }
 
     /// The last hidden states of sequences of token ids, special tokens included and each by itself at most
@@ -137,56 +128,50 @@ impl Embedder {
             });
             let (some, others) = rest.split_at(over.unwrap_or(rest.len()).max(1));
             let batch = Batch::new(some, config.pad_token_id);
-            states.extend(self.opened.install(|| self.opened.sequence_states(&batch, &limit))?);
+            states.extend(self.opened.install(|| self.opened.outputs(&batch, Output::States, &limit))?);
             rest = others;
         }
         Ok(states)
-    }
-
-    /// `[batch, seq, hidden] -> [batch, 1, hidden]`
-    fn pool(&self, hidden: Tensor<3>, batch: &Batch) -> Tensor<3> {
-        let device = &self.opened.engine.device;
-        let mask = || batch.attention_mask(device).unsqueeze_dim::<3>(2); // [batch, seq, 1]
-        match self.opened.pooling.mode {
-            PoolingMode::Cls => hidden.narrow(1, 0, 1),
-            PoolingMode::Mean => (hidden * mask()).sum_dim(1) / mask().sum_dim(1),
-            PoolingMode::Max => (hidden + (mask() - 1.0) * 1e9).max_dim(1),
-        }
     }
 }
 
 /// The vector of a text whose windows arrive one by one.
 #[derive(Default)]
 struct Pooled {
-    vector: Vec<f32>,
-    weight: f32,
+    /// The sum of the tokens' vectors, the largest of their values, or the first of them.
+    vector: Vec<f64>,
+    tokens: usize,
 }
 
 impl Pooled {
-    fn add(&mut self, mode: PoolingMode, values: &[f32], weight: f32) {
-        if self.vector.is_empty() {
-            self.vector = values.to_vec();
-        } else {
-            let share = weight / (self.weight + weight);
-            for (sum, &x) in self.vector.iter_mut().zip(values) {
-                match mode {
-                    PoolingMode::Cls => {}
-                    PoolingMode::Mean => *sum += (x - *sum) * share,
-                    PoolingMode::Max => *sum = sum.max(x),
+    /// Adds a window's states `[tokens, width]`. Special tokens belong to the mean, as in sentence-transformers.
+    fn add(&mut self, mode: PoolingMode, states: &[f32], width: usize) {
+        for state in states.chunks(width) {
+            let values = state.iter().map(|&x| f64::from(x));
+            if self.tokens == 0 {
+                self.vector = values.collect();
+            } else {
+                for (pooled, x) in self.vector.iter_mut().zip(values) {
+                    match mode {
+                        PoolingMode::Cls => {}
+                        PoolingMode::Mean => *pooled += x,
+                        PoolingMode::Max => *pooled = pooled.max(x),
+                    }
                 }
             }
+            self.tokens += 1;
         }
-        self.weight += weight;
     }
 
-    fn finish(mut self, normalize: bool) -> Vec<f32> {
+    fn finish(self, mode: PoolingMode, normalize: bool) -> Vec<f32> {
+        let mut scale = match mode {
+            PoolingMode::Mean => 1.0 / self.tokens.max(1) as f64,
+            PoolingMode::Cls | PoolingMode::Max => 1.0,
+        };
         if normalize {
-            let norm = self.vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let scale = 1.0 / norm.max(1e-12);
-            for x in &mut self.vector {
-                *x = (f64::from(*x) * scale) as f32;
-            }
+            let norm = self.vector.iter().map(|x| (x * scale).powi(2)).sum::<f64>().sqrt();
+            scale /= norm.max(1e-12);
         }
-        self.vector
+        self.vector.into_iter().map(|x| (x * scale) as f32).collect()
     }
 }

@@ -9,7 +9,7 @@ use crate::decode::{Decoder, Scheme, Span};
 use crate::device::DeviceReport;
 use crate::entity::{Entity, widen_to_graphemes};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelConfig, Task};
+use crate::model::{ModelConfig, Output, Task};
 use crate::opened::Opened;
 use crate::options::{Limit, Options};
 use crate::text::{Tokenizer, Window};
@@ -162,13 +162,14 @@ impl Extractor {
                 }
                 None => Ok(()),
             };
+            let labels = self.opened.config.id2label.len();
             let mut note: Option<Note> = None;
             self.opened.windows(
                 texts.iter().copied(),
                 &limit,
                 false,
-                &|hidden, _| self.opened.logits(hidden),
-                &mut |index, window, logits, labels| {
+                Output::Logits,
+                &mut |index, window, logits| {
                     if let Some(done) = note.take_if(|note| note.index != index) {
                         done.finish(&mut emit)?;
                     }

@@ -341,6 +341,11 @@ impl Packed {
         self
     }
 
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
     /// Number of outputs.
     pub fn outputs(&self) -> usize {
         self.outputs

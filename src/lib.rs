@@ -18,8 +18,8 @@
 //! # }
 //! ```
 //!
-//! Features: `flex-parallel`, on by default (threads and vector instructions where no kernel computes; phones with 64-bit ARM do without
-//! it, and save 0.6 MB); off by default `embedded` (the bundle that the example uses, in the binary), `checkpoint` (Hugging Face
+//! Features: `flex`, on by default (Burn's Flex back end, which computes where no kernel does: 32-bit ARM, x86-64 without AVX2; apps
+//! for 64-bit phones do without it, and then nothing of Burn is in them); off by default `embedded` (the bundle that the example uses, in the binary), `checkpoint` (Hugging Face
 //! folders in and out), `wgpu` (GPUs), `ndarray` (Burn's NdArray back end), `autodiff` (for `ampoule-distill`).
 
 mod batch;

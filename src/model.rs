@@ -42,6 +42,15 @@ pub enum HiddenState {
     Attention(usize),
 }
 
+/// What is wanted of each sequence of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// The last hidden states, `[tokens, hidden]`.
+    States,
+    /// The head's logits, `[tokens, labels]` for token classification and `[1, labels]` for text classification.
+    Logits,
+}
+
 /// An encoder with its head.
 #[derive(Module, Debug)]
 pub struct Model {
@@ -99,7 +108,10 @@ impl Model {
     /// # Errors
     /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
     pub fn logits(&self, hidden: Tensor<3>, noise: &mut Option<Noise>) -> Result<Tensor<3>> {
-        logits(self.head.as_ref(), hidden, noise)
+        match &self.head {
+            Some(head) => Ok(head.forward(hidden, noise)),
+            None => Err(no_labels()),
+        }
     }
 
     /// A copy of every tensor, in the files' names and layouts.
@@ -118,13 +130,8 @@ impl Model {
     }
 }
 
-fn logits(head: Option<&Head>, hidden: Tensor<3>, noise: &mut Option<Noise>) -> Result<Tensor<3>> {
-    match head {
-        Some(head) => Ok(head.forward(hidden, noise)),
-        None => Err(Error::incompatible(
-            "this model is a bare encoder and has no labels; train a head on it, or embed texts with it",
-        )),
-    }
+fn no_labels() -> Error {
+    Error::incompatible("this model is a bare encoder and has no labels; train a head on it, or embed texts with it")
 }
 
 /// The name under which files know the parameter at `path`, a path of module fields as Burn's visitors give it.

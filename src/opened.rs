@@ -4,21 +4,21 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
-
 use crate::batch::Batch;
 use crate::bundle::{Bundle, Pooling};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
-use crate::device::{Engine, KernelTime};
+use crate::device::{Engine, KernelTime, Place};
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
-use crate::model::{Model, ModelConfig, PackedModel, Task, WeightSource};
+#[cfg(feature = "backend")]
+use crate::model::Model;
+use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
 use crate::options::{Limit, Options};
 use crate::text::{Token, Tokenizer, Window, Windower};
 
-/// Takes a window of the text of this index, and its values `[rows, width]` with their width.
-pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32], usize) -> Result<()> + 'a;
+/// Takes a window of the text of this index, and its output.
+pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32]) -> Result<()> + 'a;
 
 /// Tokens around those of a window's text.
 const SPECIAL: usize = 2;
@@ -36,12 +36,13 @@ pub(crate) struct Opened {
     model: Computes,
 }
 
-/// Who computes the encoder.
+/// The model, loaded for the place where it computes.
 enum Computes {
     /// The kernels, on a processor.
-    Kernels(PackedModel),
-    /// Burn.
-    Burn(Model),
+    Kernels(Box<PackedModel>),
+    /// Burn, on this device.
+    #[cfg(feature = "backend")]
+    Burn(Box<Model>, burn::tensor::Device),
 }
 
 /// Loads the model for an engine.
@@ -49,22 +50,28 @@ type Loader<'a> = dyn FnMut(&ModelConfig, &Engine) -> Result<Computes> + 'a;
 
 impl Computes {
     fn load(config: &ModelConfig, source: &mut (dyn WeightSource + Send), engine: &Engine) -> Result<Self> {
-        engine.pool.install(|| match engine.kernel {
-            Some(kernel) => PackedModel::load(config, source, kernel, &engine.device).map(Computes::Kernels),
-            None => Model::load(config, source, &engine.device).map(Computes::Burn),
+        engine.pool.install(|| match &engine.place {
+            Place::Kernel(kernel) => Ok(Computes::Kernels(Box::new(PackedModel::load(config, source, *kernel)?))),
+            #[cfg(feature = "backend")]
+            Place::Burn(device) => Ok(Computes::Burn(Box::new(Model::load(config, source, device)?), device.clone())),
         })
     }
 
-    /// The last hidden states, `[batch, seq, hidden]`. Runs in the current pool.
-    fn hidden_states(
-        &self,
-        batch: &Batch,
-        device: &Device,
-        check: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Tensor<3>> {
+    /// What is wanted of each sequence. Runs in the current pool.
+    fn outputs(&self, batch: &Batch, output: Output, check: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Vec<f32>>> {
         match self {
-            Computes::Kernels(model) => model.hidden_states(batch, device, check),
-            Computes::Burn(model) => model.hidden_states(batch, device, &mut None, &mut |_, _| check()),
+            Computes::Kernels(model) => model.outputs(batch, output, check),
+            #[cfg(feature = "backend")]
+            Computes::Burn(model, device) => {
+                let mut values = model.hidden_states(batch, device, &mut None, &mut |_, _| check())?;
+                if output == Output::Logits {
+                    values = model.logits(values, &mut None)?;
+                }
+                let [_, rows, width] = values.dims();
+                let values = host(values)?;
+                let each = values.chunks((rows * width).max(1)).zip(batch.lengths());
+                Ok(each.map(|(values, &n)| values[..n.min(rows) * width].to_vec()).collect())
+            }
         }
     }
 }
@@ -85,7 +92,7 @@ fn fastest(config: &ModelConfig, load: &mut Loader, engine: &mut Engine) -> Resu
         let mut least = Duration::MAX;
         for _ in 0..MEASURED_RUNS {
             let start = Instant::now();
-            engine.pool.install(|| host(model.hidden_states(&batch, &engine.device, &mut || Ok(()))?))?;
+            engine.pool.install(|| model.outputs(&batch, Output::States, &mut || Ok(())))?;
             least = least.min(start.elapsed());
         }
         let microseconds = least.as_micros() as u64;
@@ -190,17 +197,14 @@ impl Opened {
         self.engine.pool.install(f)
     }
 
-    /// Cuts `texts` into windows, computes them in batches of at most `max_batch_tokens` and hands each window with its values
+    /// Cuts `texts` into windows, computes them in batches of at most `max_batch_tokens` and hands each window with its output
     /// to `each`, in order. A text without tokens has no window, or, with `also_empty`, one of special tokens alone.
-    ///
-    /// `compute` turns a batch's last hidden states `[batch, seq, hidden]` into `[batch, rows, width]`; `each` gets
-    /// `[rows, width]` of its window.
     pub(crate) fn windows<'t>(
         &self,
         texts: impl IntoIterator<Item = &'t str>,
         limit: &Limit,
         also_empty: bool,
-        compute: &dyn Fn(Tensor<3>, &Batch) -> Result<Tensor<3>>,
+        output: Output,
         each: &mut EachWindow,
     ) -> Result<()> {
         let mut pending: Vec<(usize, Window)> = Vec::new();
@@ -211,13 +215,9 @@ impl Opened {
             }
             let sequences: Vec<Vec<u32>> = pending.iter().map(|(_, window)| self.sequence(&window.tokens)).collect();
             let batch = Batch::new(&sequences, self.config.pad_token_id);
-            let hidden = self.hidden_states(&batch, limit)?;
-            let output = compute(hidden, &batch)?;
-            let [_, rows, width] = output.dims();
-            let values = host(output)?;
-            check_finite(&values)?;
-            for (i, (text, window)) in pending.drain(..).enumerate() {
-                each(text, &window, &values[i * rows * width..(i + 1) * rows * width], width)?;
+            let outputs = self.outputs(&batch, output, limit)?;
+            for ((text, window), values) in pending.drain(..).zip(&outputs) {
+                each(text, &window, values)?;
             }
             Ok(())
         };
@@ -256,44 +256,19 @@ impl Opened {
         ids
     }
 
-    /// The last hidden states, `[batch, seq, hidden]`. Runs in the current pool.
-    pub(crate) fn hidden_states(&self, batch: &Batch, limit: &Limit) -> Result<Tensor<3>> {
-        self.model.hidden_states(batch, &self.engine.device, &mut || limit.check())
-    }
-
-    /// The last hidden states of each sequence, `[tokens, hidden]`. Runs in the current pool.
-    pub(crate) fn sequence_states(&self, batch: &Batch, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        let states = match &self.model {
-            Computes::Kernels(model) => model.sequence_states(batch, &mut || limit.check())?,
-            Computes::Burn(_) => {
-                let values = host(self.hidden_states(batch, limit)?)?;
-                let ([_, seq], width) = (batch.dims(), self.config.hidden_size);
-                let rows = values.chunks(seq * width).zip(batch.lengths());
-                rows.map(|(rows, &n)| rows[..n * width].to_vec()).collect()
-            }
-        };
-        states.iter().try_for_each(|states| check_finite(states))?;
-        Ok(states)
-    }
-
-    /// The head's logits, see [`Model::logits`].
-    pub(crate) fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        match &self.model {
-            Computes::Kernels(model) => model.logits(hidden),
-            Computes::Burn(model) => model.logits(hidden, &mut None),
+    /// What is wanted of each sequence. Runs in the current pool.
+    pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
+        let outputs = self.model.outputs(batch, output, &mut || limit.check())?;
+        match outputs.iter().flatten().all(|x| x.is_finite()) {
+            true => Ok(outputs),
+            false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),
         }
     }
 }
 
-fn check_finite(values: &[f32]) -> Result<()> {
-    match values.iter().all(|x| x.is_finite()) {
-        true => Ok(()),
-        false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),
-    }
-}
-
 /// The values of a tensor, row-major.
-pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+#[cfg(feature = "backend")]
+fn host(tensor: burn::tensor::Tensor<3>) -> Result<Vec<f32>> {
     let failed =
         |why: &dyn std::fmt::Debug| Error::internal(format!("cannot read the result from the device: {why:?}"));
     let data = tensor.try_into_data_as::<f32>().map_err(|e| failed(&e))?;

@@ -2,14 +2,15 @@
 
     peers.py prepare --work --minilm --ampoule      checkpoints of four shapes and each peer's form of them
     peers.py compare --work --minilm --peers --out  times them by turns, in an order drawn anew, writes OUT.csv and OUT.svg
-    peers.py threads --work --minilm --peers --out  ours with one thread and with two by turns, writes OUT.threads.csv
+    peers.py threads --work --minilm --peers --out  ours with one thread, with two, and twice at once by turns, to
+                                                    OUT.threads.csv
     peers.py start --work --minilm --peers --out    each as a new process up to its first hidden states: processor time and memory,
                                                     to OUT.start.csv
     peers.py report --out                           the table of an OUT.csv
 
 run.sh calls the first four. `peers.py worker ENGINE MODEL THREADS` is one engine in a process of its own."""
 
-import argparse, csv, datetime, json, math, os, pathlib, platform, random, shutil, statistics, subprocess, sys, time
+import argparse, concurrent.futures, csv, datetime, json, math, os, pathlib, platform, random, shutil, statistics, subprocess, sys, time
 
 SHAPES = [(1, 16), (1, 32), (1, 128), (1, 256), (1, 512), (8, 128)]  # sequences, tokens of each
 STUDENTS = {"3x384": (3, 384, 12, 1536), "4x312": (4, 312, 12, 1200), "4x192": (4, 192, 4, 768)}
@@ -245,30 +246,52 @@ def compare(work, minilm, peers, out, threads, rounds, models):
     picture(rows, f"{out}.svg")
 
 
+def pin(worker):
+    """Each thread of our pool to a core of its own: what onnxruntime does by itself, and some kernels pack threads on one core."""
+    folder = f"/proc/{worker.process.pid}/task"
+    for task in os.listdir(folder):
+        name = pathlib.Path(folder, task, "comm").read_text().strip()
+        if name.startswith("ampoule-"):
+            os.sched_setaffinity(int(task), [int(name.removeprefix("ampoule-"))])
+
+
 def threads_compared(work, minilm, peers, out, rounds, models):
+    """One thread, two threads, and two processes of one thread at once, which is what the machine's two cores have to give."""
     rows, path = [], vacant(out.with_name(f"{out.name}.threads.csv"))
-    print(f"{'model':10} {'precision':>9} {'shape':>8} {'wall ms: one':>12} {'two':>8} {'min':>6} {'median':>6}")
+    print("two threads over one, and two processes over one: of the minima, of the medians")
+    print(f"{'model':10} {'precision':>9} {'shape':>8} {'wall ms: one':>12} {'two':>8} {'threads':>11} {'processes':>11}")
     for name in models:
         folder = minilm if name == "MiniLM-L6" else work / name / "hf"
         for precision, model in [("int8", work / name / "ampoule.int8.safetensors"), ("f32", folder)]:
-            engines = [Worker("ampoule", precision, "", [peers, "ampoule", model, n], range(n)) for n in [1, 2]]
-            texts = token_ids()
-            times = {}
+            one, other = (Worker("ampoule", precision, "", [peers, "ampoule", model, 1], [core]) for core in range(2))
+            two = Worker("ampoule", precision, "", [peers, "ampoule", model, 2], range(2))
+            pin(two)
+            both = concurrent.futures.ThreadPoolExecutor(2)
+            ways = {
+                "one": lambda ids: one.ask(ids)["wall_ms"],
+                "two": lambda ids: two.ask(ids)["wall_ms"],
+                "both": lambda ids: max(both.map(lambda worker: worker.ask(ids)["wall_ms"], [one, other])),
+            }
+            times = {shape: {way: [] for way in ways} for shape in SHAPES}
             for turn in range(rounds + 2):
-                for shape, ids in zip(SHAPES, texts):
-                    for i in range(2):
-                        took = engines[(i + turn) % 2].ask(ids)["wall_ms"]
+                for shape, ids in zip(SHAPES, token_ids()):
+                    for way in random.Random(turn).sample(list(ways), len(ways)):
+                        took = ways[way](ids)
                         if turn >= 2:
-                            times.setdefault(shape, ([], []))[(i + turn) % 2].append(took)
+                            times[shape][way].append(took)
                 progress(f"{name} {precision}", turn, rounds + 2)
-            for (count, tokens), (one, two) in times.items():
-                least, median = min(one) / min(two), statistics.median(one) / statistics.median(two)
-                print(f"{name:10} {precision:>9} {f'{count}x{tokens}':>8} {min(one):12.2f} {min(two):8.2f} {least:6.2f} {median:6.2f}")
-                rows.append(machine() | {
-                    "model": name, "precision": precision, "sequences": count, "tokens": tokens, "rounds": rounds,
-                    "one_ms_min": round(min(one), 3), "one_ms_median": round(statistics.median(one), 3),
-                    "two_ms_min": round(min(two), 3), "two_ms_median": round(statistics.median(two), 3)})
-            for engine in engines:
+            for (count, tokens), taken in times.items():
+                row, ratios = {}, {"two": [], "both": []}
+                for of, f in [("min", min), ("median", statistics.median)]:
+                    row |= {f"{way}_ms_{of}": round(f(taken[way]), 3) for way in ways}
+                    ratios["two"].append(f(taken["one"]) / f(taken["two"]))
+                    ratios["both"].append(2 * f(taken["one"]) / f(taken["both"]))
+                threads, processes = ("{:.2f}, {:.2f}".format(*ratios[way]) for way in ["two", "both"])
+                print(f"{name:10} {precision:>9} {f'{count}x{tokens}':>8} {min(taken['one']):12.2f} {min(taken['two']):8.2f} "
+                      f"{threads:>11} {processes:>11}", flush=True)
+                rows.append(machine() | {"model": name, "precision": precision, "sequences": count, "tokens": tokens,
+                                         "rounds": rounds} | row)
+            for engine in [one, other, two]:
                 engine.end()
     write(rows, path)
 

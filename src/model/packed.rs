@@ -4,15 +4,14 @@
 
 use std::sync::Mutex;
 
-use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::config::ModelConfig;
-use super::heads::Head;
+use super::Output;
+use super::config::{ModelConfig, Task};
 use super::weights::{Int8, Values, WeightSource};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::{Kernel, Matrix, Packed, Scratch};
+use crate::kernels::{Activation, Kernel, Matrix, Packed, Scratch};
 
 /// The most rows that go through a layer's feed-forward block together: their widened values stay in a core's cache.
 const ROWS: usize = 64;
@@ -50,6 +49,13 @@ struct Layer {
     norm: Norm,
 }
 
+/// The dense layers of a head; their weights stay floats.
+struct Head {
+    /// Over a text's first token, with what follows it.
+    pooler: Option<(Packed, Activation)>,
+    classifier: Packed,
+}
+
 /// What one call needs at a time.
 #[derive(Default)]
 struct Workspace {
@@ -74,12 +80,7 @@ struct ThreadSpace {
 }
 
 impl PackedModel {
-    pub(crate) fn load(
-        config: &ModelConfig,
-        source: &mut dyn WeightSource,
-        kernel: Kernel,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(crate) fn load(config: &ModelConfig, source: &mut dyn WeightSource, kernel: Kernel) -> Result<Self> {
         config.validate()?;
         let (width, h) = (config.embedding_size, config.hidden_size);
         let word_embeddings = source.take_values("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
@@ -99,7 +100,7 @@ impl PackedModel {
         let layers = (0..config.num_hidden_layers)
             .map(|i| Layer::load(config, source, kernel, &format!("encoder.layer.{i}")))
             .collect::<Result<_>>()?;
-        let head = Head::load(config, source, device)?;
+        let head = Head::load(config, source, kernel)?;
         let workspaces = Mutex::default();
         Ok(PackedModel {
             config: config.clone(),
@@ -114,52 +115,31 @@ impl PackedModel {
         })
     }
 
-    /// The head's logits; see [`Model::logits`](super::Model::logits).
-    pub(crate) fn logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        super::logits(self.head.as_ref(), hidden, &mut None)
-    }
-
-    /// The last hidden states, `[batch, seq, hidden]`, zero where a sequence is padded; see
-    /// [`Model::hidden_states`](super::Model::hidden_states). `check` may end the computation between layers. Runs in rayon's
-    /// current pool.
-    pub(crate) fn hidden_states(
+    /// What is wanted of each sequence. `check` may end the computation between layers. Runs in rayon's current pool.
+    pub(crate) fn outputs(
         &self,
         batch: &Batch,
-        device: &Device,
-        check: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Tensor<3>> {
-        let ([count, seq], h) = (batch.dims(), self.config.hidden_size);
-        self.run(batch, check, |mut states| {
-            let mut padded = vec![0.0; count * seq * h];
-            for (out, &n) in padded.chunks_mut((seq * h).max(1)).zip(batch.lengths()) {
-                let (these, rest) = states.split_at(n * h);
-                out[..n * h].copy_from_slice(these);
-                states = rest;
-            }
-            Tensor::from_data(TensorData::new(padded, [count, seq, h]), device)
-        })
-    }
-
-    /// The same of each sequence, `[tokens, hidden]`.
-    pub(crate) fn sequence_states(
-        &self,
-        batch: &Batch,
+        output: Output,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
-        self.run(batch, check, |mut states| {
-            let each = batch.lengths().iter().map(|n| {
-                let (these, rest) = states.split_at(n * self.config.hidden_size);
-                states = rest;
-                these.to_vec()
-            });
-            each.collect()
-        })
-    }
-
-    /// Hands the last hidden states of all tokens, without padding, to `f`.
-    fn run<T>(&self, batch: &Batch, check: &mut dyn FnMut() -> Result<()>, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
-        let result = self.compute(batch, &mut workspace, check).map(|()| f(&workspace.x));
+        let result = self.compute(batch, &mut workspace, check).and_then(|()| {
+            let mut rest = workspace.x.as_slice();
+            let sequences = batch.lengths().iter().map(|n| {
+                let (states, others) = rest.split_at(n * self.config.hidden_size);
+                rest = others;
+                states
+            });
+            match (output, &self.head) {
+                (Output::States, _) => Ok(sequences.map(<[f32]>::to_vec).collect()),
+                (Output::Logits, Some(head)) => {
+                    let sequences: Vec<&[f32]> = sequences.collect();
+                    let of = |states: &&[f32]| head.logits(states, &mut space(&workspace.threads).scratch);
+                    Ok(sequences.par_iter().map(of).collect())
+                }
+                (Output::Logits, None) => Err(super::no_labels()),
+            }
+        });
         lock(&self.workspaces).push(workspace);
         result
     }
@@ -314,6 +294,42 @@ impl Layer {
             output: linear(source, kernel, &[&format!("{name}.output.dense")], h, f)?,
             norm: Norm::load(source, &format!("{name}.output.LayerNorm"), h, config)?,
         })
+    }
+}
+
+impl Head {
+    fn load(config: &ModelConfig, source: &mut dyn WeightSource, kernel: Kernel) -> Result<Option<Self>> {
+        if config.task == Task::Encoder {
+            return Ok(None);
+        }
+        let h = config.hidden_size;
+        let mut dense = |name: &str, outputs: usize| -> Result<Packed> {
+            let weight = source.take(&format!("{name}.weight"), &[outputs, h])?;
+            let bias = source.take(&format!("{name}.bias"), &[outputs])?;
+            Ok(Packed::new(kernel, &Matrix::F32(vec![&weight]), h, &bias))
+        };
+        let pooler = match config.has_pooler() {
+            true => Some((dense("pooler.dense", h)?, config.pooler_act())),
+            false => None,
+        };
+        Ok(Some(Head { pooler, classifier: dense("classifier", config.id2label.len())? }))
+    }
+
+    /// A sequence's hidden states `[tokens, hidden]` -> `[tokens, labels]`, or `[1, labels]` of the text.
+    fn logits(&self, states: &[f32], scratch: &mut Scratch) -> Vec<f32> {
+        let mut pooled = Vec::new();
+        let x = match &self.pooler {
+            None => states,
+            Some((dense, activation)) => {
+                let h = dense.outputs();
+                pooled.resize(h, 0.0);
+                dense.apply(&states[..h], Some(*activation), scratch, &mut pooled);
+                pooled.as_slice()
+            }
+        };
+        let mut logits = vec![0.0; x.len() / self.classifier.inputs() * self.classifier.outputs()];
+        self.classifier.apply(x, None, scratch, &mut logits);
+        logits
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Device, Tensor};
+
 use super::*;
 use crate::Checkpoint;
 use crate::bundle::quantize_rows;
@@ -41,7 +43,7 @@ fn a_layer_whose_factors_differ_is_refused() {
     let checkpoint = Checkpoint::open(folder("bert-encoder")).unwrap();
     let kernel = Kernel::by_name("scalar").unwrap();
     let mut source = Uneven(Quantized(checkpoint.weights));
-    let error = PackedModel::load(&checkpoint.config, &mut source, kernel, &Device::flex()).err().unwrap();
+    let error = PackedModel::load(&checkpoint.config, &mut source, kernel).err().unwrap();
     assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
     assert!(error.to_string().contains("attention.self.key"), "{error}");
 }
@@ -57,8 +59,8 @@ fn scores_that_overflow_give_no_finite_states() {
             }
             let ids = vec![vec![5, 6, 7, 8, 9]];
             let model = match is_int8 {
-                true => PackedModel::load(&config, &mut Quantized(weights), kernel, &Device::flex()),
-                false => PackedModel::load(&config, &mut weights, kernel, &Device::flex()),
+                true => PackedModel::load(&config, &mut Quantized(weights), kernel),
+                false => PackedModel::load(&config, &mut weights, kernel),
             };
             let states = hidden(&model.unwrap(), &ids, 1);
             assert!(states[0].iter().all(|x| !x.is_finite()), "{kernel:?}, int8: {is_int8}");
@@ -86,15 +88,14 @@ fn sequences(config: &ModelConfig) -> Vec<Vec<u32>> {
 fn hidden(model: &PackedModel, sequences: &[Vec<u32>], threads: usize) -> Vec<Vec<f32>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let batch = Batch::new(sequences, model.config.pad_token_id);
-    let states = pool.install(|| model.hidden_states(&batch, &Device::flex(), &mut || Ok(()))).unwrap();
-    rows(states, &batch)
+    pool.install(|| model.outputs(&batch, Output::States, &mut || Ok(()))).unwrap()
 }
 
 /// The states of each sequence, padding left out.
 fn rows(states: Tensor<3>, batch: &Batch) -> Vec<Vec<f32>> {
     let [_, seq, width] = states.dims();
     let states = states.into_data().try_into_vec::<f32>().unwrap();
-    states.chunks(seq * width).zip(batch.lengths()).map(|(row, &n)| row[..n * width].to_vec()).collect()
+    states.chunks(seq * width).zip(batch.lengths()).map(|(row, &n)| row[..n.min(seq) * width].to_vec()).collect()
 }
 
 fn largest(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
@@ -119,11 +120,33 @@ fn fused_is_composed_in_every_architecture() {
         let expected = rows(states, &batch);
         for kernel in Kernel::available() {
             let mut weights = checkpoint.weights.clone();
-            let packed = PackedModel::load(config, &mut weights, kernel, &Device::flex()).unwrap();
+            let packed = PackedModel::load(config, &mut weights, kernel).unwrap();
             assert!(weights.0.is_empty(), "{name}: {:?} are left", weights.0.keys());
             let largest = largest(&hidden(&packed, &sequences, 2), &expected);
             println!("{name}, {kernel:?}: {largest:.1e}");
             assert!(largest <= 1e-5, "{name}, {kernel:?}: {largest:e}");
+        }
+    }
+}
+
+#[test]
+fn heads_give_the_composed_models_logits() {
+    for architecture in ["bert", "distilbert", "roberta", "electra"] {
+        for head in ["token", "sequence"] {
+            let name = format!("{architecture}-{head}");
+            let Checkpoint { config, weights, .. } = Checkpoint::open(folder(&name)).unwrap();
+            let batch = Batch::new(&sequences(&config), config.pad_token_id);
+            let composed = Model::load(&config, &mut weights.clone(), &Device::flex()).unwrap();
+            let states = composed.hidden_states(&batch, &Device::flex(), &mut None, &mut |_, _| Ok(())).unwrap();
+            let expected = rows(composed.logits(states, &mut None).unwrap(), &batch);
+            for kernel in Kernel::available() {
+                let packed = PackedModel::load(&config, &mut weights.clone(), kernel).unwrap();
+                let found = packed.outputs(&batch, Output::Logits, &mut || Ok(())).unwrap();
+                let lengths = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
+                assert_eq!(lengths(&found), lengths(&expected), "{name}");
+                let largest = largest(&found, &expected);
+                assert!(largest <= 1e-5, "{name}, {kernel:?}: {largest:e}");
+            }
         }
     }
 }
@@ -137,7 +160,7 @@ fn neither_batch_nor_padding_nor_threads_change_a_bit() {
             for int8 in [false, true] {
                 let mut weights = checkpoint.weights.clone();
                 let source: &mut dyn WeightSource = if int8 { &mut Quantized(weights.clone()) } else { &mut weights };
-                let packed = PackedModel::load(config, source, kernel, &Device::flex()).unwrap();
+                let packed = PackedModel::load(config, source, kernel).unwrap();
                 let expected = hidden(&packed, &sequences, 1);
                 // All sequences are one group where there are 8.
                 for threads in [2, 3, 8] {
@@ -158,7 +181,7 @@ fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
         let config = &checkpoint.config;
         let sequences = sequences(config);
         let states = |kernel, source: &mut dyn WeightSource| {
-            hidden(&PackedModel::load(config, source, kernel, &Device::flex()).unwrap(), &sequences, 1)
+            hidden(&PackedModel::load(config, source, kernel).unwrap(), &sequences, 1)
         };
         let scalar = Kernel::by_name("scalar").unwrap();
         let floats = states(scalar, &mut checkpoint.weights.clone());
@@ -180,19 +203,15 @@ fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
 #[test]
 fn a_call_that_is_ended_between_layers_leaves_the_model_usable() {
     let (_, checkpoint) = checkpoints().next().unwrap();
-    let packed = PackedModel::load(
-        &checkpoint.config,
-        &mut checkpoint.weights.clone(),
-        Kernel::available().next().unwrap(),
-        &Device::flex(),
-    )
-    .unwrap();
+    let packed =
+        PackedModel::load(&checkpoint.config, &mut checkpoint.weights.clone(), Kernel::available().next().unwrap())
+            .unwrap();
     let sequences = sequences(&checkpoint.config);
     let expected = hidden(&packed, &sequences, 1);
     for after in 0..=checkpoint.config.num_hidden_layers {
         let mut seen = 0;
         let batch = Batch::new(&sequences, checkpoint.config.pad_token_id);
-        let ended = packed.hidden_states(&batch, &Device::flex(), &mut || {
+        let ended = packed.outputs(&batch, Output::States, &mut || {
             seen += 1;
             if seen > after { Err(crate::Error::invalid_input("enough")) } else { Ok(()) }
         });
