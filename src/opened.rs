@@ -194,6 +194,10 @@ impl Opened {
 
     /// Runs `f` in the model's own pool.
     pub(crate) fn install<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        if self.engine.report.threads > 1 {
+            // All wake at once: the others would sleep on until the first has work to share.
+            self.engine.pool.spawn_broadcast(|_| {});
+        }
         self.engine.pool.install(f)
     }
 
