@@ -153,9 +153,6 @@ impl PackedModel {
         tokens.clear();
         tokens.extend(batch.tokens());
         x.resize(tokens.len() * h, 0.0);
-        x.par_chunks_mut(ROWS * h).zip(tokens.par_chunks(ROWS)).for_each(|(x, tokens)| {
-            self.embed(tokens, x, &mut space(spaces));
-        });
         let group = |lengths: &[usize]| {
             let mut tokens = 0;
             let full = lengths.iter().position(|n| {
@@ -165,6 +162,19 @@ impl PackedModel {
             (full.map_or(lengths.len(), |last| last + 1), tokens)
         };
         let is_one_group = group(batch.lengths()).0 == batch.lengths().len();
+        let rows = self.rows(x);
+        let blocks = x.par_chunks_mut(rows * h).zip(tokens.par_chunks(rows));
+        match self.layers.first().filter(|_| is_one_group) {
+            Some(first) => {
+                qkv.resize(3 * tokens.len() * h, 0.0);
+                blocks.zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|((x, tokens), qkv)| {
+                    let mut own = space(spaces);
+                    self.embed(tokens, x, &mut own);
+                    first.query_key_value.apply(x, None, &mut own.scratch, qkv);
+                });
+            }
+            None => blocks.for_each(|(x, tokens)| self.embed(tokens, x, &mut space(spaces))),
+        }
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).filter(|_| is_one_group);
             let (mut x, mut lengths) = (x.as_mut_slice(), batch.lengths());
@@ -173,7 +183,7 @@ impl PackedModel {
                 let (sequences, tokens) = group(lengths);
                 let (these, others) = lengths.split_at(sequences);
                 let (group, rest) = x.split_at_mut(tokens * h);
-                if i == 0 || !is_one_group {
+                if !is_one_group {
                     self.project(layer, group, qkv, spaces);
                 }
                 self.layer(layer, next, these, group, qkv, context, spaces);
