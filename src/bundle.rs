@@ -194,7 +194,13 @@ impl Bundle {
     /// or is of another version or architecture.
     pub fn open(path: &Path, load: Load, verify: bool) -> Result<Self> {
         let (file, len) = open_file(path)?;
-        Self::read(file, 0, len, load, verify).map_err(|e| e.context(path.display()))
+        Self::read(file, 0, len, load, verify, true).map_err(|e| e.context(path.display()))
+    }
+
+    /// The same for a reader that takes every tensor at once: what is copied is checked as it is taken, and so read once.
+    pub(crate) fn open_to_take(path: &Path, load: Load, verify: bool) -> Result<Self> {
+        let (file, len) = open_file(path)?;
+        Self::read(file, 0, len, load, verify, false).map_err(|e| e.context(path.display()))
     }
 
     /// Opens the bundle that takes `len` bytes from byte `offset` of the file at `path`, such as an APK.
@@ -209,7 +215,7 @@ impl Bundle {
                 path.display()
             )));
         }
-        Self::read(file, offset, len, load, verify)
+        Self::read(file, offset, len, load, verify, true)
             .map_err(|e| e.context(format_args!("{} at byte {offset}", path.display())))
     }
 
@@ -219,7 +225,7 @@ impl Bundle {
     /// As [`Bundle::open`].
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>, verify: bool) -> Result<Self> {
         let Bundle { info, data } = Self::unchecked(bytes.into())?;
-        Self::checked(info, data, verify)
+        Self::checked(info, data, verify, true)
     }
 
     /// The same without a look at the values, which brings all of them into memory: for the bundle that this crate carries, whose
@@ -239,7 +245,7 @@ impl Bundle {
         read_info(&mut file, len).map(|(info, _)| info).map_err(|e| e.context(path.display()))
     }
 
-    fn read(mut file: File, offset: u64, len: u64, load: Load, verify: bool) -> Result<Self> {
+    fn read(mut file: File, offset: u64, len: u64, load: Load, verify: bool, with_values: bool) -> Result<Self> {
         file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
         let (info, header_len) = read_info(&mut file, len)?;
         let data_len = usize::try_from(len - header_len)
@@ -250,14 +256,16 @@ impl Bundle {
             Load::Map => Some(map(&file, start, data_len).map_err(unreadable)?),
             Load::Copy => None,
         };
-        let mut bundle = Self::checked(info, Data::File(Mutex::new(file), start), verify)?;
+        // A map is not looked at again when tensors are taken.
+        let with_values = with_values || map.is_some();
+        let mut bundle = Self::checked(info, Data::File(Mutex::new(file), start), verify, with_values)?;
         if let Some(map) = map {
             bundle.data = Data::Memory(Arc::new(map), 0);
         }
         Ok(bundle)
     }
 
-    fn checked(info: BundleInfo, data: Data, verify: bool) -> Result<Self> {
+    fn checked(info: BundleInfo, data: Data, verify: bool, with_values: bool) -> Result<Self> {
         if verify {
             let mut hash = Sha256::new();
             let len = info.tensors.iter().map(|t| t.bytes).sum();
@@ -273,7 +281,7 @@ impl Bundle {
                 )));
             }
         }
-        for tensor in &info.tensors {
+        for tensor in info.tensors.iter().filter(|_| with_values) {
             let mut first = 0;
             data.each_chunk(tensor.begin, tensor.bytes, &mut |chunk| {
                 check::values(tensor, first, chunk)?;

@@ -237,6 +237,11 @@ pub struct Scratch {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+// SAFETY: 64 bytes without padding, any of which is valid, zero among them.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: the same.
+unsafe impl bytemuck::Pod for Line {}
+
 /// Weights as a kernel's panels, of `wide = VECTORS * lanes` outputs each, the last padded with zeros.
 enum Panels {
     /// `[panel, inputs / group, wide, group]` integers; a scale an output, and what its sums begin with: minus what the activations'
@@ -312,8 +317,8 @@ impl Packed {
                 Panels::Int8 { data, scales, starts }
             }
             Matrix::F32(parts) => {
-                let mut data = vec![Line([0; 64]); (count * inputs * wide * 4).div_ceil(64)];
-                let lanes = words(&mut data);
+                let mut data = lines(count * inputs * wide * 4);
+                let lanes: &mut [u32] = bytemuck::cast_slice_mut(&mut data);
                 let mut at = 0;
                 for row in parts.iter().flat_map(|part| part.chunks(inputs.max(1))) {
                     let panel = &mut lanes[at / wide * inputs * wide..][..inputs * wide];
@@ -375,9 +380,8 @@ fn groups<'a, const GROUP: usize>(
     wide: usize,
 ) -> Vec<Line> {
     let length = inputs.div_ceil(GROUP) * wide * GROUP;
-    let mut data = vec![Line([0; 64]); (count * length).div_ceil(64)];
-    // SAFETY: a line is 64 bytes without padding, and bytes have no alignment and no invalid pattern.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<i8>(), data.len() * 64) };
+    let mut data = lines(count * length);
+    let bytes: &mut [i8] = bytemuck::cast_slice_mut(&mut data);
     for (at, row) in rows.enumerate() {
         let panel = &mut bytes[at / wide * length..][..length];
         let places = panel[at % wide * GROUP..].chunks_mut(GROUP).step_by(wide);
@@ -392,8 +396,7 @@ fn groups<'a, const GROUP: usize>(
     data
 }
 
-/// The lines as 32-bit lanes.
-fn words(lines: &mut [Line]) -> &mut [u32] {
-    // SAFETY: a line is 64 bytes without padding, aligned for u32, and every bit pattern is valid in both.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+/// Lines for so many bytes, all zero: the system's own zeros, where `vec!` would write them.
+fn lines(bytes: usize) -> Vec<Line> {
+    bytemuck::zeroed_vec(bytes.div_ceil(64))
 }

@@ -113,7 +113,7 @@ impl Opened {
         if path.is_dir() {
             return Self::open_folder(path, options);
         }
-        let bundle = Bundle::open(path, options.load, options.verify)?;
+        let bundle = Bundle::open_to_take(path, options.load, options.verify)?;
         Self::from_bundle(bundle, options).map_err(|e| e.context(path.display()))
     }
 
