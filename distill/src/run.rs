@@ -33,20 +33,24 @@ pub(crate) struct Best {
 /// A run's folder. Every file in it is written aside and renamed, so a killed process leaves the one before.
 pub(crate) struct RunFolder {
     path: PathBuf,
+    /// Held while a process trains here; the system lets go of it whatever ends the process.
+    _lock: Option<fs::File>,
 }
 
 impl RunFolder {
     /// Makes the folder, or opens it where it holds a run of the same `identity`.
     pub(crate) fn open(path: &Path, identity: &Value) -> Result<Self> {
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        let lock = lock(path)?;
         let config = path.join("config.json");
         match fs::read(&config) {
             Ok(bytes) => {
-                if serde_json::from_slice::<Value>(&bytes).ok().as_ref() != Some(identity) {
+                let found = serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null);
+                if found != *identity {
                     return Err(Error::invalid_input(format!(
-                        "{} holds a run of another configuration, of other data, or from another start; name another run folder, or delete \
-                         this one",
-                        path.display()
+                        "{} holds another run, of other {}; name another run folder, or delete this one",
+                        path.display(),
+                        differences(&found, identity).join(", ")
                     )));
                 }
             }
@@ -55,7 +59,7 @@ impl RunFolder {
             }
             Err(e) => return Err(Error::io(&config, e)),
         }
-        Ok(RunFolder { path: path.to_owned() })
+        Ok(RunFolder { path: path.to_owned(), _lock: lock })
     }
 
     fn state_path(&self) -> PathBuf {
@@ -168,6 +172,46 @@ impl RunFolder {
     }
 }
 
+/// Keeps other processes from training in the folder. A file system without locks keeps none.
+fn lock(path: &Path) -> Result<Option<fs::File>> {
+    let name = path.join("lock");
+    let file = fs::File::create(&name).map_err(|e| Error::io(&name, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::invalid_input(format!(
+            "another process trains in {}; wait until it ends, or name another run folder",
+            path.display()
+        ))),
+        Err(fs::TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// What two runs do not have in common, in words.
+fn differences(found: &Value, expected: &Value) -> Vec<String> {
+    let Some(fields) = expected.as_object() else { return Vec::new() };
+    let mut all = Vec::new();
+    for (name, value) in fields {
+        match name.as_str() {
+            _ if found[name] == *value => {}
+            "config" => {
+                let settings = value.as_object().into_iter().flatten();
+                all.extend(
+                    settings.filter(|(name, value)| found["config"][*name] != **value).map(|(name, _)| name.clone()),
+                );
+            }
+            "student" => all.push("student's shape".to_owned()),
+            "student_sha256" => all.push("weights to start from".to_owned()),
+            "teacher_sha256" => all.push("teacher".to_owned()),
+            "data_sha256" => all.push("data".to_owned()),
+            other => all.push(other.to_owned()),
+        }
+    }
+    if all.is_empty() {
+        all.push("settings".to_owned());
+    }
+    all
+}
+
 /// The threads that the run in the folder `run` began with.
 pub(crate) fn threads_of(run: &Path) -> Option<usize> {
     let config: Value = serde_json::from_slice(&fs::read(run.join("config.json")).ok()?).ok()?;
@@ -183,9 +227,39 @@ pub fn log_test_reading(model: &Path, data: &[String]) -> Result<()> {
     let Some(path) = model.parent().filter(|run| run.join("log.jsonl").is_file()) else {
         return Ok(());
     };
-    RunFolder { path: path.to_owned() }.log(&serde_json::json!({ "test_reading": { "data": data } }))
+    RunFolder { path: path.to_owned(), _lock: None }.log(&serde_json::json!({ "test_reading": { "data": data } }))
 }
 
 pub(crate) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_trains_in_a_folder_and_another_run_is_told_what_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity =
+            |seed: u64, teacher: &str| json!({ "config": { "seed": seed, "epochs": 1 }, "teacher_sha256": teacher });
+        let open = |identity: &Value| RunFolder::open(folder.path(), identity);
+        let first = open(&identity(1, "a")).unwrap();
+        let error = open(&identity(1, "a")).err().unwrap().to_string();
+        assert!(error.contains("another process trains in"), "{error}");
+        drop(first);
+        drop(open(&identity(1, "a")).unwrap());
+        for (other, part) in [
+            (identity(2, "a"), "of other seed;"),
+            (identity(1, "b"), "of other teacher;"),
+            (identity(2, "b"), "of other seed, teacher;"),
+        ] {
+            let error = open(&other).err().unwrap().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        fs::write(folder.path().join("config.json"), "{").unwrap();
+        assert!(open(&identity(1, "a")).is_err());
+    }
 }
