@@ -34,13 +34,22 @@ use crate::error::{Error, Result};
 pub use crate::kernels::Activation;
 
 /// Which of a model's hidden states, `[batch, seq, hidden]`, is [observed](Model::hidden_states).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HiddenState {
     /// What the embeddings give (0), or the layer of this number, from 1.
     Layer(usize),
+    /// The queries of the layer of this number, all heads side by side.
+    Query(usize),
+    /// Its keys.
+    Key(usize),
+    /// Its values.
+    Value(usize),
     /// What the attention block of the layer of this number gives its feed-forward block.
     Attention(usize),
 }
+
+/// Sees each [`HiddenState`]; its error ends the computation.
+pub type Observe<'a> = dyn FnMut(HiddenState, &Tensor<3>) -> Result<()> + 'a;
 
 /// What is wanted of each sequence of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +96,7 @@ impl Model {
         batch: &Batch,
         device: &Device,
         noise: &mut Option<Noise>,
-        observe: &mut dyn FnMut(HiddenState, &Tensor<3>) -> Result<()>,
+        observe: &mut Observe,
     ) -> Result<Tensor<3>> {
         let mask = batch.score_mask(device);
         let mut x = self.embeddings.forward(batch.input_ids(device), noise);
@@ -96,7 +105,7 @@ impl Model {
         }
         observe(HiddenState::Layer(0), &x)?;
         for (layer, number) in self.encoder.layer.iter().zip(1..) {
-            x = layer.forward(x, mask.as_ref(), noise, &mut |x| observe(HiddenState::Attention(number), x))?;
+            x = layer.forward(x, mask.as_ref(), number, noise, observe)?;
             observe(HiddenState::Layer(number), &x)?;
         }
         Ok(x)

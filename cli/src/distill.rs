@@ -1,9 +1,10 @@
 //! `ampoule distill`: a small student from a teacher.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use ampoule::Checkpoint;
-use ampoule_distill::{Term, TrainConfig, student_from_layers};
+use ampoule::checkpoint::NewHead;
+use ampoule::{Checkpoint, Task};
+use ampoule_distill::{StudentShape, Term, TrainConfig, relation_heads, student_from_teacher};
 use anyhow::Result;
 
 use crate::data::DataArgs;
@@ -18,7 +19,16 @@ pub struct Args {
     /// The teacher's layers that the student starts from, counted from 1, as in `--layers 2,4,6`
     #[arg(long, value_delimiter = ',', conflicts_with = "student")]
     layers: Vec<usize>,
-    /// Checkpoint folder of the student, in place of --layers
+    /// Width of the student's hidden states, where it is to be narrower than its teacher
+    #[arg(long, value_name = "N", requires = "layers")]
+    hidden: Option<usize>,
+    /// Number of the student's attention heads; as many as leave a head as wide as the teacher's unless it is named
+    #[arg(long, value_name = "N", requires = "layers")]
+    heads: Option<usize>,
+    /// Width of the student's feed-forward blocks; narrowed as the hidden states are unless it is named
+    #[arg(long, value_name = "N", requires = "layers")]
+    intermediate: Option<usize>,
+    /// Checkpoint folder of the student, in place of --layers; an encoder without a head gets one for the teacher's labels
     #[arg(long, value_name = "FOLDER")]
     student: Option<PathBuf>,
     #[command(flatten)]
@@ -30,17 +40,40 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let teacher = Checkpoint::open(&args.teacher)?;
     let (student, layer_map) = match &args.student {
-        Some(path) => (Checkpoint::open(path)?, Vec::new()),
+        Some(path) => (args.open(path, &teacher)?, Vec::new()),
         None if args.layers.is_empty() => {
             return Err(hint("no student is named", "--layers 2,4,6, or --student FOLDER"));
         }
-        None => student_from_layers(&teacher, &args.layers)?,
+        None => {
+            let shape = StudentShape {
+                layers: args.layers.clone(),
+                hidden_size: args.hidden,
+                num_attention_heads: args.heads,
+                intermediate_size: args.intermediate,
+            };
+            student_from_teacher(&teacher, &shape)?
+        }
     };
     let mut terms = vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }];
-    if !layer_map.is_empty() {
-        terms.push(Term::Hidden { weight: 1.0, layer_map });
+    let (width, of_teacher) = (student.config.hidden_size, teacher.config.hidden_size);
+    match layer_map.is_empty() {
+        true => {}
+        false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
+        false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
     }
     let settings = args.run.settings(&TrainConfig { terms, ..TrainConfig::default() })?;
     let data = args.data.read()?;
     args.run.train(student, Some(teacher), &data, &settings)
+}
+
+impl Args {
+    /// The student's folder, with a new head where it has none.
+    fn open(&self, path: &Path, teacher: &Checkpoint) -> Result<Checkpoint> {
+        if Checkpoint::inspect(path)?.task != Task::Encoder {
+            return Ok(Checkpoint::open(path)?);
+        }
+        let (task, labels) = (teacher.config.task, teacher.config.id2label.clone());
+        let seed = self.run.settings(&TrainConfig::default())?.seed;
+        Ok(Checkpoint::open_with_head(path, &NewHead { task, labels, seed })?)
+    }
 }

@@ -355,7 +355,7 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let mut arguments = training("train", corpus, &run);
     arguments.extend(["--model", checkpoint, "--seed", "9"]);
     let before = weights(Path::new(&run));
-    assert_fails(&ampoule(&arguments), "another configuration");
+    assert_fails(&ampoule(&arguments), "another run, of other seed");
     assert!(weights(Path::new(&run)) == before);
 
     // So is a run on other data.
@@ -364,7 +364,7 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     fs::write(&train, texts.replace("aspirin", "naloxone")).unwrap();
     let mut arguments = training("train", corpus, &run);
     arguments.extend(["--model", checkpoint]);
-    assert_fails(&ampoule(&arguments), "of other data");
+    assert_fails(&ampoule(&arguments), "another run, of other data");
     fs::write(&train, texts).unwrap();
 
     // The bundle of the trained model answers as the folder does.
@@ -485,6 +485,23 @@ fn classifiers_are_trained_quantized_and_used() {
         assert!(output.status.success(), "{}", text(&output.stderr));
 
         let model = format!("{run}/model");
+        // A student narrower than its teacher, and one that is a plain encoder.
+        let narrow = ["--layers", "2", "--hidden", "16"];
+        for (name, start) in [("narrow", narrow.as_slice()), ("own", &["--student", checkpoint.to_str().unwrap()])] {
+            let run = path(&format!("{kind}-{name}"));
+            let mut arguments = training("distill", &corpus, &run);
+            arguments[6] = "1"; // epochs
+            arguments.extend(["--teacher", &model]);
+            arguments.extend(start);
+            let output = ampoule(&arguments);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let config: serde_json::Value =
+                serde_json::from_slice(&fs::read(format!("{run}/model/config.json")).unwrap()).unwrap();
+            let width = config.get("hidden_size").or(config.get("dim")).unwrap();
+            assert_eq!(width, if name == "narrow" { 16 } else { 32 });
+            let log = fs::read_to_string(format!("{run}/log.jsonl")).unwrap();
+            assert_eq!(log.contains("\"relations\":"), name == "narrow", "{log}");
+        }
         let output = ampoule(&["quantize", "--model", &model, "--out", &bundle, "--data", &corpus]);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let output = ampoule(&["evaluate", "--json", "--model", &model, "--model", &bundle, "--data", &corpus]);

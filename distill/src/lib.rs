@@ -11,10 +11,11 @@
 //! # }
 //! use ampoule::Checkpoint;
 //! use ampoule_distill::data::{OffsetUnit, read_lines, read_ner};
-//! use ampoule_distill::{Data, Term, TrainConfig, student_from_layers, train};
+//! use ampoule_distill::{Data, StudentShape, Term, TrainConfig, student_from_teacher, train};
 //!
 //! let teacher = Checkpoint::open("runs/teacher/model")?;
-//! let (student, layer_map) = student_from_layers(&teacher, &[2, 4, 6])?;
+//! let shape = StudentShape { layers: vec![2, 4, 6], ..StudentShape::default() };
+//! let (student, layer_map) = student_from_teacher(&teacher, &shape)?;
 //! let data = Data::Entities {
 //!     train: vec![read_ner("data/train.tsv".as_ref(), OffsetUnit::Utf8, None)?],
 //!     dev: vec![read_ner("data/dev.tsv".as_ref(), OffsetUnit::Utf8, None)?],
@@ -47,9 +48,9 @@ mod trainer;
 
 pub use dictionary::Dictionary;
 pub use evaluate::{FoundEntities, evaluate_labels};
-pub use losses::{Counts, Outputs, Targets, Term, losses};
+pub use losses::{Counts, Outputs, Role, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::log_test_reading;
 pub use sequences::Data;
-pub use student::student_from_layers;
+pub use student::{StudentShape, relation_heads, student_from_teacher};
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, dump_batches, train};

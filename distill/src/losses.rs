@@ -1,5 +1,7 @@
 //! What a student is taught: a list of named terms, each with its weight, whose weighted sum is the loss.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ampoule::model::{HiddenState, Model, Noise};
 use ampoule::{Batch, Error, Result};
 use burn::tensor::activation::{log_softmax, softmax};
@@ -31,6 +33,17 @@ pub enum Term {
         /// Pairs of student and teacher states; 0 is the embeddings' output, i that of the i-th layer.
         layer_map: Vec<(usize, usize)>,
     },
+    /// Kullback-Leibler divergence from the teacher's relations of tokens: the softmax of the scaled products of all tokens'
+    /// queries with each other, and the same of keys and of values (MiniLMv2; Wang et al. 2021). Their vectors are split into
+    /// `heads` parts, however many the models have, so widths and heads may differ.
+    Relations {
+        /// Its factor in the sum.
+        weight: f64,
+        /// Pairs of student and teacher layers, counted from 1.
+        layer_map: Vec<(usize, usize)>,
+        /// Relation heads; divides both widths. More of them are finer.
+        heads: usize,
+    },
 }
 
 impl Term {
@@ -40,19 +53,39 @@ impl Term {
             Term::Hard { .. } => "hard",
             Term::SoftTargets { .. } => "soft_targets",
             Term::Hidden { .. } => "hidden",
+            Term::Relations { .. } => "relations",
         }
     }
 
     /// Its factor in the sum.
     pub fn weight(&self) -> f64 {
         match self {
-            Term::Hard { weight } | Term::SoftTargets { weight, .. } | Term::Hidden { weight, .. } => *weight,
+            Term::Hard { weight }
+            | Term::SoftTargets { weight, .. }
+            | Term::Hidden { weight, .. }
+            | Term::Relations { weight, .. } => *weight,
         }
     }
 
     /// Whether a teacher is needed to compute it.
     pub fn needs_teacher(&self) -> bool {
         !matches!(self, Term::Hard { .. })
+    }
+
+    /// The pairs of student and teacher states that it compares.
+    fn pairs(&self) -> Vec<(HiddenState, HiddenState)> {
+        let each = |layer_map: &[(usize, usize)], states: &[fn(usize) -> HiddenState]| {
+            let of =
+                |&(s, t): &(usize, usize)| states.iter().map(move |state| (state(s), state(t))).collect::<Vec<_>>();
+            layer_map.iter().flat_map(of).collect()
+        };
+        match self {
+            Term::Hard { .. } | Term::SoftTargets { .. } => Vec::new(),
+            Term::Hidden { layer_map, .. } => each(layer_map, &[HiddenState::Layer]),
+            Term::Relations { layer_map, .. } => {
+                each(layer_map, &[HiddenState::Query, HiddenState::Key, HiddenState::Value])
+            }
+        }
     }
 }
 
@@ -86,35 +119,48 @@ pub struct Counts {
 pub struct Outputs {
     /// `[batch, positions, labels]`
     pub logits: Tensor<3>,
-    /// Embeddings' output and each layer's, `[batch, seq, hidden]`; empty where no term needs them.
-    pub hidden: Vec<Tensor<3>>,
+    /// Those that the terms compare, `[batch, seq, hidden]`.
+    pub states: BTreeMap<HiddenState, Tensor<3>>,
+}
+
+/// Whose states a term compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Who is taught.
+    Student,
+    /// Who teaches.
+    Teacher,
 }
 
 impl Outputs {
-    /// Runs `model` on `batch`.
+    /// Runs `model` on `batch`, for these terms.
     ///
     /// # Errors
     /// Those of the model.
     pub fn compute(
         model: &Model,
+        role: Role,
+        terms: &[Term],
         batch: &Batch,
         device: &Device,
         mut noise: Option<Noise>,
-        keep_hidden: bool,
     ) -> Result<Self> {
-        let mut hidden = Vec::new();
+        let wanted: BTreeSet<HiddenState> =
+            terms.iter().flat_map(Term::pairs).map(|(s, t)| if role == Role::Student { s } else { t }).collect();
+        let mut states = BTreeMap::new();
         let last = model.hidden_states(batch, device, &mut noise, &mut |point, state| {
-            if keep_hidden && matches!(point, HiddenState::Layer(_)) {
-                hidden.push(state.clone());
+            if wanted.contains(&point) {
+                states.insert(point, state.clone());
             }
             Ok(())
         })?;
-        Ok(Outputs { logits: model.logits(last, &mut noise)?, hidden })
+        Ok(Outputs { logits: model.logits(last, &mut noise)?, states })
     }
 
     /// The same values as constants of the device with autodiff.
     pub(crate) fn into_constants(self) -> Self {
-        Outputs { logits: self.logits.autodiff(), hidden: self.hidden.into_iter().map(Tensor::autodiff).collect() }
+        let states = self.states.into_iter().map(|(point, state)| (point, state.autodiff())).collect();
+        Outputs { logits: self.logits.autodiff(), states }
     }
 }
 
@@ -137,8 +183,15 @@ pub fn losses(
             (Term::SoftTargets { temperature, .. }, Some(teacher)) => {
                 Ok(soft_targets(&student.logits, &teacher.logits, *temperature, targets, device))
             }
-            (Term::Hidden { layer_map, .. }, Some(teacher)) => {
-                hidden(&student.hidden, &teacher.hidden, layer_map, batch, targets, device)
+            (Term::Hidden { .. }, Some(teacher)) => {
+                let mask = batch.attention_mask(device); // [batch, seq]
+                compared(term, student, teacher, |s, t| hidden(s, t, &mask, targets.of_step.tokens))
+            }
+            (Term::Relations { heads, .. }, Some(teacher)) => {
+                let mask = batch.attention_mask(device); // [batch, seq]
+                let sum =
+                    compared(term, student, teacher, |s, t| relations(s, t, *heads, &mask, targets.of_step.tokens))?;
+                Ok(sum * 3.0) // queries, keys and values are added, layers averaged
             }
             (_, None) => Err(Error::invalid_input(format!(
                 "the loss term {:?} needs a teacher; name one, or take the term out",
@@ -199,40 +252,70 @@ fn soft_targets(
     masked_mean(divergence.squeeze_dim::<2>(2), &targets.counts, targets.of_step.counts, device) * temperature.powi(2)
 }
 
-fn hidden(
-    student: &[Tensor<3>],
-    teacher: &[Tensor<3>],
-    layer_map: &[(usize, usize)],
-    batch: &Batch,
-    targets: &Targets,
-    device: &Device,
+/// The mean of `f` over the pairs of states that `term` compares.
+fn compared(
+    term: &Term,
+    student: &Outputs,
+    teacher: &Outputs,
+    f: impl Fn(Tensor<3>, Tensor<3>) -> Result<Tensor<1>>,
 ) -> Result<Tensor<1>> {
-    let mask = batch.attention_mask(device); // [batch, seq]
+    let pairs = term.pairs();
     let mut sum: Option<Tensor<1>> = None;
-    for &(s, t) in layer_map {
-        let (Some(student), Some(teacher)) = (student.get(s), teacher.get(t)) else {
+    for (s, t) in &pairs {
+        let (Some(student), Some(teacher)) = (student.states.get(s), teacher.states.get(t)) else {
             return Err(Error::invalid_input(format!(
-                "layer_map pairs student state {s} with teacher state {t}, but there are {} and {} (0 is the embeddings)",
-                student.len(),
-                teacher.len()
+                "layer_map of the term {:?} pairs the student's {s:?} with the teacher's {t:?}, and there is no such pair",
+                term.name()
             )));
         };
-        let ([_, _, width], [_, _, expected]) = (student.dims(), teacher.dims());
-        if width != expected {
-            return Err(Error::invalid_input(format!(
-                "hidden states of width {width} and {expected} cannot be compared; take the term \"hidden\" out"
-            )));
-        }
-        let difference = student.clone() - teacher.clone();
-        let squares = (difference.clone() * difference).mean_dim(2).squeeze_dim::<2>(2); // [batch, seq]
-        let mean = (squares * mask.clone()).sum() / (targets.of_step.tokens.max(1) as f64);
+        let value = f(student.clone(), teacher.clone())?;
         sum = Some(match sum {
-            None => mean,
-            Some(sum) => sum + mean,
+            None => value,
+            Some(sum) => sum + value,
         });
     }
-    sum.map(|sum| sum / layer_map.len() as f64)
-        .ok_or_else(|| Error::invalid_input("layer_map is empty; pair at least one student state with a teacher's"))
+    sum.map(|sum| sum / pairs.len() as f64)
+        .ok_or_else(|| Error::invalid_input("layer_map is empty; pair at least one of the student's with a teacher's"))
+}
+
+/// `[batch, seq, hidden]` of both, `mask` `[batch, seq]` -> `[1]`
+fn hidden(student: Tensor<3>, teacher: Tensor<3>, mask: &Tensor<2>, tokens: usize) -> Result<Tensor<1>> {
+    let ([_, _, width], [_, _, expected]) = (student.dims(), teacher.dims());
+    if width != expected {
+        return Err(Error::invalid_input(format!(
+            "hidden states of width {width} and {expected} cannot be compared; take the term \"hidden\" out, or put \"relations\" \
+             in its place"
+        )));
+    }
+    let difference = student - teacher;
+    let squares = (difference.clone() * difference).mean_dim(2).squeeze_dim::<2>(2); // [batch, seq]
+    Ok((squares * mask.clone()).sum() / tokens.max(1) as f64)
+}
+
+/// `[batch, seq, width]` of both, of any width, `mask` `[batch, seq]` -> `[1]`
+fn relations(
+    student: Tensor<3>,
+    teacher: Tensor<3>,
+    heads: usize,
+    mask: &Tensor<2>,
+    tokens: usize,
+) -> Result<Tensor<1>> {
+    let padding = ((mask.clone() - 1.0) * 30_000.0).unsqueeze_dims::<4>(&[1, 1]); // [batch, 1, 1, seq]
+    let scores = |x: Tensor<3>| -> Result<Tensor<4>> {
+        let [batch, seq, width] = x.dims();
+        if heads == 0 || !width.is_multiple_of(heads) {
+            return Err(Error::invalid_input(format!(
+                "configuration: {heads} relation heads do not divide a width of {width}"
+            )));
+        }
+        let x = x.reshape([batch, seq, heads, width / heads]).swap_dims(1, 2); // [batch, heads, seq, width / heads]
+        let products = x.clone().matmul(x.swap_dims(2, 3)) / ((width / heads) as f64).sqrt();
+        Ok(log_softmax(products + padding.clone(), 3)) // [batch, heads, seq, seq]
+    };
+    let (student, teacher) = (scores(student)?, scores(teacher)?);
+    let divergence = (teacher.clone().exp() * (teacher - student)).sum_dim(3).squeeze_dim::<3>(3); // [batch, heads, seq]
+    let mean = divergence.mean_dim(1).squeeze_dim::<2>(1); // [batch, seq]
+    Ok((mean * mask.clone()).sum() / tokens.max(1) as f64)
 }
 
 #[cfg(test)]
@@ -302,5 +385,44 @@ mod tests {
         let (q, p) = (sigmoid(1.0), sigmoid(0.3));
         let kl = q * (q / p).ln() + (1.0 - q) * ((1.0 - q) / (1.0 - p)).ln();
         assert!((found - kl).abs() < 1e-6);
+    }
+
+    /// MiniLMv2's formula in f64, heads and padding by hand.
+    #[test]
+    fn relations_are_those_of_minilm_whatever_the_widths() {
+        let values =
+            |n: usize, by: f32| (0..n).map(|i| ((i * 7919 % 101) as f32 / 50.0 - 1.0) * by).collect::<Vec<_>>();
+        let (seq, heads) = (5, 3);
+        let (s, t) = (values(2 * seq * 6, 1.0), values(2 * seq * 12, 1.7));
+        let lengths = [5, 3];
+        let row = |x: &[f32], width: usize, text: usize, head: usize, i: usize| -> Vec<f64> {
+            let part = width / heads;
+            let of = |token: usize| &x[((text * seq + token) * width + head * part)..][..part];
+            let products = (0..lengths[text]).map(|j| {
+                let dot: f64 = of(i).iter().zip(of(j)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                (dot / (part as f64).sqrt()).exp()
+            });
+            let products: Vec<f64> = products.collect();
+            let sum: f64 = products.iter().sum();
+            products.into_iter().map(|p| p / sum).collect()
+        };
+        let mut expected = 0.0;
+        for (text, &n) in lengths.iter().enumerate() {
+            for (head, i) in (0..heads).flat_map(|head| (0..n).map(move |i| (head, i))) {
+                let (q, p) = (row(&t, 12, text, head, i), row(&s, 6, text, head, i));
+                expected += q.iter().zip(p).map(|(q, p)| q * (q / p).ln()).sum::<f64>();
+            }
+        }
+        expected /= (heads * 8) as f64;
+        let mask = logits(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0], [1, 2, 5]).squeeze_dim::<2>(0);
+        let (s, t) = (logits(&s, [2, 5, 6]), logits(&t, [2, 5, 12]));
+        let found = scalar(relations(s.clone(), t.clone(), heads, &mask, 8).unwrap());
+        assert!(expected > 0.1 && (found - expected).abs() < 1e-5, "{found}, expected {expected}");
+        assert!(scalar(relations(t.clone(), t.clone(), heads, &mask, 8).unwrap()).abs() < 1e-6);
+        for heads in [0, 4, 5] {
+            assert!(
+                relations(s.clone(), t.clone(), heads, &mask, 8).unwrap_err().to_string().contains("do not divide")
+            );
+        }
     }
 }

@@ -1,34 +1,404 @@
-//! A student's beginning: some of its teacher's layers.
+//! A student's beginning: some of its teacher's layers, whole or narrowed.
 
-use ampoule::{Checkpoint, Error, Result};
+use std::collections::BTreeSet;
 
-/// A student of the teacher's `layers`, counted from 1, with its embeddings and head (as DistilBERT began; Sanh et al. 2019),
-/// and the pairs of student and teacher states that then belong together.
+use ampoule::model::HostTensor;
+use ampoule::{Checkpoint, Error, ModelConfig, Result};
+
+/// The shape of a student that starts from its teacher.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StudentShape {
+    /// The teacher's layers that it gets, counted from 1.
+    pub layers: Vec<usize>,
+    /// Width of its hidden states; the teacher's where absent.
+    pub hidden_size: Option<usize>,
+    /// Number of its attention heads; where absent as many as leave a head as wide as the teacher's.
+    pub num_attention_heads: Option<usize>,
+    /// Width of its feed-forward blocks; where absent the teacher's, narrowed as the hidden states are.
+    pub intermediate_size: Option<usize>,
+}
+
+/// A student of this shape with its teacher's embeddings, layers and head (as DistilBERT began; Sanh et al. 2019), and the pairs of
+/// student and teacher layers that then belong together.
+///
+/// A narrower student keeps the dimensions that weigh most. For the hidden states, a dimension weighs what its readers make of
+/// it: the squares of their weights times that of the layer norm's factor before them, summed over all kept layers. For heads and
+/// feed-forward blocks, it weighs the product of the norms of what writes and what reads it (Michel et al. 2019 prune whole heads
+/// too). Heads are kept whole where those of student and teacher are of one width.
 ///
 /// # Errors
-/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where a layer is not there or they are not rising.
-pub fn student_from_layers(teacher: &Checkpoint, layers: &[usize]) -> Result<(Checkpoint, Vec<(usize, usize)>)> {
-    let most = teacher.config.num_hidden_layers;
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where a layer is not there or they are not rising, and where a width is none
+/// or larger than the teacher's.
+pub fn student_from_teacher(teacher: &Checkpoint, shape: &StudentShape) -> Result<(Checkpoint, Vec<(usize, usize)>)> {
+    let (layers, most) = (&shape.layers, teacher.config.num_hidden_layers);
     let is_rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
     if layers.is_empty() || !is_rising || layers[0] == 0 || layers.iter().any(|&l| l > most) {
         return Err(Error::invalid_input(format!(
             "layers {layers:?}: expected rising numbers in 1..={most}, the teacher's layers"
         )));
     }
-    let mut student = teacher.clone();
-    student.config.num_hidden_layers = layers.len();
-    let mut weights = std::mem::take(&mut student.weights.0);
-    for (to, from) in layers.iter().enumerate() {
-        let (to, from) = (format!("encoder.layer.{to}."), format!("encoder.layer.{}.", from - 1));
-        for (name, tensor) in teacher.weights.0.range(from.clone()..) {
-            let Some(rest) = name.strip_prefix(&from) else { break };
-            weights.insert(format!("{to}{rest}"), tensor.clone());
+    let config = narrowed(&teacher.config, shape)?;
+    let kept = Kept::choose(teacher, layers, &config)?;
+    let mut student = Checkpoint { config, ..teacher.clone() };
+    student.weights.0.clear();
+    for (name, expected) in student.config.tensors() {
+        let part = Part::of(&name);
+        let from = match part.layer {
+            Some(i) => name.replacen(&format!(".{i}."), &format!(".{}.", layers[i] - 1), 1),
+            None => name.clone(),
+        };
+        let tensor = kept.cut(&part, tensor(teacher, &from)?);
+        if tensor.shape != expected {
+            return Err(Error::internal(format!("{name}: cut to {:?} in place of {expected:?}", tensor.shape)));
+        }
+        student.weights.0.insert(name, tensor);
+    }
+    Ok((student, layers.iter().enumerate().map(|(to, &from)| (to + 1, from)).collect()))
+}
+
+/// The teacher's configuration in the student's shape.
+fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> {
+    let width = |name: &str, asked: Option<usize>, most: usize, default: usize| match asked {
+        None => Ok(default),
+        Some(n) if (1..=most).contains(&n) => Ok(n),
+        Some(n) => Err(Error::invalid_input(format!(
+            "a student with {name} {n}: its teacher has {most}, so expected 1 to {most}"
+        ))),
+    };
+    let mut config = teacher.clone();
+    config.num_hidden_layers = shape.layers.len();
+    config.hidden_size = width("hidden_size", shape.hidden_size, teacher.hidden_size, teacher.hidden_size)?;
+    if teacher.embedding_size == teacher.hidden_size {
+        config.embedding_size = config.hidden_size;
+    }
+    let proportional = (teacher.intermediate_size * config.hidden_size).div_ceil(teacher.hidden_size);
+    config.intermediate_size =
+        width("intermediate_size", shape.intermediate_size, teacher.intermediate_size, proportional)?;
+    let of_a_head = teacher.hidden_size / teacher.num_attention_heads;
+    config.num_attention_heads = match shape.num_attention_heads {
+        Some(n) => n,
+        None if config.hidden_size.is_multiple_of(of_a_head) => config.hidden_size / of_a_head,
+        None => 0,
+    };
+    if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+        return Err(Error::invalid_input(format!(
+            "hidden states of {} values do not divide into heads{}; name a number of heads that divides them",
+            config.hidden_size,
+            match shape.num_attention_heads {
+                Some(n) => format!(", of which there are to be {n}"),
+                None => format!(" of the teacher's {of_a_head}"),
+            }
+        )));
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+/// The dimensions of the teacher that its student has, each list rising.
+struct Kept {
+    hidden: Vec<usize>,
+    is_embedding_as_wide: bool,
+    /// By the student's layer.
+    layers: Vec<KeptOfLayer>,
+}
+
+struct KeptOfLayer {
+    /// Of queries and keys, whose products pair them.
+    query_key: Vec<usize>,
+    value: Vec<usize>,
+    intermediate: Vec<usize>,
+}
+
+/// What a tensor is, by its name.
+struct Part<'a> {
+    /// The student's, from 0.
+    layer: Option<usize>,
+    /// The name without its layer.
+    rest: &'a str,
+}
+
+impl<'a> Part<'a> {
+    fn of(name: &'a str) -> Self {
+        let in_layer = name.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.'));
+        match in_layer.and_then(|(number, rest)| Some((number.parse().ok()?, rest))) {
+            Some((layer, rest)) => Part { layer: Some(layer), rest },
+            None => Part { layer: None, rest: name },
         }
     }
-    let wanted: std::collections::BTreeSet<String> =
-        student.config.tensors().into_iter().map(|(name, _)| name).collect();
-    weights.retain(|name, _| wanted.contains(name));
-    student.weights.0 = weights;
-    let layer_map = layers.iter().enumerate().map(|(to, &from)| (to + 1, from)).collect();
-    Ok((student, layer_map))
+}
+
+fn tensor<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a HostTensor> {
+    checkpoint.weights.0.get(name).ok_or_else(|| Error::internal(format!("the teacher has no tensor {name:?}")))
+}
+
+/// Sum of the squares of each column of a matrix `[out, in]`.
+fn columns(matrix: &HostTensor) -> Vec<f64> {
+    let width = matrix.shape[1];
+    let mut sums = vec![0.0; width];
+    for row in matrix.data.chunks(width) {
+        sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w).powi(2));
+    }
+    sums
+}
+
+/// That of each row.
+fn rows(matrix: &HostTensor) -> Vec<f64> {
+    matrix.data.chunks(matrix.shape[1]).map(|row| row.iter().map(|&w| f64::from(w).powi(2)).sum()).collect()
+}
+
+/// The places of the `count` largest, rising; the first of equals.
+fn largest(weights: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+impl Kept {
+    fn choose(teacher: &Checkpoint, layers: &[usize], student: &ModelConfig) -> Result<Self> {
+        let config = &teacher.config;
+        let of_layer = |number: usize, part: &str| tensor(teacher, &format!("encoder.layer.{}.{part}", number - 1));
+        let mut weights = vec![0.0; config.hidden_size];
+        let mut add = |norm: Option<&HostTensor>, reader: &HostTensor| {
+            for (j, (weight, x)) in weights.iter_mut().zip(columns(reader)).enumerate() {
+                *weight += x * norm.map_or(1.0, |norm| f64::from(norm.data[j]).powi(2));
+            }
+        };
+        let is_embedding_as_wide = config.embedding_size == config.hidden_size;
+        let mut before = match is_embedding_as_wide {
+            true => Some(tensor(teacher, "embeddings.LayerNorm.weight")?),
+            // A projection's output has no norm of its own.
+            false => None,
+        };
+        for &number in layers {
+            for part in ["query", "key", "value"] {
+                add(before, of_layer(number, &format!("attention.self.{part}.weight"))?);
+            }
+            let norm = of_layer(number, "attention.output.LayerNorm.weight")?;
+            add(Some(norm), of_layer(number, "intermediate.dense.weight")?);
+            before = Some(of_layer(number, "output.LayerNorm.weight")?);
+        }
+        for head in ["pooler.dense.weight", "classifier.weight"] {
+            // After a pooler, the classifier reads what the pooler writes, of the same width.
+            if let Some(reader) = teacher.weights.0.get(head) {
+                add(before, reader);
+            }
+        }
+        let of_a_head = config.hidden_size / config.num_attention_heads;
+        let are_heads_whole = student.hidden_size / student.num_attention_heads == of_a_head;
+        let inner = |weights: Vec<f64>| match are_heads_whole {
+            false => largest(&weights, student.hidden_size),
+            true => {
+                let heads: Vec<f64> = weights.chunks(of_a_head).map(|head| head.iter().sum()).collect();
+                let kept = largest(&heads, student.num_attention_heads);
+                kept.into_iter().flat_map(|head| head * of_a_head..(head + 1) * of_a_head).collect()
+            }
+        };
+        let product = |a: Vec<f64>, b: Vec<f64>| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| (a * b).sqrt()).collect() };
+        let kept = layers.iter().map(|&number| {
+            let part = |name: &str| of_layer(number, name);
+            let query_key =
+                product(rows(part("attention.self.query.weight")?), rows(part("attention.self.key.weight")?));
+            let value =
+                product(rows(part("attention.self.value.weight")?), columns(part("attention.output.dense.weight")?));
+            let (query_key, value) = match are_heads_whole {
+                // A head's values go where its attention goes.
+                true => {
+                    let both = inner(query_key.iter().zip(&value).map(|(a, b)| a * b).collect());
+                    (both.clone(), both)
+                }
+                false => (inner(query_key), inner(value)),
+            };
+            let wide = product(rows(part("intermediate.dense.weight")?), columns(part("output.dense.weight")?));
+            Ok(KeptOfLayer { query_key, value, intermediate: largest(&wide, student.intermediate_size) })
+        });
+        let layers = kept.collect::<Result<_>>()?;
+        Ok(Kept { hidden: largest(&weights, student.hidden_size), is_embedding_as_wide, layers })
+    }
+
+    /// What the student has of the teacher's tensor.
+    fn cut(&self, part: &Part, from: &HostTensor) -> HostTensor {
+        let hidden = Some(self.hidden.as_slice());
+        let embedding = hidden.filter(|_| self.is_embedding_as_wide);
+        let (name, kind) = part.rest.rsplit_once('.').unwrap_or((part.rest, ""));
+        let (outputs, inputs) = match (part.layer.and_then(|i| self.layers.get(i)), name) {
+            (Some(kept), "attention.self.query" | "attention.self.key") => (Some(&*kept.query_key), hidden),
+            (Some(kept), "attention.self.value") => (Some(&*kept.value), hidden),
+            (Some(kept), "attention.output.dense") => (hidden, Some(&*kept.value)),
+            (Some(kept), "intermediate.dense") => (Some(&*kept.intermediate), hidden),
+            (Some(kept), "output.dense") => (hidden, Some(&*kept.intermediate)),
+            (None, "embeddings.LayerNorm") => (embedding, None),
+            (None, "embeddings_project") => (hidden, None),
+            (None, "classifier") => (None, hidden),
+            (None, "pooler.dense") => (hidden, hidden),
+            (None, _) => (None, embedding),
+            (Some(_), _) => (hidden, None),
+        };
+        match (kind, from.shape.as_slice()) {
+            ("weight", &[all, width]) => {
+                let rows = outputs.map_or_else(|| (0..all).collect(), <[usize]>::to_vec);
+                let data: Vec<f32> = match inputs {
+                    None => rows.iter().flat_map(|r| &from.data[r * width..][..width]).copied().collect(),
+                    Some(columns) => {
+                        rows.iter().flat_map(|r| columns.iter().map(move |c| from.data[r * width + c])).collect()
+                    }
+                };
+                HostTensor { shape: vec![rows.len(), inputs.map_or(width, <[usize]>::len)], data }
+            }
+            // A bias or a norm has its layer's outputs.
+            _ => match outputs {
+                None => from.clone(),
+                Some(outputs) => {
+                    HostTensor { shape: vec![outputs.len()], data: outputs.iter().map(|&o| from.data[o]).collect() }
+                }
+            },
+        }
+    }
+}
+
+/// Relation heads for models of these widths: as many as divide both, in parts of at least 16 of the teacher's values.
+pub fn relation_heads(student: usize, teacher: usize) -> usize {
+    let divisors =
+        |n: usize| (1..=(teacher / 16).max(1)).filter(move |d| n.is_multiple_of(*d)).collect::<BTreeSet<_>>();
+    divisors(student).intersection(&divisors(teacher)).max().copied().unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ampoule::model::{Model, Weights};
+    use ampoule::{Batch, ErrorKind};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    const ALL: [&str; 8] = [
+        "bert-token",
+        "bert-sequence",
+        "distilbert-token",
+        "distilbert-sequence",
+        "roberta-token",
+        "roberta-sequence",
+        "electra-token",
+        "electra-sequence",
+    ];
+
+    fn checkpoint(name: &str) -> Checkpoint {
+        Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints").join(name))
+            .unwrap()
+    }
+
+    fn logits(checkpoint: &Checkpoint) -> Vec<f32> {
+        let model = Model::load(&checkpoint.config, &mut checkpoint.weights.clone(), &Device::flex()).unwrap();
+        let batch = Batch::new(&[vec![2, 7, 11, 5, 3], vec![2, 40, 3]], checkpoint.config.pad_token_id);
+        let states = model.hidden_states(&batch, &Device::flex(), &mut None, &mut |_, _| Ok(())).unwrap();
+        model.logits(states, &mut None).unwrap().into_data().try_into_vec().unwrap()
+    }
+
+    fn zero(weights: &mut Weights, name: &str, is_dead: impl Fn(usize, usize) -> bool) {
+        let tensor = weights.0.get_mut(name).unwrap();
+        let width = *tensor.shape.last().unwrap();
+        for (i, x) in tensor.data.iter_mut().enumerate() {
+            if is_dead(i / width, i % width) {
+                *x = 0.0;
+            }
+        }
+    }
+
+    #[test]
+    fn a_student_of_the_teachers_own_shape_is_the_teacher() {
+        for name in ALL {
+            let teacher = checkpoint(name);
+            let layers: Vec<usize> = (1..=teacher.config.num_hidden_layers).collect();
+            let (student, map) =
+                student_from_teacher(&teacher, &StudentShape { layers, ..StudentShape::default() }).unwrap();
+            assert!(student.config == teacher.config && student.weights.0 == teacher.weights.0, "{name}");
+            assert_eq!(map, [(1, 1), (2, 2)]);
+        }
+    }
+
+    /// A head and a quarter of the feed-forward block that add nothing are what a narrower student leaves out.
+    #[test]
+    fn what_weighs_nothing_is_left_out_first() {
+        for name in ALL {
+            let mut teacher = checkpoint(name);
+            for i in 0..2 {
+                let at = |part: &str| format!("encoder.layer.{i}.{part}.weight");
+                zero(&mut teacher.weights, &at("output.dense"), |_, column| column % 4 == i);
+                zero(&mut teacher.weights, &at("intermediate.dense"), |row, _| row % 4 == i);
+                zero(&mut teacher.weights, &at("attention.output.dense"), |_, column| column / 8 == i + 1);
+            }
+            let layers = vec![1, 2];
+            let shape = StudentShape { layers: layers.clone(), intermediate_size: Some(48), ..StudentShape::default() };
+            let (student, _) = student_from_teacher(&teacher, &shape).unwrap();
+            assert_eq!(student.config.intermediate_size, 48);
+            let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart(&logits(&student), &logits(&teacher)) < 1e-5, "{name}");
+
+            let shape = StudentShape { hidden_size: Some(24), ..StudentShape { layers, ..StudentShape::default() } };
+            let kept = Kept::choose(&teacher, &[1, 2], &narrowed(&teacher.config, &shape).unwrap()).unwrap();
+            for (i, layer) in kept.layers.iter().enumerate() {
+                assert!(
+                    layer.value.len() == 24 && layer.value.iter().all(|j| j / 8 != i + 1),
+                    "{name}: {:?}",
+                    layer.value
+                );
+                assert_eq!(layer.query_key, layer.value, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_narrow_student_is_whole_and_finite() {
+        for name in ALL {
+            for (hidden, heads, intermediate) in
+                [(24, None, None), (8, Some(4), Some(3)), (20, Some(5), Some(64)), (32, Some(2), None)]
+            {
+                let shape = StudentShape {
+                    layers: vec![2],
+                    hidden_size: Some(hidden),
+                    num_attention_heads: heads,
+                    intermediate_size: intermediate,
+                };
+                let (student, map) = student_from_teacher(&checkpoint(name), &shape).unwrap();
+                assert_eq!(map, [(1, 2)]);
+                assert_eq!(student.config.num_attention_heads, heads.unwrap_or(3));
+                assert_eq!(student.config.intermediate_size, intermediate.unwrap_or(2 * hidden));
+                let folder = tempfile::tempdir().unwrap();
+                student.save(folder.path().join("student")).unwrap();
+                let opened = Checkpoint::open(folder.path().join("student")).unwrap();
+                assert!(logits(&opened).iter().all(|x| x.is_finite()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_shape_that_cannot_be_is_refused_in_words() {
+        let teacher = checkpoint("bert-token");
+        let layers = vec![1];
+        let full = StudentShape { layers, ..StudentShape::default() };
+        for (shape, part) in [
+            (StudentShape { layers: vec![], ..full.clone() }, "rising numbers"),
+            (StudentShape { layers: vec![2, 1], ..full.clone() }, "rising numbers"),
+            (StudentShape { layers: vec![3], ..full.clone() }, "1..=2"),
+            (StudentShape { hidden_size: Some(0), ..full.clone() }, "hidden_size 0"),
+            (StudentShape { hidden_size: Some(33), ..full.clone() }, "its teacher has 32"),
+            (StudentShape { intermediate_size: Some(65), ..full.clone() }, "its teacher has 64"),
+            (StudentShape { hidden_size: Some(20), ..full.clone() }, "heads of the teacher's 8"),
+            (StudentShape { num_attention_heads: Some(5), ..full.clone() }, "there are to be 5"),
+            (StudentShape { num_attention_heads: Some(0), ..full }, "there are to be 0"),
+        ] {
+            let error = student_from_teacher(&teacher, &shape).err().unwrap();
+            assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(part), "{shape:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn relation_heads_divide_both_widths() {
+        for (student, teacher, heads) in [(384, 384, 24), (192, 384, 24), (312, 384, 24), (128, 768, 32), (7, 384, 1)] {
+            assert_eq!(relation_heads(student, teacher), heads);
+        }
+    }
 }

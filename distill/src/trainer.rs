@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::evaluate::dev_score;
-use crate::losses::{Outputs, Targets, Term, losses};
+use crate::losses::{Outputs, Role, Targets, Term, losses};
 use crate::optimizer::{AdamW, NamedGradients, OptimizerState};
 use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Sequences};
@@ -421,23 +421,23 @@ impl<'a> Trainer<'a> {
         let (plain, device) = (Device::flex(), Device::flex().autodiff());
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
         let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze: &self.config.freeze });
-        let keep_hidden = self.config.terms.iter().any(|t| matches!(t, Term::Hidden { .. }));
-        let student = Outputs::compute(&model, batch, &device, Some(noise), keep_hidden)?;
+        let terms = &self.config.terms;
+        let student = Outputs::compute(&model, Role::Student, terms, batch, &device, Some(noise))?;
         let teacher = match &self.teacher {
             None => None,
-            Some(teacher) => Some(Outputs::compute(teacher, batch, &plain, None, keep_hidden)?.into_constants()),
+            Some(teacher) => {
+                Some(Outputs::compute(teacher, Role::Teacher, terms, batch, &plain, None)?.into_constants())
+            }
         };
-        let values = losses(&self.config.terms, &student, teacher.as_ref(), batch, targets, &device)?;
-        let terms = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
-        let loss = self
-            .config
-            .terms
+        let values = losses(terms, &student, teacher.as_ref(), batch, targets, &device)?;
+        let found = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
+        let loss = terms
             .iter()
             .zip(values)
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        Ok(Part { terms, gradient: NamedGradients::collect(&model, loss.backward()) })
+        Ok(Part { terms: found, gradient: NamedGradients::collect(&model, loss.backward()) })
     }
 
     /// The student with its weights as they are now.

@@ -40,7 +40,7 @@ pub fn smooth<S: AsRef<str>>(
             HiddenState::Layer(i) if i < config.num_hidden_layers => {
                 (with_same_inputs(&format!("encoder.layer.{i}.attention.self.query.weight")), ATTENTION)
             }
-            HiddenState::Layer(_) => continue,
+            HiddenState::Layer(_) | HiddenState::Query(_) | HiddenState::Key(_) | HiddenState::Value(_) => continue,
             HiddenState::Attention(i) => {
                 (vec![format!("encoder.layer.{}.intermediate.dense.weight", i - 1)], INTERMEDIATE)
             }

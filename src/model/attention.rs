@@ -10,6 +10,7 @@ use super::embeddings::load_layer_norm;
 use super::linear::Linear;
 use super::noise::Noise;
 use super::weights::WeightSource;
+use super::{HiddenState, Observe};
 use crate::error::Result;
 
 /// Attention with its output projection, residual and layer norm.
@@ -60,31 +61,46 @@ impl Attention {
     }
 
     /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` (added to the scores) -> `[batch, seq, hidden]`
-    pub(crate) fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4>>, noise: &mut Option<Noise>) -> Tensor<3> {
-        let context = self.self_attention.forward(x.clone(), mask, noise);
-        self.output.forward(context, x, noise)
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&Tensor<4>>,
+        number: usize,
+        noise: &mut Option<Noise>,
+        observe: &mut Observe,
+    ) -> Result<Tensor<3>> {
+        let context = self.self_attention.forward(x.clone(), mask, number, noise, observe)?;
+        Ok(self.output.forward(context, x, noise))
     }
 }
 
 impl SelfAttention {
-    fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4>>, noise: &mut Option<Noise>) -> Tensor<3> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        mask: Option<&Tensor<4>>,
+        number: usize,
+        noise: &mut Option<Noise>,
+        observe: &mut Observe,
+    ) -> Result<Tensor<3>> {
         let [batch, seq, hidden] = x.dims();
         let width = hidden / self.num_heads;
         let heads = |x: Tensor<3>| -> Tensor<4> {
             x.reshape([batch, seq, self.num_heads, width]).swap_dims(1, 2) // [batch, heads, seq, width]
         };
-        let query = heads(self.query.forward(x.clone()) / (width as f64).sqrt());
-        let key = heads(self.key.forward(x.clone()));
-        let value = heads(self.value.forward(x));
+        let (query, key) = (self.query.forward(x.clone()), self.key.forward(x.clone())); // [batch, seq, hidden]
+        let value = self.value.forward(x);
+        observe(HiddenState::Query(number), &query)?;
+        observe(HiddenState::Key(number), &key)?;
+        observe(HiddenState::Value(number), &value)?;
+        let (query, key, value) = (heads(query / (width as f64).sqrt()), heads(key), heads(value));
         let mut scores = query.matmul(key.swap_dims(2, 3)); // [batch, heads, seq, seq]
         if let Some(mask) = mask {
             scores = scores + mask.clone();
         }
         let weights = Noise::drop(noise, softmax(scores, 3), self.dropout);
-        weights
-            .matmul(value) // [batch, heads, seq, width]
-            .swap_dims(1, 2)
-            .reshape([batch, seq, hidden])
+        let context = weights.matmul(value); // [batch, heads, seq, width]
+        Ok(context.swap_dims(1, 2).reshape([batch, seq, hidden]))
     }
 }
 

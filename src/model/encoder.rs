@@ -9,6 +9,7 @@ use super::config::ModelConfig;
 use super::linear::Linear;
 use super::noise::Noise;
 use super::weights::WeightSource;
+use super::{HiddenState, Observe};
 use crate::error::Result;
 use crate::kernels::Activation;
 
@@ -56,16 +57,17 @@ impl Layer {
         })
     }
 
-    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` -> `[batch, seq, hidden]`; `between` sees what is between the blocks.
+    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` -> `[batch, seq, hidden]`, of the layer of this number.
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
         mask: Option<&Tensor<4>>,
+        number: usize,
         noise: &mut Option<Noise>,
-        between: &mut dyn FnMut(&Tensor<3>) -> Result<()>,
+        observe: &mut Observe,
     ) -> Result<Tensor<3>> {
-        let x = self.attention.forward(x, mask, noise);
-        between(&x)?;
+        let x = self.attention.forward(x, mask, number, noise, observe)?;
+        observe(HiddenState::Attention(number), &x)?;
         let wide = self.intermediate.dense.forward(x.clone()); // [batch, seq, intermediate]
         let wide = activate(self.intermediate.activation, wide);
         Ok(self.output.forward(wide, x, noise))
