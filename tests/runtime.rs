@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use ampoule::bundle::Load;
 use ampoule::model::ModelType;
 use ampoule::{CancelToken, Checkpoint, Classifier, Embedder, Entity, ErrorKind, Extractor, Options};
 
@@ -331,6 +332,32 @@ fn weights_that_overflow_are_an_error_and_no_answer() {
         assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
         let error = embedder.hidden_states(&[[5, 6, 7]]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    }
+}
+
+/// A copied bundle's values are looked at as they are taken; a mapped one's before.
+#[test]
+fn a_bundle_with_a_value_that_none_may_have_is_refused_however_it_is_opened() {
+    let good =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clinical-en.int8.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&good[8..header]).unwrap();
+    for (name, value) in [
+        ("encoder.layer.1.output.dense.weight", (-128i8).to_le_bytes().to_vec()),
+        ("embeddings.word_embeddings.weight", (-128i8).to_le_bytes().to_vec()),
+        ("encoder.layer.0.output.LayerNorm.weight", f32::NAN.to_le_bytes().to_vec()),
+    ] {
+        let end = header + json[name]["data_offsets"][1].as_u64().unwrap() as usize;
+        let mut bad = good.clone();
+        bad[end - value.len()..end].copy_from_slice(&value);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bad.safetensors");
+        std::fs::write(&path, bad).unwrap();
+        for load in [Load::Copy, Load::Map] {
+            let error = Extractor::open(&path, &Options { load, ..options() }).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 }
 
