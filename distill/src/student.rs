@@ -1,7 +1,5 @@
 //! A student's beginning: some of its teacher's layers, whole or narrowed.
 
-use std::collections::BTreeSet;
-
 use ampoule::model::HostTensor;
 use ampoule::{Checkpoint, Error, ModelConfig, Result};
 
@@ -259,9 +257,8 @@ impl Kept {
 
 /// Relation heads for models of these widths: as many as divide both, in parts of at least 16 of the teacher's values.
 pub fn relation_heads(student: usize, teacher: usize) -> usize {
-    let divisors =
-        |n: usize| (1..=(teacher / 16).max(1)).filter(move |d| n.is_multiple_of(*d)).collect::<BTreeSet<_>>();
-    divisors(student).intersection(&divisors(teacher)).max().copied().unwrap_or(1)
+    let divides_both = |heads: &usize| student.is_multiple_of(*heads) && teacher.is_multiple_of(*heads);
+    (1..=teacher / 16).rev().find(divides_both).unwrap_or(1)
 }
 
 #[cfg(test)]

@@ -95,6 +95,9 @@ fn largest<S: AsRef<str>>(
         }
         let batch = Batch::new(&sequences, config.pad_token_id);
         model.hidden_states(&batch, &device, &mut None, &mut |point, state| {
+            if !matches!(point, HiddenState::Layer(_) | HiddenState::Attention(_)) {
+                return Ok(()); // no linear layer reads it
+            }
             let [_, seq, width] = state.dims();
             let values = state.clone().into_data_as::<f32>().try_into_vec::<f32>();
             let values = values.map_err(|_| Error::internal("hidden states are no floats"))?;
