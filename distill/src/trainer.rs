@@ -144,8 +144,8 @@ pub enum Outcome {
 /// Trains `student` on `data`, with `teacher` where a loss term needs one, in the folder `run`.
 ///
 /// The folder holds `config.json`, `log.jsonl`, the state to resume from, the best weights so far and, at the end, `model`, a
-/// Hugging Face folder. One process at a time trains in it. A call on a folder that holds a state of the same configuration resumes from it, and ends with the
-/// same tensors as a run that was never broken. `stop` is looked at between steps.
+/// Hugging Face folder. One process at a time trains in it. A call on a folder that holds a state of the same configuration
+/// resumes from it, and ends with the same tensors as a run that was never broken. `stop` is looked at between steps.
 ///
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data or a configuration that cannot be trained on, a run folder of
