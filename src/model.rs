@@ -24,6 +24,8 @@ use self::encoder::Encoder;
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;
+#[cfg(feature = "autodiff")]
+pub use self::packed::FrozenModel;
 pub(crate) use self::packed::PackedModel;
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
@@ -121,6 +123,18 @@ impl Model {
             Some(head) => Ok(head.forward(hidden, noise)),
             None => Err(no_labels()),
         }
+    }
+
+    /// The same model, for quantization-aware training: it computes as if its matrices were in int8, and the inputs of the
+    /// encoder's too, while gradients pass as if nothing had been rounded (Jacob et al. 2018). Its weights are as they were.
+    #[cfg(feature = "autodiff")]
+    pub fn fake_quantized(mut self) -> Self {
+        use self::linear::Rounded;
+        self.embeddings.is_rounded = true;
+        let project = self.embeddings_project.iter_mut();
+        project.chain(self.encoder.linears()).for_each(|linear| linear.round(Rounded::WeightsAndInputs));
+        self.head.iter_mut().flat_map(Head::linears).for_each(|linear| linear.round(Rounded::Weights));
+        self
     }
 
     /// A copy of every tensor, in the files' names and layouts.

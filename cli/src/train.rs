@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ampoule::Checkpoint;
 use ampoule::checkpoint::NewHead;
-use ampoule_distill::{Data, Outcome, TrainConfig, dump_batches, train};
+use ampoule_distill::{Data, Outcome, TrainConfig, dump_batches, merge, train};
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -60,7 +60,7 @@ impl RunArgs {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             let file: serde_json::Value =
                 serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
-            merge(&mut all, file);
+            merge(&mut all, &file);
         }
         for setting in &self.set {
             let (name, value) = setting
@@ -68,7 +68,7 @@ impl RunArgs {
                 .ok_or_else(|| hint(format!("--set {setting:?} has no `=`"), "--set optimizer.learning_rate=1e-4"))?;
             let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
             let nested = name.rsplit('.').fold(value, |value, field| json!({ field: value }));
-            merge(&mut all, nested);
+            merge(&mut all, &nested);
         }
         let mut settings: TrainConfig = serde_json::from_value(all).map_err(|e| {
             hint(format!("settings: {e}"), "the fields of `config.json` in any run folder, under `config`")
@@ -97,25 +97,14 @@ impl RunArgs {
                 if self.json {
                     return print_json(&json!({"model": model, "dev_score": dev_score, "step": step}));
                 }
-                print_line(&format!("{} (dev F1 {:.2}, step {step})", model.display(), 100.0 * dev_score))
+                let score = dev_score.map(|score| format!("dev F1 {:.2}, ", 100.0 * score)).unwrap_or_default();
+                print_line(&format!("{} ({score}step {step})", model.display()))
             }
             Outcome::Interrupted { step } => Err(hint(
                 format!("stopped after step {step}; the run is saved in {}", self.run.display()),
                 "run the same command again to go on",
             )),
         }
-    }
-}
-
-/// Puts the fields of `from` into `into`, object by object.
-fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
-    match (into, from) {
-        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
-            for (name, value) in from {
-                merge(into.entry(name).or_insert(serde_json::Value::Null), value);
-            }
-        }
-        (into, from) => *into = from,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Scores of a model, measured the way it is used: text to entities or labels, through the runtime.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 
+use ampoule::bundle::{self, BundleSpec, Metadata, Precision, Staged};
 use ampoule::{Checkpoint, Classifier, Extractor, Options, Result, Task};
 
 use crate::data::{Example, LabelledText, NerSet};
@@ -98,17 +100,43 @@ pub(crate) struct DevScore {
     pub(crate) recall: Option<f64>,
 }
 
-pub(crate) fn dev_score(model: Checkpoint, data: &Data, options: &Options) -> Result<DevScore> {
+/// The dev score of `model`: of its bundle in int8, which is at `quantized` meanwhile, where that is named.
+pub(crate) fn dev_score(
+    model: Checkpoint,
+    data: &Data,
+    quantized: Option<&Path>,
+    options: &Options,
+) -> Result<DevScore> {
+    let staged = quantized.map(|path| stage_int8(&model, path)).transpose()?;
     match data {
         Data::Entities { dev, .. } => {
-            let extractor = Extractor::from_checkpoint(model, options)?;
+            let extractor = match &staged {
+                Some(bundle) => Extractor::open(bundle.path(), options)?,
+                None => Extractor::from_checkpoint(model, options)?,
+            };
             let micro = FoundEntities::run(&extractor, dev, || ())?.scores().micro;
             Ok(DevScore { value: micro.f1, precision: Some(micro.precision), recall: Some(micro.recall) })
         }
         Data::Labels { dev, .. } => {
-            let classifier = Classifier::from_checkpoint(model, options)?;
+            let classifier = match &staged {
+                Some(bundle) => Classifier::open(bundle.path(), options)?,
+                None => Classifier::from_checkpoint(model, options)?,
+            };
             let report = evaluate_labels(&classifier, dev, || ())?;
             Ok(DevScore { value: report.macro_f1, precision: None, recall: None })
         }
     }
+}
+
+fn stage_int8(model: &Checkpoint, path: &Path) -> Result<Staged> {
+    let metadata = Metadata::new(model.config.clone(), Precision::Int8);
+    let spec = BundleSpec {
+        metadata: &metadata,
+        weights: &model.weights,
+        tokenizer_json: &model.tokenizer.to_json(),
+        wider: &BTreeMap::new(),
+        pre_quant_scales: &BTreeMap::new(),
+        card: None,
+    };
+    bundle::stage(path, &spec)
 }

@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod config;
 pub mod data;
 mod dictionary;
 mod evaluate;
@@ -46,11 +47,12 @@ mod sequences;
 mod student;
 mod trainer;
 
+pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;
 pub use evaluate::{FoundEntities, evaluate_labels};
-pub use losses::{Counts, Outputs, Role, Targets, Term, losses};
+pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_teacher};
-pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, dump_batches, train};
+pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, dump_batches, train};

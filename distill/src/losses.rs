@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ampoule::model::{HiddenState, Model, Noise};
+use ampoule::model::{FrozenModel, HiddenState, Model, Noise};
 use ampoule::{Batch, Error, Result};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -123,30 +123,19 @@ pub struct Outputs {
     pub states: BTreeMap<HiddenState, Tensor<3>>,
 }
 
-/// Whose states a term compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Who is taught.
-    Student,
-    /// Who teaches.
-    Teacher,
-}
-
 impl Outputs {
-    /// Runs `model` on `batch`, for these terms.
+    /// Runs a student on `batch`, for these terms.
     ///
     /// # Errors
     /// Those of the model.
-    pub fn compute(
+    pub fn of_student(
         model: &Model,
-        role: Role,
         terms: &[Term],
         batch: &Batch,
         device: &Device,
         mut noise: Option<Noise>,
     ) -> Result<Self> {
-        let wanted: BTreeSet<HiddenState> =
-            terms.iter().flat_map(Term::pairs).map(|(s, t)| if role == Role::Student { s } else { t }).collect();
+        let wanted: BTreeSet<HiddenState> = terms.iter().flat_map(Term::pairs).map(|(state, _)| state).collect();
         let mut states = BTreeMap::new();
         let last = model.hidden_states(batch, device, &mut noise, &mut |point, state| {
             if wanted.contains(&point) {
@@ -157,10 +146,14 @@ impl Outputs {
         Ok(Outputs { logits: model.logits(last, &mut noise)?, states })
     }
 
-    /// The same values as constants of the device with autodiff.
-    pub(crate) fn into_constants(self) -> Self {
-        let states = self.states.into_iter().map(|(point, state)| (point, state.autodiff())).collect();
-        Outputs { logits: self.logits.autodiff(), states }
+    /// Runs a teacher on `batch`, for these terms; on `device` as constants.
+    ///
+    /// # Errors
+    /// Those of the model.
+    pub fn of_teacher(model: &FrozenModel, terms: &[Term], batch: &Batch, device: &Device) -> Result<Self> {
+        let wanted = terms.iter().flat_map(Term::pairs).map(|(_, state)| state).collect();
+        let (states, logits) = model.compute(batch, &wanted, device)?;
+        Ok(Outputs { logits, states })
     }
 }
 

@@ -16,6 +16,9 @@ use crate::optimizer::{Moments, OptimizerState};
 pub(crate) struct State {
     /// Steps made.
     pub(crate) step: usize,
+    /// Index of the stage that the next one belongs to.
+    pub(crate) stage: usize,
+    /// Of this stage.
     pub(crate) best: Option<Best>,
     /// Updates that the optimizer made.
     pub(crate) updates: u64,
@@ -64,6 +67,11 @@ impl RunFolder {
 
     fn state_path(&self) -> PathBuf {
         self.path.join("state.safetensors")
+    }
+
+    /// Where a bundle stands while it is measured.
+    pub(crate) fn bundle_path(&self) -> PathBuf {
+        self.path.join("dev.int8.safetensors")
     }
 
     fn best_path(&self, step: usize) -> PathBuf {
@@ -165,10 +173,14 @@ impl RunFolder {
         }
     }
 
-    /// Makes the best weights the run's `model`.
-    pub(crate) fn finish(&self, best: &Best) -> Result<()> {
-        let model = self.path.join("model");
-        Checkpoint::open(self.best_path(best.step))?.save(&model)
+    /// The best model so far.
+    pub(crate) fn best(&self, best: &Best) -> Result<Checkpoint> {
+        Checkpoint::open(self.best_path(best.step))
+    }
+
+    /// Makes this the run's `model`.
+    pub(crate) fn finish(&self, model: &Checkpoint) -> Result<()> {
+        model.save(self.path.join("model"))
     }
 }
 

@@ -8,9 +8,10 @@ use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result, Task};
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
+use crate::config::TrainConfig;
 use crate::data::{Example, LabelledText, NerSet, runs};
 use crate::losses::{Counts, Targets};
-use crate::trainer::{TrainConfig, generator};
+use crate::trainer::generator;
 
 /// What a run trains and evaluates on.
 #[derive(Clone)]
@@ -193,7 +194,7 @@ impl<'a> Sequences<'a> {
             sequences.push(self.whole(&text.text, Some(allowed))?);
         }
         // Without a teacher, a text without labels teaches nothing.
-        if config.terms.iter().any(|term| term.needs_teacher()) {
+        if config.transfer && config.terms.iter().any(|term| term.needs_teacher()) {
             for text in transfer {
                 if self.scheme.is_some() {
                     self.windows(text, |tokens| vec![Some(Allowed::Any); tokens.len()], &mut sequences)?;

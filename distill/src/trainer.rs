@@ -6,79 +6,22 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ampoule::bundle::weights_sha256;
-use ampoule::model::{Model, Noise, parameter_name};
+use ampoule::bundle::{Precision, weights_sha256};
+use ampoule::model::{FrozenModel, Model, Noise, parameter_name};
 use ampoule::{Batch, Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, json};
 
+use crate::config::TrainConfig;
 use crate::evaluate::dev_score;
-use crate::losses::{Outputs, Role, Targets, Term, losses};
-use crate::optimizer::{AdamW, NamedGradients, OptimizerState};
+use crate::losses::{Outputs, Targets, losses};
+use crate::optimizer::{NamedGradients, OptimizerState};
 use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Sequences};
-
-/// How a run trains. Every field has a default.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainConfig {
-    /// From which everything random follows: order, runs of sentences, dropout.
-    pub seed: u64,
-    /// Times that the training texts are gone through.
-    pub epochs: usize,
-    /// The most sequences of a step.
-    pub batch_size: usize,
-    /// The most tokens of a step, padding counted.
-    pub max_batch_tokens: usize,
-    /// The most tokens of a sequence, special tokens counted; 0 for as many as the model has positions.
-    pub window: usize,
-    /// Share of an epoch's sentences that come in runs of consecutive ones, as a note's do, in place of one by one.
-    pub runs: f64,
-    /// Share of these runs that are as long as the window; the others are of every length up to it.
-    pub full_runs: f64,
-    /// Loss terms.
-    pub terms: Vec<Term>,
-    /// Optimizer.
-    pub optimizer: AdamW,
-    /// Dropout in place of the checkpoint's own probabilities.
-    pub dropout: Option<f64>,
-    /// Tensors whose names begin so are not trained.
-    pub freeze: Vec<String>,
-    /// Evaluations on the dev set in an epoch; the best one's weights are kept.
-    pub evaluations_per_epoch: usize,
-    /// Evaluations without a better score after which the run ends; 0 for never.
-    pub patience: usize,
-    /// Steps between two saved states.
-    pub save_every: usize,
-    /// Worker threads; 0 for as many as the run began with, and at first as the machine has cores, at most four.
-    pub threads: usize,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        TrainConfig {
-            seed: 1,
-            epochs: 6,
-            batch_size: 16,
-            max_batch_tokens: 1024,
-            window: 0,
-            runs: 0.5,
-            full_runs: 0.0,
-            terms: vec![Term::Hard { weight: 1.0 }],
-            optimizer: AdamW::default(),
-            dropout: None,
-            freeze: Vec::new(),
-            evaluations_per_epoch: 1,
-            patience: 0,
-            save_every: 200,
-            threads: 0,
-        }
-    }
-}
 
 /// One step, as it is logged.
 #[derive(Clone, Debug, Serialize)]
@@ -87,6 +30,8 @@ pub struct StepLog {
     pub step: usize,
     /// Steps of the whole run.
     pub steps: usize,
+    /// Number of its stage, from 1.
+    pub stage: usize,
     /// The weighted sum of the terms.
     pub loss: f64,
     /// Each term's value, unweighted.
@@ -127,10 +72,10 @@ pub trait ProgressListener: Send {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// All steps were made, or patience ran out; the best model is in the run folder's `model`.
+    /// All steps were made, or patience ran out; the last stage's best model is in the run folder's `model`.
     Finished {
-        /// The best dev score.
-        dev_score: f64,
+        /// The best dev score, where the last stage teaches labels.
+        dev_score: Option<f64>,
         /// The step after which it was reached.
         step: usize,
     },
@@ -160,15 +105,17 @@ pub fn train(
     stop: &AtomicBool,
     listener: &mut dyn ProgressListener,
 ) -> Result<Outcome> {
-    check(config, teacher.is_some())?;
+    let stages = config.stages()?;
+    stages.iter().try_for_each(|stage| stage.check(teacher.is_some()))?;
     // A run goes on with the threads that it began with: sums depend on their number.
     let threads = match config.threads {
         0 => threads_of(run).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4))),
         n => n,
     };
     let config = &TrainConfig { threads, ..config.clone() };
+    let stages = stages.into_iter().map(|stage| TrainConfig { threads, ..stage }).collect();
     let workers = (0..threads).map(|_| pool(1)).collect::<Result<_>>()?;
-    pool(threads)?.install(|| Trainer::new(student, teacher, data, config, run, workers)?.run(stop, listener))
+    pool(threads)?.install(|| Trainer::new(student, teacher, data, config, stages, run, workers)?.run(stop, listener))
 }
 
 /// Writes what a run of [`train`] with these arguments begins with to `folder`: `start`, the checkpoint, and `batches.jsonl`,
@@ -180,7 +127,11 @@ pub fn train(
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or of labels of whole texts;
 /// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written.
 pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
-    check(config, true)?;
+    let stages = config.stages()?;
+    stages.iter().try_for_each(|stage| stage.check(true))?;
+    let [config] = stages.as_slice() else {
+        return Err(Error::invalid_input("only the batches of a run without stages can be written"));
+    };
     let sequences = Sequences::new(student, data, config)?;
     let steps =
         (0..config.epochs).map(|number| Ok(sequences.epoch(number, config)?.batches.len())).sum::<Result<usize>>()?;
@@ -206,51 +157,36 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::internal(format!("cannot start {threads} threads: {e}")))
 }
 
-fn check(config: &TrainConfig, has_teacher: bool) -> Result<()> {
-    let wrong = |what: &str| Err(Error::invalid_input(format!("configuration: {what}")));
-    if config.epochs == 0 || config.batch_size == 0 || config.evaluations_per_epoch == 0 || config.save_every == 0 {
-        return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
+/// A stage, as far as its data say.
+struct Stage {
+    config: TrainConfig,
+    /// Number of batches of each epoch.
+    epochs: Vec<usize>,
+}
+
+impl Stage {
+    fn steps(&self) -> usize {
+        self.epochs.iter().sum()
     }
-    if config.batch_size > 1 << 20 || config.max_batch_tokens > 1 << 30 {
-        return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");
-    }
-    if config.threads > ampoule::MAX_THREADS {
-        return wrong(&format!("threads must be at most {}", ampoule::MAX_THREADS));
-    }
-    if config.terms.is_empty() {
-        return wrong("terms is empty; name at least one loss term");
-    }
-    if !(0.0..=1.0).contains(&config.runs) || !(0.0..=1.0).contains(&config.full_runs) {
-        return wrong("runs and full_runs must be in 0..=1");
-    }
-    if config.dropout.is_some_and(|p| !(0.0..1.0).contains(&p)) {
-        return wrong("dropout must be in 0..1");
-    }
-    if !(config.optimizer.learning_rate > 0.0 && config.optimizer.learning_rate.is_finite()) {
-        return wrong("optimizer.learning_rate must be positive");
-    }
-    let needs_teacher = config.terms.iter().find(|t| t.needs_teacher());
-    if let (Some(term), false) = (needs_teacher, has_teacher) {
-        return wrong(&format!("the loss term {:?} needs a teacher", term.name()));
-    }
-    Ok(())
 }
 
 struct Trainer<'a> {
-    config: &'a TrainConfig,
+    stages: Vec<Stage>,
     data: &'a Data,
     /// One thread each.
     workers: Vec<rayon::ThreadPool>,
     /// All but its weights, which are the model's.
     student: Checkpoint,
     model: Model,
-    teacher: Option<Model>,
+    teacher: Option<FrozenModel>,
     sequences: Sequences<'a>,
-    /// Number of batches of each epoch.
-    epochs: Vec<usize>,
     folder: RunFolder,
     optimizer: OptimizerState,
+    /// Index of the stage that the next step belongs to.
+    stage: usize,
+    /// Steps made in all stages.
     step: usize,
+    /// Of this stage.
     best: Option<Best>,
 }
 
@@ -259,7 +195,8 @@ impl<'a> Trainer<'a> {
         mut student: Checkpoint,
         teacher: Option<Checkpoint>,
         data: &'a Data,
-        config: &'a TrainConfig,
+        config: &TrainConfig,
+        stages: Vec<TrainConfig>,
         run: &Path,
         workers: Vec<rayon::ThreadPool>,
     ) -> Result<Self> {
@@ -271,11 +208,17 @@ impl<'a> Trainer<'a> {
         let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.weights));
         let teacher = teacher.map(|teacher| load_teacher(teacher, &student)).transpose()?;
         let sequences = Sequences::new(&student, data, config)?;
-        let epochs = (0..config.epochs)
-            .map(|epoch| Ok(sequences.epoch(epoch, config)?.batches.len()))
-            .collect::<Result<Vec<_>>>()?;
-        if epochs.iter().sum::<usize>() == 0 {
-            return Err(Error::invalid_input("there is no text to train on"));
+        let mut number = 0;
+        let mut planned = Vec::new();
+        for config in stages {
+            let batches = |epoch| Ok(sequences.epoch(epoch, &config)?.batches.len());
+            let epochs = (number..number + config.epochs).map(batches).collect::<Result<Vec<_>>>()?;
+            number += config.epochs;
+            let stage = Stage { config, epochs };
+            if stage.steps() == 0 {
+                return Err(Error::invalid_input("there is no text to train on"));
+            }
+            planned.push(stage);
         }
         // What the run would otherwise be resumed with unnoticed: other texts, another start, another teacher.
         let identity = json!({
@@ -296,73 +239,108 @@ impl<'a> Trainer<'a> {
         folder.truncate_log(state.step)?;
         let model = Model::load(&student.config, &mut student.weights, &Device::flex())?;
         Ok(Trainer {
-            config,
+            stages: planned,
             data,
             model,
             workers,
             student,
             teacher,
             sequences,
-            epochs,
             folder,
             optimizer,
+            stage: state.stage,
             step: state.step,
             best: state.best,
         })
     }
 
     fn run(mut self, stop: &AtomicBool, listener: &mut dyn ProgressListener) -> Result<Outcome> {
-        let steps: usize = self.epochs.iter().sum();
-        listener.started(self.step, steps);
-        let mut first = 0;
-        for (number, batches) in self.epochs.clone().into_iter().enumerate() {
+        listener.started(self.step, self.stages.iter().map(Stage::steps).sum());
+        while self.stage < self.stages.len() {
+            if let Some(interrupted) = self.run_stage(stop, listener)? {
+                return Ok(interrupted);
+            }
+            if self.stage + 1 == self.stages.len() {
+                break;
+            }
+            self.next_stage()?;
+        }
+        self.finish()
+    }
+
+    /// Makes the steps that are left of this stage; an outcome where it was asked to stop.
+    fn run_stage(&mut self, stop: &AtomicBool, listener: &mut dyn ProgressListener) -> Result<Option<Outcome>> {
+        let before = &self.stages[..self.stage];
+        let mut first = before.iter().map(Stage::steps).sum::<usize>();
+        let number = before.iter().map(|stage| stage.epochs.len()).sum::<usize>();
+        let end = first + self.stages[self.stage].steps();
+        let (epochs, evaluates) = (self.stages[self.stage].epochs.clone(), self.config().teaches_labels());
+        let save_every = self.config().save_every;
+        for (batches, number) in epochs.into_iter().zip(number..) {
             let last = first + batches;
             if self.step >= last {
                 first = last;
                 continue;
             }
-            let epoch = self.sequences.epoch(number, self.config)?;
+            let epoch = self.sequences.epoch(number, self.config())?;
             while self.step < last {
                 if self.is_out_of_patience() {
-                    return self.finish();
+                    self.step = end;
+                    return Ok(None);
                 }
                 if stop.load(Ordering::Relaxed) {
                     self.save()?;
-                    return Ok(Outcome::Interrupted { step: self.step });
+                    return Ok(Some(Outcome::Interrupted { step: self.step }));
                 }
-                let log = self.make_step(&epoch, self.step - first, steps)?;
+                let log = self.make_step(&epoch, self.step - first)?;
                 self.folder.log(&json!({ "step": log }))?;
                 listener.step(&log);
-                if self.is_evaluation_due(first, batches) {
+                if evaluates && self.is_evaluation_due(first, batches) {
                     let log = self.evaluate()?;
                     self.folder.log(&json!({ "evaluation": log }))?;
                     listener.evaluated(&log);
                     self.save()?;
-                } else if self.step.is_multiple_of(self.config.save_every) {
+                } else if self.step.is_multiple_of(save_every) {
                     self.save()?;
                 }
             }
             first = last;
         }
-        self.finish()
+        Ok(None)
+    }
+
+    /// The next stage begins where this one was best.
+    fn next_stage(&mut self) -> Result<()> {
+        if let Some(best) = self.best.take() {
+            let mut weights = self.folder.best(&best)?.weights;
+            self.model = Model::load(&self.student.config, &mut weights, &Device::flex())?;
+        }
+        self.optimizer = OptimizerState::default();
+        self.stage += 1;
+        self.save()
+    }
+
+    /// The settings of this stage.
+    fn config(&self) -> &TrainConfig {
+        &self.stages[self.stage].config
     }
 
     /// Whether the step just made ends one of the epoch's equal parts.
     fn is_evaluation_due(&self, first: usize, batches: usize) -> bool {
-        let parts = self.config.evaluations_per_epoch.min(batches);
+        let parts = self.config().evaluations_per_epoch.min(batches);
         let done = self.step - first;
         (done * parts) / batches > ((done - 1) * parts) / batches
     }
 
     fn is_out_of_patience(&self) -> bool {
-        let best = self.best.as_ref();
-        self.config.patience > 0 && best.is_some_and(|best| best.since >= self.config.patience)
+        let (best, patience) = (self.best.as_ref(), self.config().patience);
+        patience > 0 && best.is_some_and(|best| best.since >= patience)
     }
 
     /// Computes the step's parts side by side, each on one thread, adds their gradients in order, and updates the model.
-    fn make_step(&mut self, epoch: &Epoch, batch: usize, steps: usize) -> Result<StepLog> {
+    fn make_step(&mut self, epoch: &Epoch, batch: usize) -> Result<StepLog> {
         let parts = self.sequences.batch(epoch, batch, self.workers.len());
-        let seed = generator(self.config.seed, DROPOUT, self.step).random::<u64>();
+        let seed = generator(self.config().seed, DROPOUT, self.step).random::<u64>();
         let this = &*self;
         let computed: Vec<Result<Part>> = std::thread::scope(|scope| {
             let running: Vec<_> = parts
@@ -379,7 +357,7 @@ impl<'a> Trainer<'a> {
                 .map(|part| part.join().unwrap_or_else(|_| Err(Error::internal("a worker thread panicked"))))
                 .collect()
         });
-        let mut values = vec![0.0; self.config.terms.len()];
+        let mut values = vec![0.0; self.config().terms.len()];
         let mut gradient = NamedGradients::default();
         for part in computed {
             let part = part?;
@@ -388,7 +366,7 @@ impl<'a> Trainer<'a> {
         }
         let mut terms = Map::new();
         let mut loss = 0.0;
-        for (term, &value) in self.config.terms.iter().zip(&values) {
+        for (term, &value) in self.config().terms.iter().zip(&values) {
             if !value.is_finite() {
                 return Err(Error::invalid_input(format!(
                     "step {}: the loss term {:?} is {value}; lower the learning rate. The last saved state is intact",
@@ -399,15 +377,19 @@ impl<'a> Trainer<'a> {
             loss += value * term.weight();
             terms.insert(term.name().to_owned(), json!(value));
         }
-        let rate = self.config.optimizer.rate(self.step, steps);
+        let before = self.stages[..self.stage].iter().map(Stage::steps).sum::<usize>();
+        let stage = &self.stages[self.stage];
+        let optimizer = &stage.config.optimizer;
+        let rate = optimizer.rate(self.step - before, stage.steps());
         let gradient_norm = self
             .optimizer
-            .update(&self.config.optimizer, rate, &mut self.model, gradient)
+            .update(optimizer, rate, &mut self.model, gradient)
             .map_err(|e| e.context(format!("step {}", self.step)))?;
         self.step += 1;
         Ok(StepLog {
             step: self.step,
-            steps,
+            steps: self.stages.iter().map(Stage::steps).sum(),
+            stage: self.stage + 1,
             loss,
             terms,
             rate,
@@ -418,17 +400,17 @@ impl<'a> Trainer<'a> {
 
     /// The terms and the gradient of one part of a step.
     fn compute(&self, batch: &Batch, targets: &Targets, noise: Noise) -> Result<Part> {
-        let (plain, device) = (Device::flex(), Device::flex().autodiff());
+        let device = Device::flex().autodiff();
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
-        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze: &self.config.freeze });
-        let terms = &self.config.terms;
-        let student = Outputs::compute(&model, Role::Student, terms, batch, &device, Some(noise))?;
-        let teacher = match &self.teacher {
-            None => None,
-            Some(teacher) => {
-                Some(Outputs::compute(teacher, Role::Teacher, terms, batch, &plain, None)?.into_constants())
-            }
+        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze: &self.config().freeze });
+        let model = match self.config().precision {
+            Precision::Int8 => model.fake_quantized(),
+            _ => model,
         };
+        let terms = &self.config().terms;
+        let student = Outputs::of_student(&model, terms, batch, &device, Some(noise))?;
+        let teacher = self.teacher.as_ref().filter(|_| terms.iter().any(|term| term.needs_teacher()));
+        let teacher = teacher.map(|teacher| Outputs::of_teacher(teacher, terms, batch, &device)).transpose()?;
         let values = losses(terms, &student, teacher.as_ref(), batch, targets, &device)?;
         let found = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
         let loss = terms
@@ -447,8 +429,12 @@ impl<'a> Trainer<'a> {
 
     fn evaluate(&mut self) -> Result<EvaluationLog> {
         let now = self.snapshot();
-        let options = Options { threads: self.config.threads, ..Options::default() };
-        let score = dev_score(now.clone(), self.data, &options)?;
+        let options = Options { threads: self.config().threads, ..Options::default() };
+        let score = {
+            let bundle = self.folder.bundle_path();
+            let quantized = (self.config().precision == Precision::Int8).then_some(bundle.as_path());
+            dev_score(now.clone(), self.data, quantized, &options)?
+        };
         let is_best = self.best.as_ref().is_none_or(|best| score.value > best.score);
         if is_best {
             self.folder.save_best(self.step, &now)?;
@@ -466,19 +452,23 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&self) -> Result<()> {
-        let state = State { step: self.step, best: self.best.clone(), updates: self.optimizer.updates };
+        let (step, stage, updates) = (self.step, self.stage, self.optimizer.updates);
+        let state = State { step, stage, best: self.best.clone(), updates };
         self.folder.save_state(&state, &self.model.weights(), &self.optimizer)
     }
 
     fn finish(&self) -> Result<Outcome> {
-        let best = self.best.as_ref().ok_or_else(|| Error::internal("the run ended without an evaluation"))?;
-        self.folder.finish(best)?;
-        Ok(Outcome::Finished { dev_score: best.score, step: best.step })
+        let Some(best) = &self.best else {
+            self.folder.finish(&self.snapshot())?;
+            return Ok(Outcome::Finished { dev_score: None, step: self.step });
+        };
+        self.folder.finish(&self.folder.best(best)?)?;
+        Ok(Outcome::Finished { dev_score: Some(best.score), step: best.step })
     }
 }
 
 /// A teacher has to answer with the student's labels, from the student's token ids.
-fn load_teacher(mut teacher: Checkpoint, student: &Checkpoint) -> Result<Model> {
+fn load_teacher(mut teacher: Checkpoint, student: &Checkpoint) -> Result<FrozenModel> {
     if teacher.config.id2label != student.config.id2label {
         return Err(Error::incompatible(format!(
             "teacher and student have different labels: {:?} and {:?}",
@@ -491,7 +481,7 @@ fn load_teacher(mut teacher: Checkpoint, student: &Checkpoint) -> Result<Model> 
              teacher's layers",
         ));
     }
-    Model::load(&teacher.config, &mut teacher.weights, &Device::flex())
+    FrozenModel::load(&teacher.config, &mut teacher.weights)
 }
 
 /// What a worker makes of its part of a step.

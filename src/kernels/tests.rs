@@ -208,6 +208,30 @@ fn activations_are_within_a_millionth_of_f64() {
     }
 }
 
+#[cfg(feature = "autodiff")]
+#[test]
+fn tangents_of_gelu_are_within_a_millionth_of_f64() {
+    let x: Vec<f32> = (-80_000..=80_000).map(|i| i as f32 * 1e-4).collect();
+    for kernel in Kernel::available() {
+        let (slopes, offsets) = kernel.gelu_tangents(&x);
+        for ((&x, slope), offset) in x.iter().zip(&slopes).zip(&offsets) {
+            let x = f64::from(x);
+            let cumulative = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+            let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            let value = f64::from(x as f32 * slope + offset);
+            assert!((f64::from(*slope) - cumulative - x * density).abs() <= 1e-6, "{kernel:?}, slope at {x}: {slope}");
+            assert!((value - x * cumulative).abs() <= 1e-6, "{kernel:?}, value at {x}: {value}");
+        }
+        // Every number of values, and what lies far out.
+        for n in 0..=67 {
+            assert_eq!(kernel.gelu_tangents(&x[..n]).0, slopes[..n], "{kernel:?}, {n}");
+        }
+        let (slopes, offsets) = kernel.gelu_tangents(&[-1e6, -100.0, 100.0, 1e6]);
+        assert!(slopes[..2].iter().chain(&offsets).all(|x| x.abs() < 1e-20), "{kernel:?}: {slopes:?}, {offsets:?}");
+        assert_eq!(slopes[2..], [1.0, 1.0], "{kernel:?}");
+    }
+}
+
 #[test]
 fn layer_norm_of_every_width_is_within_a_millionth_of_f64() {
     for kernel in Kernel::available() {

@@ -60,6 +60,12 @@ impl Attention {
         })
     }
 
+    #[cfg(feature = "autodiff")]
+    pub(super) fn linears(&mut self) -> [&mut Linear; 4] {
+        let SelfAttention { query, key, value, .. } = &mut self.self_attention;
+        [query, key, value, &mut self.output.dense]
+    }
+
     /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` (added to the scores) -> `[batch, seq, hidden]`
     pub(crate) fn forward(
         &self,
@@ -118,6 +124,11 @@ impl Residual {
             layer_norm: load_layer_norm(source, &format!("{name}.LayerNorm"), h, config, device)?,
             dropout: config.hidden_dropout_prob,
         })
+    }
+
+    #[cfg(feature = "autodiff")]
+    pub(super) fn linear(&mut self) -> &mut Linear {
+        &mut self.dense
     }
 
     /// `x` `[batch, seq, in]`, `input` `[batch, seq, hidden]` -> `[batch, seq, hidden]`

@@ -19,6 +19,9 @@ pub struct Embeddings {
     layer_norm: LayerNorm,
     dropout: f64,
     first_position: usize,
+    /// Whether words' rows are [`fake_quantize`](super::linear::fake_quantize)d.
+    #[cfg(feature = "autodiff")]
+    pub(super) is_rounded: bool,
 }
 
 impl Embeddings {
@@ -44,6 +47,8 @@ impl Embeddings {
             layer_norm: load_layer_norm(source, "embeddings.LayerNorm", width, config, device)?,
             dropout: config.hidden_dropout_prob,
             first_position: config.first_position(),
+            #[cfg(feature = "autodiff")]
+            is_rounded: false,
         })
     }
 
@@ -51,6 +56,11 @@ impl Embeddings {
     pub(crate) fn forward(&self, input_ids: Tensor<2, Int>, noise: &mut Option<Noise>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
         let words = self.word_embeddings.forward(input_ids); // [batch, seq, embedding]
+        #[cfg(feature = "autodiff")]
+        let words = match self.is_rounded {
+            true => super::linear::fake_quantize(words, 2),
+            false => words,
+        };
         let first = self.first_position;
         let mut rows = self.position_embeddings.weight.val().slice(first..first + seq); // [seq, embedding]
         if let Some(types) = &self.token_type_embeddings {

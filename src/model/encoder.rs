@@ -3,6 +3,8 @@
 use burn::module::Module;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, tanh};
 use burn::tensor::{Device, Tensor};
+#[cfg(feature = "autodiff")]
+use burn::tensor::TensorData;
 
 use super::attention::{Attention, Residual};
 use super::config::ModelConfig;
@@ -12,6 +14,8 @@ use super::weights::WeightSource;
 use super::{HiddenState, Observe};
 use crate::error::Result;
 use crate::kernels::Activation;
+#[cfg(feature = "autodiff")]
+use crate::kernels::Kernel;
 
 /// All layers, first to last.
 #[derive(Module, Debug)]
@@ -41,6 +45,14 @@ impl Encoder {
             .map(|i| Layer::load(config, source, &format!("encoder.layer.{i}"), device))
             .collect::<Result<_>>()?;
         Ok(Encoder { layer })
+    }
+
+    #[cfg(feature = "autodiff")]
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layer.iter_mut().flat_map(|layer| {
+            let feed_forward = [&mut layer.intermediate.dense, layer.output.linear()];
+            layer.attention.linears().into_iter().chain(feed_forward)
+        })
     }
 }
 
@@ -76,9 +88,25 @@ impl Layer {
 
 pub(crate) fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
     match activation {
+        #[cfg(feature = "autodiff")]
+        Activation::Gelu if x.is_autodiff() => gelu_in_training(x),
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => gelu_approximate(x),
         Activation::Relu => relu(x),
         Activation::Tanh => tanh(x),
     }
+}
+
+/// Burn's own computes an error function of each value, one at a time, and again on the way back. Here the kernels give every tangent at
+/// once, which has the value and the derivative of the function itself.
+#[cfg(feature = "autodiff")]
+fn gelu_in_training<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let data = x.clone().inner().into_data();
+    let (Ok(values), Some(kernel)) = (data.as_slice::<f32>(), Kernel::available().next()) else {
+        return gelu(x);
+    };
+    let (slopes, offsets) = kernel.gelu_tangents(values);
+    let (shape, device) = (x.shape(), x.device());
+    let constant = |values| Tensor::from_data(TensorData::new(values, shape.clone()), &device);
+    x * constant(slopes) + constant(offsets)
 }

@@ -51,6 +51,11 @@ impl Head {
         }))
     }
 
+    #[cfg(feature = "autodiff")]
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.pooler.iter_mut().map(|pooler| &mut pooler.dense).chain([&mut self.classifier])
+    }
+
     /// Token classification: hidden states `[batch, seq, hidden]` -> logits `[batch, seq, labels]`.
     /// Text classification: -> logits `[batch, 1, labels]`.
     pub(crate) fn forward(&self, hidden: Tensor<3>, noise: &mut Option<Noise>) -> Tensor<3> {

@@ -2,10 +2,16 @@
 //!
 //! This is how a processor with kernels runs what [`Model`](super::Model) defines; `packed/tests.rs` holds the two together.
 
+#[cfg(feature = "autodiff")]
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
+#[cfg(feature = "autodiff")]
+use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
+#[cfg(feature = "autodiff")]
+use super::HiddenState;
 use super::Output;
 use super::config::{ModelConfig, Task};
 use super::weights::{Int8, Values, WeightSource};
@@ -123,7 +129,7 @@ impl PackedModel {
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
-        let result = self.compute(batch, &mut workspace, check).and_then(|()| {
+        let result = self.compute(batch, &mut workspace, &mut |_, _, _, _| (), check).and_then(|()| {
             let mut rest = workspace.x.as_slice();
             let sequences = batch.lengths().iter().map(|n| {
                 let (states, others) = rest.split_at(n * self.config.hidden_size);
@@ -144,8 +150,55 @@ impl PackedModel {
         result
     }
 
-    /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`.
-    fn compute(&self, batch: &Batch, workspace: &mut Workspace, check: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    /// What [`Model`](super::Model) gives of a batch: each hidden state of `wanted` that the model has, `[batch, seq, hidden]`, and the
+    /// head's logits, `[batch, positions, labels]`; zeros for padding. States of attention blocks are not kept here.
+    #[cfg(feature = "autodiff")]
+    fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<(Observed, Vec<f32>)> {
+        let (h, [sequences, seq]) = (self.config.hidden_size, batch.dims());
+        let padded: Vec<usize> =
+            (0..).zip(batch.lengths()).flat_map(|(row, &n)| (0..n).map(move |i| row * seq + i)).collect();
+        let mut states = Observed::new();
+        let mut keep = |state: HiddenState, first: usize, rows: &[f32], width: usize, column: usize| {
+            if wanted.contains(&state) {
+                let all = states.entry(state).or_insert_with(|| vec![0.0; sequences * seq * h]);
+                for (row, at) in rows.chunks(width).zip(&padded[first..]) {
+                    all[at * h..][..h].copy_from_slice(&row[column..][..h]);
+                }
+            }
+        };
+        let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
+        let mut observe = |number: usize, first: usize, x: &[f32], qkv: &[f32]| {
+            keep(HiddenState::Layer(number), first, x, h, 0);
+            let of: [fn(usize) -> HiddenState; 3] = [HiddenState::Query, HiddenState::Key, HiddenState::Value];
+            for (state, column) in of.iter().zip([0, h, 2 * h]) {
+                keep(state(number + 1), first, qkv, 3 * h, column);
+            }
+        };
+        self.compute(batch, &mut workspace, &mut observe, &mut || Ok(()))?;
+        keep(HiddenState::Layer(self.layers.len()), 0, &workspace.x, h, 0);
+        let (positions, labels) = (if self.config.task == Task::TokenClassification { seq } else { 1 }, self.config.id2label.len());
+        let mut logits = vec![0.0; sequences * positions * labels];
+        let mut rest = workspace.x.as_slice();
+        for (n, logits) in batch.lengths().iter().zip(logits.chunks_mut((positions * labels).max(1))) {
+            let (states, others) = rest.split_at(n * h);
+            rest = others;
+            let of_head = self.head.as_ref().ok_or_else(super::no_labels)?;
+            let found = of_head.logits(states, &mut space(&workspace.threads).scratch);
+            logits[..found.len()].copy_from_slice(&found);
+        }
+        lock(&self.workspaces).push(workspace);
+        Ok((states, logits))
+    }
+
+    /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`. `observe` sees, before each layer, its number from
+    /// 0, a group's first token, and the group's inputs, queries, keys and values.
+    fn compute(
+        &self,
+        batch: &Batch,
+        workspace: &mut Workspace,
+        observe: &mut dyn FnMut(usize, usize, &[f32], &[f32]),
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let h = self.config.hidden_size;
         let threads = rayon::current_num_threads();
         workspace.threads.resize_with(threads, Mutex::default);
@@ -177,7 +230,7 @@ impl PackedModel {
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).filter(|_| is_one_group);
-            let (mut x, mut lengths) = (x.as_mut_slice(), batch.lengths());
+            let (mut x, mut lengths, mut first) = (x.as_mut_slice(), batch.lengths(), 0);
             while !lengths.is_empty() {
                 check()?;
                 let (sequences, tokens) = group(lengths);
@@ -186,8 +239,9 @@ impl PackedModel {
                 if !is_one_group {
                     self.project(layer, group, qkv, spaces);
                 }
+                observe(i, first, group, qkv);
                 self.layer(layer, next, these, group, qkv, context, spaces);
-                (x, lengths) = (rest, others);
+                (x, lengths, first) = (rest, others, first + tokens);
             }
         }
         check()
@@ -289,6 +343,49 @@ impl PackedModel {
         if let Some(project) = &self.project {
             project.apply(gathered, None, scratch, x);
         }
+    }
+}
+
+/// Hidden states, `[batch, seq, hidden]`.
+#[cfg(feature = "autodiff")]
+type Observed = BTreeMap<HiddenState, Vec<f32>>;
+
+/// A model that answers and is not trained, such as a teacher: the kernels compute it in f32, on any device that has the memory.
+#[cfg(feature = "autodiff")]
+pub struct FrozenModel(PackedModel);
+
+#[cfg(feature = "autodiff")]
+impl FrozenModel {
+    /// Builds the model that `config` describes from the tensors of `source`.
+    ///
+    /// # Errors
+    /// Those of `source`.
+    pub fn load(config: &ModelConfig, source: &mut dyn WeightSource) -> Result<Self> {
+        let kernel = Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))?;
+        Ok(FrozenModel(PackedModel::load(config, source, kernel)?))
+    }
+
+    /// The hidden states of `wanted` that the model has, `[batch, seq, hidden]`, and its logits: `[batch, seq, labels]` for token
+    /// classification, `[batch, 1, labels]` for text classification. Padding is zeros. Runs in rayon's current pool.
+    ///
+    /// # Errors
+    /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
+    pub fn compute(
+        &self,
+        batch: &Batch,
+        wanted: &BTreeSet<HiddenState>,
+        device: &Device,
+    ) -> Result<(BTreeMap<HiddenState, Tensor<3>>, Tensor<3>)> {
+        let (states, logits) = self.0.observed(batch, wanted)?;
+        let [sequences, seq] = batch.dims();
+        let config = &self.0.config;
+        let tensor = |values: Vec<f32>, width: usize| {
+            let shape = [sequences, values.len() / (sequences * width).max(1), width];
+            Tensor::<3>::from_data(TensorData::new(values, shape), device)
+        };
+        debug_assert!(states.values().all(|values| values.len() == sequences * seq * config.hidden_size));
+        let states = states.into_iter().map(|(state, values)| (state, tensor(values, config.hidden_size))).collect();
+        Ok((states, tensor(logits, config.id2label.len())))
     }
 }
 

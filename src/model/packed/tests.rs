@@ -151,6 +151,42 @@ fn heads_give_the_composed_models_logits() {
     }
 }
 
+#[cfg(feature = "autodiff")]
+#[test]
+fn a_frozen_model_gives_every_state_of_the_composed_one() {
+    let device = Device::flex();
+    for name in ["bert-token", "distilbert-sequence", "roberta-sequence", "electra-token"] {
+        let Checkpoint { config, mut weights, .. } = Checkpoint::open(folder(name)).unwrap();
+        let frozen = FrozenModel::load(&config, &mut weights.clone()).unwrap();
+        let composed = Model::load(&config, &mut weights, &device).unwrap();
+        // More tokens than one group, so that layers are computed in parts.
+        let sequences: Vec<Vec<u32>> = (0..9).flat_map(|_| sequences(&config)).collect();
+        let batch = Batch::new(&sequences, config.pad_token_id);
+        let mask = batch.attention_mask(&device).unsqueeze_dim::<3>(2);
+        let mut wanted = BTreeMap::new();
+        let last = composed
+            .hidden_states(&batch, &device, &mut None, &mut |state, x| {
+                if !matches!(state, HiddenState::Attention(_)) {
+                    wanted.insert(state, x.clone() * mask.clone());
+                }
+                Ok(())
+            })
+            .unwrap();
+        let logits = composed.logits(last, &mut None).unwrap();
+        let logits = if logits.dims()[1] == 1 { logits } else { logits * mask.clone() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let names = wanted.keys().copied().collect();
+        let (states, found) = pool.install(|| frozen.compute(&batch, &names, &device).unwrap());
+        assert_eq!(states.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{name}");
+        let largest = |a: Tensor<3>, b: Tensor<3>| (a - b).abs().max().into_scalar::<f32>();
+        for (state, x) in states {
+            let difference = largest(x, wanted[&state].clone());
+            assert!(difference < 1e-5, "{name}, {state:?}: {difference}");
+        }
+        assert!(largest(found, logits) < 1e-5, "{name}");
+    }
+}
+
 #[test]
 fn neither_batch_nor_padding_nor_threads_change_a_bit() {
     for (name, checkpoint) in checkpoints() {

@@ -1,0 +1,158 @@
+//! How a run trains: settings for all of it, and what a stage of it does otherwise.
+
+use ampoule::bundle::Precision;
+use ampoule::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::losses::Term;
+use crate::optimizer::AdamW;
+
+/// How a run trains. Every field has a default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// From which everything random follows: order, runs of sentences, dropout.
+    pub seed: u64,
+    /// Times that the training texts are gone through.
+    pub epochs: usize,
+    /// The most sequences of a step.
+    pub batch_size: usize,
+    /// The most tokens of a step, padding counted.
+    pub max_batch_tokens: usize,
+    /// The most tokens of a sequence, special tokens counted; 0 for as many as the model has positions.
+    pub window: usize,
+    /// Share of an epoch's sentences that come in runs of consecutive ones, as a note's do, in place of one by one.
+    pub runs: f64,
+    /// Share of these runs that are as long as the window; the others are of every length up to it.
+    pub full_runs: f64,
+    /// Loss terms.
+    pub terms: Vec<Term>,
+    /// Optimizer.
+    pub optimizer: AdamW,
+    /// Dropout in place of the checkpoint's own probabilities.
+    pub dropout: Option<f64>,
+    /// Tensors whose names begin so are not trained.
+    pub freeze: Vec<String>,
+    /// Evaluations on the dev set in an epoch; the best one's weights are kept.
+    pub evaluations_per_epoch: usize,
+    /// Evaluations without a better score after which the run ends; 0 for never.
+    pub patience: usize,
+    /// Steps between two saved states.
+    pub save_every: usize,
+    /// Worker threads; 0 for as many as the run began with, and at first as the machine has cores, at most four.
+    pub threads: usize,
+    /// Whether texts without labels are trained on too, where a loss term needs none.
+    pub transfer: bool,
+    /// Quantization-aware training (Jacob et al. 2018): with `int8` the forward pass rounds as the bundle's integer contract does,
+    /// gradients pass as if it did not, and the dev set is evaluated in int8. `f32` trains as it computes.
+    pub precision: Precision,
+    /// Parts of the run, one after the other, each an object of the settings that it changes, as in
+    /// `[{"epochs": 2, "terms": [..]}, {}, {"precision": "int8", "optimizer": {"learning_rate": 3e-5}}]`. Each begins where the one
+    /// before was best, with the learning rate's warm-up and no moments. Empty: one part, of these settings.
+    pub stages: Vec<Map<String, Value>>,
+}
+
+/// Settings that no stage can change: they are the run's.
+const OF_RUN: [&str; 5] = ["seed", "dropout", "save_every", "threads", "stages"];
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            seed: 1,
+            epochs: 6,
+            batch_size: 16,
+            max_batch_tokens: 1024,
+            window: 0,
+            runs: 0.5,
+            full_runs: 0.0,
+            terms: vec![Term::Hard { weight: 1.0 }],
+            optimizer: AdamW::default(),
+            dropout: None,
+            freeze: Vec::new(),
+            evaluations_per_epoch: 1,
+            patience: 0,
+            save_every: 200,
+            threads: 0,
+            transfer: true,
+            precision: Precision::F32,
+            stages: Vec::new(),
+        }
+    }
+}
+
+impl TrainConfig {
+    /// The settings of each stage, none of which has stages.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where a stage names what is no setting, or is one of the whole run, or has a
+    /// value that does not fit.
+    pub fn stages(&self) -> Result<Vec<TrainConfig>> {
+        let run = TrainConfig { stages: Vec::new(), ..self.clone() };
+        if self.stages.is_empty() {
+            return Ok(vec![run]);
+        }
+        let of = |(number, changes): (usize, &Map<String, Value>)| {
+            let wrong = |what: String| Error::invalid_input(format!("configuration: stage {number}: {what}"));
+            if let Some(name) = OF_RUN.iter().find(|name| changes.contains_key(**name)) {
+                return Err(wrong(format!("{name} is a setting of the whole run")));
+            }
+            let mut settings = serde_json::to_value(&run).map_err(|e| wrong(e.to_string()))?;
+            merge(&mut settings, &Value::Object(changes.clone()));
+            serde_json::from_value(settings).map_err(|e| wrong(e.to_string()))
+        };
+        (1..).zip(&self.stages).map(of).collect()
+    }
+
+    /// Whether the labels' predictions are taught, and so worth an evaluation.
+    pub(crate) fn teaches_labels(&self) -> bool {
+        self.terms.iter().any(|term| matches!(term, Term::Hard { .. } | Term::SoftTargets { .. }))
+    }
+
+    /// What is wrong with the settings, of the run or of a stage.
+    pub(crate) fn check(&self, has_teacher: bool) -> Result<()> {
+        let wrong = |what: &str| Err(Error::invalid_input(format!("configuration: {what}")));
+        if self.epochs == 0 || self.batch_size == 0 || self.evaluations_per_epoch == 0 || self.save_every == 0 {
+            return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
+        }
+        if self.batch_size > 1 << 20 || self.max_batch_tokens > 1 << 30 {
+            return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");
+        }
+        if self.threads > ampoule::MAX_THREADS {
+            return wrong(&format!("threads must be at most {}", ampoule::MAX_THREADS));
+        }
+        if self.terms.is_empty() {
+            return wrong("terms is empty; name at least one loss term");
+        }
+        if !(0.0..=1.0).contains(&self.runs) || !(0.0..=1.0).contains(&self.full_runs) {
+            return wrong("runs and full_runs must be in 0..=1");
+        }
+        if self.dropout.is_some_and(|p| !(0.0..1.0).contains(&p)) {
+            return wrong("dropout must be in 0..1");
+        }
+        if !(self.optimizer.learning_rate > 0.0 && self.optimizer.learning_rate.is_finite()) {
+            return wrong("optimizer.learning_rate must be positive");
+        }
+        if self.precision == Precision::F16 {
+            return wrong("precision must be f32 or int8");
+        }
+        let needs_teacher = self.terms.iter().find(|t| t.needs_teacher());
+        if let (Some(term), false) = (needs_teacher, has_teacher) {
+            return wrong(&format!("the loss term {:?} needs a teacher", term.name()));
+        }
+        Ok(())
+    }
+}
+
+/// Puts the fields of `from` into `into`, object by object; what is no object takes the other's place.
+pub fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                merge(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
