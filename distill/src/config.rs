@@ -155,4 +155,3 @@ pub fn merge(into: &mut Value, from: &Value) {
         (into, from) => *into = from.clone(),
     }
 }
-

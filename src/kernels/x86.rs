@@ -262,8 +262,41 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         start: *const i32,
         sums: &mut Sums<Self::I>,
     ) {
-        unsafe { dot_lanes::<Self, R>(x, stride, panel, groups, start, sums) }
+        unsafe {
+            match VNNI {
+                true => dot_tile_vnni::<R>(x, stride, panel, groups, start, sums),
+                false => dot_tile::<R>(x, stride, panel, groups, start, sums),
+            }
+        }
     }
+}
+
+/// A function of its own: with the constants of what follows in registers, one sum had none, and went through memory in each step.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn dot_tile<const R: usize>(
+    x: *const i8,
+    stride: usize,
+    panel: *const i8,
+    groups: usize,
+    start: *const i32,
+    sums: &mut Sums<__m256i>,
+) {
+    unsafe { dot_lanes::<Avx2<false>, R>(x, stride, panel, groups, start, sums) }
+}
+
+/// The same with AVX-VNNI.
+#[inline(never)]
+#[target_feature(enable = "avxvnni,avx2,fma")]
+unsafe fn dot_tile_vnni<const R: usize>(
+    x: *const i8,
+    stride: usize,
+    panel: *const i8,
+    groups: usize,
+    start: *const i32,
+    sums: &mut Sums<__m256i>,
+) {
+    unsafe { dot_lanes::<Avx2<true>, R>(x, stride, panel, groups, start, sums) }
 }
 
 /// Without VNNI weights and activations are widened to 16 bits, so that the sums of two products that `vpmaddwd` gives are exact.

@@ -1,10 +1,10 @@
 //! The stack of transformer layers.
 
 use burn::module::Module;
-use burn::tensor::activation::{gelu, gelu_approximate, relu, tanh};
-use burn::tensor::{Device, Tensor};
 #[cfg(feature = "autodiff")]
 use burn::tensor::TensorData;
+use burn::tensor::activation::{gelu, gelu_approximate, relu, tanh};
+use burn::tensor::{Device, Tensor};
 
 use super::attention::{Attention, Residual};
 use super::config::ModelConfig;

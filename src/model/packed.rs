@@ -62,6 +62,10 @@ struct Head {
     classifier: Packed,
 }
 
+/// Sees, before each layer, its number from 0, the first token of a group of sequences, and the group's inputs `[tokens, hidden]` and queries,
+/// keys and values `[tokens, 3 * hidden]`.
+type ObserveGroup<'a> = dyn FnMut(usize, usize, &[f32], &[f32]) + 'a;
+
 /// What one call needs at a time.
 #[derive(Default)]
 struct Workspace {
@@ -176,7 +180,8 @@ impl PackedModel {
         };
         self.compute(batch, &mut workspace, &mut observe, &mut || Ok(()))?;
         keep(HiddenState::Layer(self.layers.len()), 0, &workspace.x, h, 0);
-        let (positions, labels) = (if self.config.task == Task::TokenClassification { seq } else { 1 }, self.config.id2label.len());
+        let (positions, labels) =
+            (if self.config.task == Task::TokenClassification { seq } else { 1 }, self.config.id2label.len());
         let mut logits = vec![0.0; sequences * positions * labels];
         let mut rest = workspace.x.as_slice();
         for (n, logits) in batch.lengths().iter().zip(logits.chunks_mut((positions * labels).max(1))) {
@@ -190,13 +195,12 @@ impl PackedModel {
         Ok((states, logits))
     }
 
-    /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`. `observe` sees, before each layer, its number from
-    /// 0, a group's first token, and the group's inputs, queries, keys and values.
+    /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`.
     fn compute(
         &self,
         batch: &Batch,
         workspace: &mut Workspace,
-        observe: &mut dyn FnMut(usize, usize, &[f32], &[f32]),
+        observe: &mut ObserveGroup,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let h = self.config.hidden_size;
