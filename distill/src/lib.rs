@@ -45,6 +45,7 @@ pub mod score;
 mod sequences;
 mod student;
 mod trainer;
+mod typing;
 
 pub use dictionary::Dictionary;
 pub use evaluate::{FoundEntities, evaluate_labels};
@@ -54,3 +55,4 @@ pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_teacher};
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, TrainConfig, dump_batches, train};
+pub use typing::{Alignment, TypingNoise};
