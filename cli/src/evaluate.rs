@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
-use ampoule_distill::score::{Counts, interval, paired_bootstrap};
-use ampoule_distill::{Dictionary, FoundEntities, evaluate_labels, log_test_reading};
+use ampoule_distill::score::{Bootstrap, Counts, interval, paired_bootstrap, paired_label_bootstrap};
+use ampoule_distill::{Dictionary, FoundEntities, TypingNoise, evaluate_labels, log_test_reading};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -34,6 +34,12 @@ pub struct Args {
     /// Also score a dictionary of the entities that the train files beside them name: the floor of a model
     #[arg(long)]
     dictionary: bool,
+    /// Score the same texts with noise of typing too, in this share of their words, and say what it costs
+    #[arg(long, value_name = "SHARE")]
+    noise: Option<f64>,
+    /// From which the noise follows
+    #[arg(long, value_name = "SEED", default_value_t = 1, requires = "noise")]
+    noise_seed: u64,
     /// Resamples of each bootstrap
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     resamples: u32,
@@ -44,7 +50,27 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    fn typing_noise(&self) -> Result<Option<TypingNoise>> {
+        let noise = self.noise.map(|words| TypingNoise { words, ..TypingNoise::default() });
+        match noise.as_ref().map_or(Ok(()), TypingNoise::check) {
+            Ok(()) => Ok(noise),
+            Err(_) => Err(hint("--noise is not a share of words in 0..=1", "--noise 0.1 for one word in ten")),
+        }
+    }
+
+    /// What was done, and the results of each model.
+    fn print(&self, noise: Option<&TypingNoise>, mut json: Value, models: Vec<Value>) -> Result<()> {
+        if let Some(noise) = noise {
+            json["noise"] = json!({"seed": self.noise_seed, "settings": noise});
+        }
+        json["models"] = models.into();
+        print_json(&json)
+    }
+}
+
 pub fn run(args: Args) -> Result<()> {
+    let noise = args.typing_noise()?;
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options();
@@ -52,9 +78,9 @@ pub fn run(args: Args) -> Result<()> {
     if has_texts {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
         note_reading(&args)?;
-        return labels(&args, &texts, &options);
+        return labels(&args, noise.as_ref(), &texts, &options);
     }
-    entities(&args, &corpora, &options)
+    entities(&args, noise.as_ref(), &corpora, &options)
 }
 
 /// Notes that the models were measured on a test set, once nothing stands in the way of it.
@@ -65,62 +91,104 @@ fn note_reading(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One model's results.
-struct Row {
-    name: String,
-    json: Value,
+/// What a model finds in some texts.
+struct Scores {
+    /// One for each set.
+    json: Vec<Value>,
     sets: Vec<f64>,
+    /// Precision, recall and F1 of all sets together.
     micro: (f64, f64, f64),
     /// One for each text, for the bootstrap.
     counts: Vec<Counts>,
 }
 
-impl Row {
+impl Scores {
     /// Scores what `run` finds in each set.
-    fn new(
-        name: String,
-        data: &[String],
-        sets: &[NerSet],
-        run: impl Fn(&NerSet) -> Result<FoundEntities>,
-    ) -> Result<Self> {
-        let (mut by_set, mut json_sets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (set, path) in sets.iter().zip(data) {
+    fn new(sets: &[NerSet], run: impl Fn(&NerSet) -> Result<FoundEntities>) -> Result<Self> {
+        let (mut by_set, mut json, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        for set in sets {
             let found = run(set)?;
             let report = found.scores();
             by_set.push(report.micro.f1);
-            json_sets.push(json!({
-                "data": path, "scores": report,
-                "at_score": {"0.5": found.at_threshold(0.5), "0.9": found.at_threshold(0.9)},
-            }));
+            let at_score = json!({"0.5": found.at_threshold(0.5), "0.9": found.at_threshold(0.9)});
+            json.push(json!({"scores": report, "at_score": at_score}));
             counts.extend(report.counts);
         }
-        let micro = pooled(&counts);
-        Ok(Row { json: json!({"model": name, "sets": json_sets}), name, sets: by_set, micro, counts })
+        Ok(Scores { json, sets: by_set, micro: pooled(&counts), counts })
+    }
+
+    fn pooled(&self, args: &Args) -> Value {
+        let ((precision, recall, f1), interval) = (self.micro, interval(&self.counts, args.resamples as usize, 1));
+        json!({"precision": precision, "recall": recall, "f1": f1, "interval": interval})
+    }
+
+    /// How much better these are than `other`, of the same texts.
+    fn difference(&self, other: &Scores, args: &Args) -> Bootstrap {
+        paired_bootstrap(&self.counts, &other.counts, args.resamples as usize, 1)
     }
 }
 
-fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
+/// One model's results.
+struct Row {
+    name: String,
+    device: Option<Value>,
+    clean: Scores,
+    noisy: Option<Scores>,
+}
+
+/// The texts of each set, and the same with noise.
+struct Texts {
+    clean: Vec<NerSet>,
+    noisy: Option<Vec<NerSet>>,
+}
+
+impl Texts {
+    fn new(clean: Vec<NerSet>, noise: Option<&TypingNoise>, seed: u64) -> Self {
+        let noisy = noise.map(|noise| {
+            let set = |set: &NerSet| NerSet {
+                examples: set.examples.iter().map(|example| noise.example(example, seed)).collect(),
+                covers: set.covers.clone(),
+            };
+            clean.iter().map(set).collect()
+        });
+        Texts { clean, noisy }
+    }
+
+    fn len(&self) -> usize {
+        self.clean.iter().chain(self.noisy.iter().flatten()).map(|set| set.examples.len()).sum()
+    }
+
+    /// Scores what `run` finds.
+    fn score(&self, name: String, run: impl Fn(&NerSet) -> Result<FoundEntities>) -> Result<Row> {
+        let noisy = self.noisy.as_ref().map(|sets| Scores::new(sets, &run)).transpose()?;
+        Ok(Row { name, device: None, clean: Scores::new(&self.clean, run)?, noisy })
+    }
+}
+
+fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options: &Options) -> Result<()> {
     let read =
         |split| corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>();
     let mut sets = read(args.split)?;
-    let mut rows: Vec<Row> = Vec::new();
     // Each is opened before any is scored, so that what is wrong with the last is known at once; and again, so that one is in memory.
     let config = |path| Extractor::open(path, options).map(|extractor| extractor.config().clone());
     let configs = args.models.iter().map(config).collect::<ampoule::Result<Vec<ModelConfig>>>()?;
     corpora.iter().zip(&sets).try_for_each(|(corpus, set)| corpus.check_known(set, &configs))?;
     note_reading(args)?;
-    for (i, path) in args.models.iter().enumerate() {
+    if args.full_windows {
+        // The first model's length serves all, so that all are measured on the same texts.
+        let extractor = Extractor::open(&args.models[0], options)?;
+        sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
+    }
+    let texts = Texts::new(sets, noise, args.noise_seed);
+    let mut rows: Vec<Row> = Vec::new();
+    for path in &args.models {
         let extractor = Extractor::open(path, options)?;
-        if args.full_windows && i == 0 {
-            // The first model's length serves all, so that all are measured on the same texts.
-            sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
-        }
-        let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
-        let mut row = Row::new(path.display().to_string(), &args.data, &sets, |set| {
+        let bar = counter(texts.len(), "texts");
+        let mut row = texts.score(path.display().to_string(), |set| {
             Ok(FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?)
         })?;
         bar.finish_and_clear();
-        row.json["device"] = json!(extractor.device());
+        row.device = Some(json!(extractor.device()));
         rows.push(row);
     }
     if args.dictionary {
@@ -130,52 +198,80 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
             return Err(hint(message, "the folder, with --split"));
         }
         let dictionary = Dictionary::build(&read(Split::Train)?);
-        rows.push(Row::new("dictionary".to_owned(), &args.data, &sets, |set| {
+        rows.push(texts.score("dictionary".to_owned(), |set| {
             Ok(FoundEntities::of_dictionary(&dictionary, std::slice::from_ref(set)))
         })?);
     }
-    let first = rows[0].counts.clone();
-    let reference = rows[0].micro.2;
-    let mut objects = Vec::new();
-    let mut lines = vec![header(&args.data)];
-    for row in &rows {
-        let (low, high) = interval(&row.counts, args.resamples as usize, 1);
-        let difference = paired_bootstrap(&row.counts, &first, args.resamples as usize, 1);
-        let retention = row.micro.2 / reference;
-        let mut object = row.json.clone();
-        object["pooled"] = json!({
-            "precision": row.micro.0, "recall": row.micro.1, "f1": row.micro.2, "interval": [low, high],
-            "retention": retention, "difference_from_first": difference,
-        });
-        objects.push(object);
-        let percent = |x: f64| format!("{:.2}", 100.0 * x);
-        let mut line = vec![row.name.clone()];
-        line.extend(row.sets.iter().map(|&f1| percent(f1)));
-        line.extend([percent(row.micro.0), percent(row.micro.1), percent(row.micro.2)]);
-        line.push(format!("{}..{}", percent(low), percent(high)));
-        line.push(if retention.is_finite() { format!("{}%", percent(retention)) } else { "-".to_owned() });
-        line.push(format!(
-            "{:+.2} ({:+.2}..{:+.2})",
-            100.0 * difference.difference,
-            100.0 * difference.low,
-            100.0 * difference.high
-        ));
-        lines.push(line);
-    }
     if args.json {
-        return print_json(
-            &json!({"split": args.split.as_str(), "full_windows": args.full_windows, "models": objects}),
-        );
+        let models = rows.iter().map(|row| row.json(&rows[0], args)).collect();
+        let json = json!({"split": args.split.as_str(), "full_windows": args.full_windows});
+        return args.print(noise, json, models);
     }
+    let lines: Vec<_> = std::iter::once(header(args)).chain(rows.iter().map(|row| row.line(&rows[0], args))).collect();
     print_line(&table(&lines))
 }
 
-fn header(data: &[String]) -> Vec<String> {
+impl Row {
+    fn retention(&self, first: &Row) -> f64 {
+        self.clean.micro.2 / first.clean.micro.2
+    }
+
+    fn json(&self, first: &Row, args: &Args) -> Value {
+        let mut sets = Vec::new();
+        for (i, (path, clean)) in args.data.iter().zip(&self.clean.json).enumerate() {
+            let mut set = json!({"data": path, "scores": clean["scores"], "at_score": clean["at_score"]});
+            if let Some(noisy) = &self.noisy {
+                set["noisy"] = noisy.json[i].clone();
+            }
+            sets.push(set);
+        }
+        let mut pooled = self.clean.pooled(args);
+        pooled["retention"] = json!(self.retention(first));
+        pooled["difference_from_first"] = json!(self.clean.difference(&first.clean, args));
+        if let Some(noisy) = &self.noisy {
+            pooled["noisy"] = noisy.pooled(args);
+            pooled["noisy"]["lost"] = json!(self.clean.difference(noisy, args));
+        }
+        let mut row = json!({"model": self.name, "sets": sets});
+        if let Some(device) = &self.device {
+            row["device"] = device.clone();
+        }
+        row["pooled"] = pooled;
+        row
+    }
+
+    fn line(&self, first: &Row, args: &Args) -> Vec<String> {
+        let percent = |x: f64| format!("{:.2}", 100.0 * x);
+        let mut line = vec![self.name.clone()];
+        line.extend(self.clean.sets.iter().map(|&f1| percent(f1)));
+        let (precision, recall, f1) = self.clean.micro;
+        line.extend([precision, recall, f1].map(percent));
+        let (low, high) = interval(&self.clean.counts, args.resamples as usize, 1);
+        line.push(format!("{}..{}", percent(low), percent(high)));
+        let retention = self.retention(first);
+        line.push(if retention.is_finite() { format!("{}%", percent(retention)) } else { "-".to_owned() });
+        line.push(with_interval(&self.clean.difference(&first.clean, args)));
+        if let Some(noisy) = &self.noisy {
+            line.push(percent(noisy.micro.2));
+            line.push(with_interval(&self.clean.difference(noisy, args)));
+        }
+        line
+    }
+}
+
+/// In points.
+fn with_interval(bootstrap: &Bootstrap) -> String {
+    let [difference, low, high] = [bootstrap.difference, bootstrap.low, bootstrap.high].map(|x| 100.0 * x);
+    format!("{difference:+.2} ({low:+.2}..{high:+.2})")
+}
+
+fn header(args: &Args) -> Vec<String> {
     let name =
         |path: &String| Corpus::parse(path).path.file_name().map_or(path.clone(), |n| n.to_string_lossy().into_owned());
     let mut header = vec!["strict entity scores".to_owned()];
-    header.extend(data.iter().map(|path| format!("F1 {}", name(path))));
+    header.extend(args.data.iter().map(|path| format!("F1 {}", name(path))));
     header.extend(["P", "R", "F1 pooled", "95 %", "kept", "difference (95 %)"].map(str::to_owned));
+    header.extend(args.noise.iter().flat_map(|_| ["F1 noisy", "lost (95 %)"].map(str::to_owned)));
     header
 }
 
@@ -195,26 +291,40 @@ fn long_texts(set: &NerSet, extractor: &Extractor) -> Result<NerSet> {
     Ok(NerSet { examples, covers: set.covers.clone() })
 }
 
-fn labels(args: &Args, texts: &[LabelledText], options: &Options) -> Result<()> {
+fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], options: &Options) -> Result<()> {
+    let noisy: Option<Vec<LabelledText>> =
+        noise.map(|noise| texts.iter().map(|text| noise.labelled(text, args.noise_seed)).collect());
     let mut objects = Vec::new();
-    let mut lines = vec![["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec()];
+    let mut header = ["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec();
+    if noise.is_some() {
+        header.extend(["accuracy noisy", "lost (95 %)", "F1 macro noisy", "lost (95 %)"].map(str::to_owned));
+    }
+    let mut lines = vec![header];
     for path in &args.models {
         let classifier = Classifier::open(path, options)?;
-        let bar = counter(texts.len(), "texts");
-        let report = evaluate_labels(&classifier, texts, || bar.inc(1))?;
+        let bar = counter(texts.len() * (1 + usize::from(noise.is_some())), "texts");
+        let score = |texts| evaluate_labels(&classifier, texts, || bar.inc(1));
+        let clean = score(texts)?;
+        let noisy = noisy.as_deref().map(score).transpose()?;
         bar.finish_and_clear();
         let three = |x: f64| format!("{x:.3}");
-        lines.push(vec![
-            path.display().to_string(),
-            three(report.accuracy),
-            three(report.micro_f1),
-            three(report.macro_f1),
-            report.auroc.map_or("-".to_owned(), three),
-        ]);
-        objects.push(json!({"model": path, "scores": report, "device": classifier.device()}));
+        let mut line = vec![path.display().to_string()];
+        line.extend([clean.accuracy, clean.micro_f1, clean.macro_f1].map(three));
+        line.push(clean.auroc.map_or("-".to_owned(), three));
+        let mut object = json!({"model": path, "scores": clean, "device": classifier.device()});
+        if let Some(noisy) = noisy {
+            let lost = paired_label_bootstrap(&clean, &noisy, args.resamples as usize, 1);
+            for (score, lost) in [(noisy.accuracy, lost.accuracy), (noisy.macro_f1, lost.macro_f1)] {
+                let Bootstrap { difference, low, high, .. } = lost;
+                line.extend([three(score), format!("{difference:+.3} ({low:+.3}..{high:+.3})")]);
+            }
+            object["noisy"] = json!({"scores": noisy, "lost": lost});
+        }
+        lines.push(line);
+        objects.push(object);
     }
     if args.json {
-        return print_json(&json!({"split": args.split.as_str(), "models": objects}));
+        return args.print(noise, json!({"split": args.split.as_str()}), objects);
     }
     print_line(&table(&lines))
 }

@@ -313,7 +313,7 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let kills: usize = std::env::var("AMPOULE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
 
     let stages = r#"stages=[{"epochs": 1, "terms": [{"term": "relations", "weight": 1, "layer_map": [[1, 2]], "heads": 4}]},
-        {"epochs": 2, "patience": 1, "evaluations_per_epoch": 3},
+        {"epochs": 2, "noise": {"words": 0.2, "texts": 0.5}, "patience": 1, "evaluations_per_epoch": 3},
         {"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": 1e-3}}]"#;
     for (verb, start) in [
         ("train", vec!["--model", checkpoint]),
@@ -388,6 +388,14 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     assert_fails(&ampoule(&arguments), "another run, of other seed");
     assert!(weights(Path::new(&run)) == before);
 
+    arguments.truncate(arguments.len() - 2);
+    assert_fails(&ampoule(&[arguments.as_slice(), &noise].concat()), "another run, of other noise");
+    assert_fails(
+        &ampoule(&[arguments.as_slice(), &["--set", "noise.words=2"]].concat()),
+        "noise: words and texts must be in 0..=1",
+    );
+    assert_fails(&ampoule(&[arguments.as_slice(), &["--set", "noise.typos=2"]].concat()), "typos");
+
     // So is a run on other data.
     let train = Path::new(corpus).join("train.tsv");
     let texts = fs::read_to_string(&train).unwrap();
@@ -407,6 +415,42 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let table = ampoule(&["evaluate", "--model", &model, "--model", &bundle, "--data", corpus, "--json"]);
     let table: serde_json::Value = serde_json::from_slice(&table.stdout).unwrap();
     assert_eq!(table["models"][0]["pooled"]["f1"], table["models"][1]["pooled"]["f1"]);
+    assert!(table["noise"].is_null() && table["models"][0]["pooled"]["noisy"].is_null(), "{table}");
+
+    // Noise costs something, the same each time, and the clean scores are what they were.
+    let evaluate = |options: &[&str]| {
+        let output =
+            ampoule(&[["evaluate", "--model", &model, "--data", corpus, "--dictionary"].as_slice(), options].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let noisy = evaluate(&["--json", "--noise", "0.9"]);
+    assert_eq!(noisy, evaluate(&["--json", "--noise", "0.9", "--noise-seed", "1"]));
+    assert_ne!(noisy, evaluate(&["--json", "--noise", "0.9", "--noise-seed", "2"]));
+    let noisy: serde_json::Value = serde_json::from_str(&noisy).unwrap();
+    assert_eq!((&noisy["noise"]["seed"], &noisy["noise"]["settings"]["words"]), (&1.into(), &0.9.into()));
+    assert_eq!(noisy["models"][0]["pooled"]["f1"], table["models"][0]["pooled"]["f1"]);
+    for model in noisy["models"].as_array().unwrap() {
+        let f1 = |at: &serde_json::Value| at["f1"].as_f64().unwrap();
+        let (clean, noisy, lost) = (&model["pooled"], &model["pooled"]["noisy"], &model["pooled"]["noisy"]["lost"]);
+        assert_eq!(f1(clean) - f1(noisy), lost["difference"].as_f64().unwrap(), "{model}");
+        assert!(f1(clean) > f1(noisy) && lost["high"].as_f64() >= lost["difference"].as_f64(), "{model}");
+        assert_eq!(model["sets"][0]["noisy"]["scores"]["micro"]["f1"], noisy["f1"], "{model}");
+    }
+    let none = evaluate(&["--json", "--noise", "0"]);
+    let none: serde_json::Value = serde_json::from_str(&none).unwrap();
+    assert_eq!(none["models"][0]["pooled"]["noisy"]["lost"]["difference"], 0.0, "{none}");
+    let shown = evaluate(&["--noise", "0.9", "--full-windows"]);
+    assert!(shown.contains("F1 noisy") && shown.contains("lost (95 %)"), "{shown}");
+    for share in ["1.5", "-0.1", "NaN"] {
+        let share = format!("--noise={share}");
+        assert_fails(&ampoule(&["evaluate", "--model", &model, "--data", corpus, &share]), "--noise is not a share");
+    }
+    for arguments in [["--noise", CANARY], ["--noise-seed", "3"]] {
+        let output = ampoule(&[["evaluate", "--model", &model, "--data", corpus].as_slice(), &arguments].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("--noise") && !text(&output.stderr).contains(CANARY));
+    }
     for command in [vec!["inspect", &bundle, "--verify", "--json"], vec!["inspect", &model, "--json"]] {
         let output = ampoule(&command);
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -542,6 +586,19 @@ fn classifiers_are_trained_quantized_and_used() {
         for model in said["models"].as_array().unwrap() {
             assert!(model["scores"]["macro_f1"].as_f64().unwrap() > 0.95, "{kind}: {said}");
         }
+
+        let output = ampoule(&["evaluate", "--json", "--noise", "0.9", "--model", &bundle, "--data", &corpus]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let noisy: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let (clean, noisy) = (&noisy["models"][0]["scores"], &noisy["models"][0]["noisy"]);
+        assert_eq!(clean, &said["models"][1]["scores"]);
+        for score in ["accuracy", "macro_f1"] {
+            let lost = clean[score].as_f64().unwrap() - noisy["scores"][score].as_f64().unwrap();
+            let said = &noisy["lost"][score];
+            assert!((said["difference"].as_f64().unwrap() - lost).abs() < 1e-12 && said["p"].is_f64(), "{noisy}");
+        }
+        let shown = text(&ampoule(&["evaluate", "--noise", "0.9", "--model", &bundle, "--data", &corpus]).stdout);
+        assert!(shown.contains("F1 macro noisy"), "{shown}");
 
         let input: String = (0..3).map(|i| format!("{CANARY} {}\n", sentence(i))).collect();
         let output = with_stdin(&["classify", "--json", "--model", &bundle, "-"], input.as_bytes());

@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 
 use crate::losses::Term;
 use crate::optimizer::AdamW;
+use crate::typing::TypingNoise;
 
 /// How a run trains. Every field has a default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// From which everything random follows: order, runs of sentences, dropout.
+    /// From which everything random follows: order, runs of sentences, noise, dropout.
     pub seed: u64,
     /// Times that the training texts are gone through.
     pub epochs: usize,
@@ -26,6 +27,9 @@ pub struct TrainConfig {
     pub runs: f64,
     /// Share of these runs that are as long as the window; the others are of every length up to it.
     pub full_runs: f64,
+    /// Noise of typing in the texts, drawn anew each epoch; labels stay exact. A text is here a sentence, or a run of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<TypingNoise>,
     /// Loss terms.
     pub terms: Vec<Term>,
     /// Optimizer.
@@ -66,6 +70,7 @@ impl Default for TrainConfig {
             window: 0,
             runs: 0.5,
             full_runs: 0.0,
+            noise: None,
             terms: vec![Term::Hard { weight: 1.0 }],
             optimizer: AdamW::default(),
             dropout: None,
@@ -126,6 +131,9 @@ impl TrainConfig {
         }
         if !(0.0..=1.0).contains(&self.runs) || !(0.0..=1.0).contains(&self.full_runs) {
             return wrong("runs and full_runs must be in 0..=1");
+        }
+        if let Some(noise) = &self.noise {
+            noise.check().map_err(|e| e.context("configuration"))?;
         }
         if self.dropout.is_some_and(|p| !(0.0..1.0).contains(&p)) {
             return wrong("dropout must be in 0..1");

@@ -46,6 +46,7 @@ pub mod score;
 mod sequences;
 mod student;
 mod trainer;
+mod typing;
 
 pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;
@@ -56,3 +57,4 @@ pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_teacher};
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, dump_batches, train};
+pub use typing::{Alignment, TypingNoise};

@@ -71,12 +71,33 @@ pub struct ClassReport {
     pub auroc: Option<f64>,
     /// Of each of the model's labels.
     pub per_label: BTreeMap<String, Prf>,
+    /// One entry a text, for [`paired_label_bootstrap`].
+    #[serde(skip)]
+    pub decisions: Vec<Decisions>,
 }
 
-/// How far one model's micro F1 lies from another's.
+/// What was decided on one text's labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Whether all of them are right.
+    exact: bool,
+    /// The labels, by index, that it has or was given: whether it has it, whether it was given it.
+    labels: Vec<(usize, bool, bool)>,
+}
+
+/// How far one labelling of texts lies from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LabelBootstrap {
+    /// Of [`ClassReport::accuracy`].
+    pub accuracy: Bootstrap,
+    /// Of [`ClassReport::macro_f1`]; a label that no drawn text has or was given counts 0, on both sides.
+    pub macro_f1: Bootstrap,
+}
+
+/// How far one score lies from another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Bootstrap {
-    /// The first's F1 minus the second's, on the texts as they are.
+    /// The first's score minus the second's, on the texts as they are.
     pub difference: f64,
     /// The lower end of the difference's 95 % interval.
     pub low: f64,
@@ -159,7 +180,7 @@ pub fn classification_scores(
     let columns: HashMap<&str, usize> = labels.iter().enumerate().map(|(at, label)| (label.as_str(), at)).collect();
     let mut tallies = vec![Tally::default(); labels.len()];
     let mut ranked: Vec<Vec<(f32, bool)>> = vec![Vec::with_capacity(gold.len()); labels.len()];
-    let mut right = 0;
+    let mut decisions = Vec::with_capacity(gold.len());
     for (gold, scores) in gold.iter().zip(scores) {
         let mut row = vec![(0.0, false); labels.len()];
         for (label, score) in scores {
@@ -167,11 +188,11 @@ pub fn classification_scores(
                 row[at].0 = *score;
             }
         }
-        let mut exact = true;
+        let mut text = Decisions { exact: true, labels: Vec::new() };
         for label in gold {
             match columns.get(label.as_str()) {
                 Some(&at) => row[at].1 = true,
-                None => exact = false,
+                None => text.exact = false,
             }
         }
         let likeliest = (0..row.len()).rev().max_by(|&a, &b| row[a].0.total_cmp(&row[b].0));
@@ -179,9 +200,10 @@ pub fn classification_scores(
             let said = if multi_label { score >= 0.5 } else { likeliest == Some(at) };
             tallies[at].add(held, said);
             ranked[at].push((score, held));
-            exact &= held == said;
+            text.exact &= held == said;
+            text.labels.extend((held || said).then_some((at, held, said)));
         }
-        right += u64::from(exact);
+        decisions.push(text);
     }
 
     let per_label: Vec<Prf> = tallies.iter().map(|tally| Prf { f1: tally.f1(), ..tally.prf() }).collect();
@@ -189,11 +211,12 @@ pub fn classification_scores(
     let areas: Vec<f64> = ranked.into_iter().skip(usize::from(second_only)).filter_map(area_under_roc).collect();
     let all = tallies.iter().fold(Tally::default(), |sum, tally| sum + *tally);
     ClassReport {
-        accuracy: ratio(right, gold.len() as u64),
+        accuracy: accuracy(decisions.iter()),
         macro_f1: mean(&per_label.iter().map(|prf| prf.f1).collect::<Vec<_>>()).unwrap_or_default(),
         micro_f1: all.f1(),
         auroc: mean(&areas),
         per_label: labels.iter().cloned().zip(per_label).collect(),
+        decisions,
     }
 }
 
@@ -205,14 +228,41 @@ pub fn interval(texts: &[Counts], resamples: usize, seed: u64) -> (f64, f64) {
     (percentile(&values, 0.025).unwrap_or(point), percentile(&values, 0.975).unwrap_or(point))
 }
 
-/// Compares two models on the same texts: `resamples` bootstrap samples of texts as in [`interval`], each scored for both.
+/// Compares two models on the same texts, or one on two versions of them: `resamples` bootstrap samples of texts as in
+/// [`interval`], each scored for both.
 ///
 /// # Panics
 /// When `a` and `b` differ in length.
 pub fn paired_bootstrap(a: &[Counts], b: &[Counts], resamples: usize, seed: u64) -> Bootstrap {
     assert_eq!(a.len(), b.len(), "the same texts for both models");
-    let values = resampled(a.len(), resamples, seed, |picks| micro_f1(a, picks) - micro_f1(b, picks));
-    let difference = Tally::of(a).prf().f1 - Tally::of(b).prf().f1;
+    paired(a.len(), resamples, seed, |picks| micro_f1(a, picks) - micro_f1(b, picks))
+}
+
+/// The same for labels of whole texts, of models with the same labels.
+///
+/// # Panics
+/// When `a` and `b` differ in texts or labels.
+pub fn paired_label_bootstrap(a: &ClassReport, b: &ClassReport, resamples: usize, seed: u64) -> LabelBootstrap {
+    assert_eq!(a.decisions.len(), b.decisions.len(), "the same texts for both");
+    assert!(a.per_label.keys().eq(b.per_label.keys()), "the same labels for both");
+    let compare = |score: &dyn Fn(&ClassReport, &[usize]) -> f64| {
+        paired(a.decisions.len(), resamples, seed, |picks| score(a, picks) - score(b, picks))
+    };
+    LabelBootstrap {
+        accuracy: compare(&|report, picks| accuracy(picks.iter().map(|&at| &report.decisions[at]))),
+        macro_f1: compare(&|report, picks| {
+            let mut tallies = vec![Tally::default(); report.per_label.len()];
+            let decided = picks.iter().flat_map(|&at| &report.decisions[at].labels);
+            decided.for_each(|&(label, held, said)| tallies[label].add(held, said));
+            mean(&tallies.iter().map(Tally::f1).collect::<Vec<_>>()).unwrap_or_default()
+        }),
+    }
+}
+
+/// Resamples a difference of two scores of the same texts; it is given the indices of texts.
+fn paired(texts: usize, resamples: usize, seed: u64, difference: impl Fn(&[usize]) -> f64) -> Bootstrap {
+    let values = resampled(texts, resamples, seed, &difference);
+    let difference = difference(&Vec::from_iter(0..texts));
     let below = values.iter().filter(|&&x| x <= 0.0).count();
     let above = values.iter().filter(|&&x| x >= 0.0).count();
     Bootstrap {
@@ -221,6 +271,11 @@ pub fn paired_bootstrap(a: &[Counts], b: &[Counts], resamples: usize, seed: u64)
         high: percentile(&values, 0.975).unwrap_or(difference),
         p: f64::min(1.0, 2.0 * (below.min(above) + 1) as f64 / (resamples + 1) as f64),
     }
+}
+
+fn accuracy<'a>(texts: impl ExactSizeIterator<Item = &'a Decisions>) -> f64 {
+    let count = texts.len() as u64;
+    ratio(texts.filter(|text| text.exact).count() as u64, count)
 }
 
 /// Sums over texts: how many are right, how many were found, how many there are.

@@ -1,10 +1,12 @@
 //! Texts as the sequences and targets that a step trains on.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use ampoule::decode::Scheme;
 use ampoule::text::{Token, Tokenizer, Window, Windower};
 use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result, Task};
+use rand::RngExt;
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
@@ -12,6 +14,7 @@ use crate::config::TrainConfig;
 use crate::data::{Example, LabelledText, NerSet, runs};
 use crate::losses::{Counts, Targets};
 use crate::trainer::generator;
+use crate::typing::TypingNoise;
 
 /// What a run trains and evaluates on.
 #[derive(Clone)]
@@ -133,6 +136,7 @@ pub(crate) struct Sequences<'a> {
 /// Purposes of random streams, beside that of dropout.
 const RUNS: u64 = 1;
 const ORDER: u64 = 2;
+const TYPING: u64 = 3;
 
 impl<'a> Sequences<'a> {
     pub(crate) fn new(student: &Checkpoint, data: &'a Data, config: &TrainConfig) -> Result<Self> {
@@ -176,13 +180,14 @@ impl<'a> Sequences<'a> {
     /// The sequences and batches of the epoch with this number; the same each time.
     pub(crate) fn epoch(&self, number: usize, config: &TrainConfig) -> Result<Epoch> {
         let mut sequences = Vec::new();
+        let typing = Typing { noise: config.noise.as_ref(), seed: generator(config.seed, TYPING, number).random() };
         let (labelled, transfer): (Vec<_>, &[String]) = match self.data {
             Data::Entities { train, transfer, .. } => {
                 for (i, set) in train.iter().enumerate() {
                     let mut random = generator(config.seed, RUNS + ((i as u64 + 1) << 8), number);
                     let length = |example: &Example| example.text.len() / 4 + 1;
                     for example in runs(set, config.runs, config.full_runs, self.window, &length, &mut random) {
-                        self.entity_sequences(&example, i, &mut sequences)?;
+                        self.entity_sequences(&typing.example(example), i, &mut sequences)?;
                     }
                 }
                 (Vec::new(), transfer)
@@ -191,11 +196,12 @@ impl<'a> Sequences<'a> {
         };
         for text in labelled {
             let allowed = self.label_target(text)?;
-            sequences.push(self.whole(&text.text, Some(allowed))?);
+            sequences.push(self.whole(&typing.text(&text.text), Some(allowed))?);
         }
         // Without a teacher, a text without labels teaches nothing.
         if config.transfer && config.terms.iter().any(|term| term.needs_teacher()) {
             for text in transfer {
+                let text = &typing.text(text);
                 if self.scheme.is_some() {
                     self.windows(text, |tokens| vec![Some(Allowed::Any); tokens.len()], &mut sequences)?;
                 } else {
@@ -376,6 +382,25 @@ impl<'a> Sequences<'a> {
     }
 }
 
+/// The noise of an epoch's texts.
+struct Typing<'a> {
+    noise: Option<&'a TypingNoise>,
+    seed: u64,
+}
+
+impl Typing<'_> {
+    fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.noise.map_or(Cow::Borrowed(text), |noise| Cow::Owned(noise.apply(text, &[], self.seed).0))
+    }
+
+    fn example(&self, example: Example) -> Example {
+        match self.noise {
+            Some(noise) => noise.example(&example, self.seed),
+            None => example,
+        }
+    }
+}
+
 /// The words of a text, each as one token from its first sub-word's beginning to its last one's end.
 fn words(tokens: &[Token]) -> Vec<Token> {
     let mut words: Vec<Token> = Vec::new();
@@ -411,4 +436,44 @@ fn batches(sequences: &[Sequence], config: &TrainConfig, epoch: usize) -> Vec<Ve
     }
     batches.shuffle(&mut random);
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Annotation;
+    use crate::losses::Term;
+
+    #[test]
+    fn noise_is_new_in_each_epoch_and_the_same_in_each_call_and_every_entity_stays_marked() {
+        let student = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
+        let mut examples = Vec::new();
+        for letter in 'a'..='z' {
+            let text = format!("{letter} the pain of aspirin, naloxone");
+            let entity = |label: &str, range| Annotation { label: label.to_owned(), range };
+            let entities = vec![entity("Disease", 6..10), entity("Chemical", 14..21), entity("Chemical", 23..31)];
+            examples.push(Example { id: String::new(), text, entities });
+        }
+        let covers = ["Chemical", "Disease"].map(str::to_owned).into();
+        let transfer = vec!["no label on the pain of aspirin".to_owned()];
+        let data = Data::Entities { train: vec![NerSet { examples, covers }], dev: Vec::new(), transfer };
+        let clean =
+            TrainConfig { terms: vec![Term::SoftTargets { weight: 1.0, temperature: 1.0 }], ..TrainConfig::default() };
+        let noise = TypingNoise { words: 1.0, ..TypingNoise::default() };
+        let noisy = TrainConfig { noise: Some(noise), ..clean.clone() };
+        let sequences = Sequences::new(&student, &data, &clean).unwrap();
+        let epoch = |number, config: &TrainConfig| sequences.epoch(number, config).unwrap();
+        let ids = |epoch: &Epoch| epoch.sequences.iter().map(|s| s.ids.clone()).collect::<Vec<_>>();
+        let transferred = |epoch: &Epoch| epoch.sequences.last().unwrap().ids.clone();
+
+        let first = epoch(0, &noisy);
+        assert_eq!((ids(&first), &first.batches), (ids(&epoch(0, &noisy)), &epoch(0, &noisy).batches));
+        assert_ne!(transferred(&first), transferred(&epoch(0, &clean)));
+        assert_ne!(transferred(&first), transferred(&epoch(1, &noisy)));
+        let begins = |sequence: &&Option<Allowed>| matches!(sequence, Some(Allowed::One(1 | 3)));
+        for number in 0..9 {
+            let epoch = epoch(number, &noisy);
+            assert_eq!(epoch.sequences.iter().flat_map(|s| &s.allowed).filter(begins).count(), 3 * 26);
+        }
+    }
 }

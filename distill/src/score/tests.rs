@@ -94,6 +94,7 @@ fn label_scores_equal_scikit_learn_to_the_last_digit() {
             micro_f1: number(&case["micro_f1"]),
             auroc: case["auroc"].is_string().then(|| number(&case["auroc"])),
             per_label: by_label(&case["per_label"]),
+            decisions: report.decisions.clone(),
         };
         assert_eq!(report, expected);
 
@@ -289,6 +290,37 @@ fn a_model_does_not_differ_from_itself_and_a_better_one_does() {
     let ba = paired_bootstrap(&b, &a, 999, 9);
     assert_eq!((ba.difference, ba.p), (-ab.difference, ab.p));
     assert!((ba.low + ab.high).abs() < 1e-12 && (ba.high + ab.low).abs() < 1e-12);
+}
+
+#[test]
+fn labellings_differ_by_what_their_scores_say() {
+    let names = ["a", "b", "c"].map(str::to_owned);
+    let mut rng = rng(4);
+    for multi_label in [false, true] {
+        let gold: Vec<Vec<String>> = (0..200).map(|_| vec![names[rng.random_range(0..3)].clone()]).collect();
+        let mut scored = |share: f64| {
+            let mut score = |label: &String, text: &[String]| {
+                let is_right = rng.random::<f64>() < share;
+                if text.contains(label) == is_right {
+                    0.5 + rng.random::<f32>() / 2.0
+                } else {
+                    rng.random::<f32>() / 2.0
+                }
+            };
+            let mut row = |text: &Vec<String>| names.iter().map(|l| (l.clone(), score(l, text))).collect::<Vec<_>>();
+            classification_scores(&gold, &gold.iter().map(&mut row).collect::<Vec<_>>(), &names, multi_label)
+        };
+        let (a, b) = (scored(0.9), scored(0.7));
+        let ab = paired_label_bootstrap(&a, &b, 500, 3);
+        for (found, expected) in [(ab.accuracy, a.accuracy - b.accuracy), (ab.macro_f1, a.macro_f1 - b.macro_f1)] {
+            assert!((found.difference - expected).abs() < 1e-12, "{found:?} {expected}");
+            assert!(0.0 < found.low && found.low < expected && expected < found.high && found.p < 0.05, "{found:?}");
+        }
+        let ba = paired_label_bootstrap(&b, &a, 500, 3);
+        assert!((ba.accuracy.low + ab.accuracy.high).abs() < 1e-12 && ba.macro_f1.p == ab.macro_f1.p);
+        let none = Bootstrap { difference: 0.0, low: 0.0, high: 0.0, p: 1.0 };
+        assert_eq!(paired_label_bootstrap(&a, &a, 50, 3), LabelBootstrap { accuracy: none, macro_f1: none });
+    }
 }
 
 #[test]
