@@ -124,7 +124,7 @@ pub fn run(args: Args) -> Result<()> {
     let data = args.data.read()?;
     let task = args.data.task(&data);
     let labels = args.data.labels(&data);
-    let config = Checkpoint::inspect(&args.model)?;
+    let (config, _) = Checkpoint::inspect(&args.model)?;
     // The order of labels is the model's own.
     let is_same = config.id2label.len() == labels.len() && labels.iter().all(|label| config.id2label.contains(label));
     let student = match config.task == task && is_same {
