@@ -6,13 +6,16 @@ use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
 use ampoule_distill::score::{Counts, interval, paired_bootstrap};
-use ampoule_distill::{Dictionary, FoundEntities, evaluate_labels, log_test_reading};
+use ampoule_distill::{
+    Answers, Calibration, Dictionary, FoundEntities, FoundLabels, Judgements, Reliability, TemperatureFit,
+    log_test_reading,
+};
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::data::{Corpus, OffsetsArg, Split};
 use crate::input::RunningArgs;
-use crate::ui::{counter, hint, print_json, print_line, table};
+use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -37,6 +40,13 @@ pub struct Args {
     /// Resamples of each bootstrap
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     resamples: u32,
+    /// Also show, for each model, how often it is right by how sure it says it is
+    #[arg(long)]
+    reliability: bool,
+    /// Also fit each model's temperature on this data, which is then no measure of it: not with the test split. An app gives it as
+    /// --temperature does
+    #[arg(long)]
+    fit: bool,
     #[command(flatten)]
     running: RunningArgs,
     /// One JSON object
@@ -48,6 +58,9 @@ pub fn run(args: Args) -> Result<()> {
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options();
+    if let (true, Split::Test) = (args.fit, split) {
+        return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
+    }
     let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
     if has_texts {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
@@ -73,6 +86,79 @@ struct Row {
     micro: (f64, f64, f64),
     /// One for each text, for the bootstrap.
     counts: Vec<Counts>,
+    reliability: ScoreReliability,
+}
+
+/// How reliable a model's scores are; a dictionary has no temperature.
+struct ScoreReliability {
+    temperature: Option<f32>,
+    calibration: Calibration,
+    /// Where one was asked for, and the data determine one.
+    fit: Option<TemperatureFit>,
+}
+
+impl ScoreReliability {
+    fn json(&self) -> Value {
+        let Calibration { at_one, at_own } = &self.calibration;
+        json!({"temperature": self.temperature, "at_one": at_one, "at_own": at_own, "fit": self.fit})
+    }
+
+    const HEADER: [&str; 3] = ["T", "ECE at T 1", "ECE"];
+
+    fn cells(&self) -> [String; 3] {
+        let ece = |r: &Reliability| r.ece.map_or("-".to_owned(), |ece| format!("{:.2}", 100.0 * ece));
+        let temperature = self.temperature.map_or("-".to_owned(), |t| t.to_string());
+        [temperature, ece(&self.calibration.at_one), ece(&self.calibration.at_own)]
+    }
+
+    /// What was asked for beside the ECE: a fit, and a table of bins for each temperature.
+    fn show(&self, name: &str, args: &Args) -> Result<()> {
+        if let (true, Some(_)) = (args.fit, self.temperature) {
+            let said = self.fit.as_ref().map_or("the data determines no temperature".to_owned(), fitted);
+            print_line(&format!("{name}: {said}"))?;
+        }
+        if !args.reliability {
+            return Ok(());
+        }
+        let mut all = vec![(self.temperature.filter(|t| *t == 1.0), &self.calibration.at_one)];
+        if self.temperature.is_some_and(|t| t != 1.0) {
+            all = vec![(Some(1.0), &self.calibration.at_one), (self.temperature, &self.calibration.at_own)];
+        }
+        for (temperature, reliability) in all {
+            let at = temperature.map_or(String::new(), |t| format!(" at temperature {t}"));
+            print_line(&format!("\n{name}{at}: {} answers", reliability.count))?;
+            let mut lines = vec![["score", "answers", "mean score", "right", ""].map(str::to_owned).to_vec()];
+            for bin in &reliability.bins {
+                let three = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
+                lines.push(vec![
+                    format!("{:.3}..{:.3}", bin.low, bin.high),
+                    bin.count.to_string(),
+                    three(bin.mean_score),
+                    three(bin.share_right),
+                    bin.share_right.zip(bin.mean_score).map_or(String::new(), |(right, score)| bar(right, score)),
+                ]);
+            }
+            print_line(&table(&lines))?;
+        }
+        Ok(())
+    }
+}
+
+/// A share as a bar, with a mark where the score stands: a gap before the mark is a score too high, a bar beyond it one too low.
+fn bar(share: f64, score: f64) -> String {
+    const CELLS: usize = 30;
+    let cells = (share * CELLS as f64).round() as usize;
+    let mark = ((score * CELLS as f64) as usize).min(CELLS - 1);
+    let cell = |i| {
+        if i == mark {
+            '|'
+        } else if i < cells {
+            '#'
+        } else {
+            '.'
+        }
+    };
+    (0..CELLS).map(cell).collect()
 }
 
 impl Row {
@@ -81,8 +167,10 @@ impl Row {
         name: String,
         data: &[String],
         sets: &[NerSet],
+        temperature: Option<f32>,
         run: impl Fn(&NerSet) -> Result<FoundEntities>,
     ) -> Result<Self> {
+        let mut answers = Answers::default();
         let (mut by_set, mut json_sets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (set, path) in sets.iter().zip(data) {
             let found = run(set)?;
@@ -93,9 +181,12 @@ impl Row {
                 "at_score": {"0.5": found.at_threshold(0.5), "0.9": found.at_threshold(0.9)},
             }));
             counts.extend(report.counts);
+            answers.extend(found.answers());
         }
         let micro = pooled(&counts);
-        Ok(Row { json: json!({"model": name, "sets": json_sets}), name, sets: by_set, micro, counts })
+        let reliability = ScoreReliability { temperature, calibration: answers.calibration()?, fit: None };
+        let json = json!({"model": name, "sets": json_sets});
+        Ok(Row { json, name, sets: by_set, micro, counts, reliability })
     }
 }
 
@@ -116,11 +207,15 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
             sets = sets.iter().map(|set| long_texts(set, &extractor)).collect::<Result<_>>()?;
         }
         let bar = counter(sets.iter().map(|s| s.examples.len()).sum::<usize>(), "texts");
-        let mut row = Row::new(path.display().to_string(), &args.data, &sets, |set| {
+        let temperature = Some(extractor.temperature());
+        let mut row = Row::new(path.display().to_string(), &args.data, &sets, temperature, |set| {
             Ok(FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?)
         })?;
         bar.finish_and_clear();
         row.json["device"] = json!(extractor.device());
+        if args.fit {
+            row.reliability.fit = Judgements::of_entities(&extractor, &sets)?.fit();
+        }
         rows.push(row);
     }
     if args.dictionary {
@@ -130,7 +225,7 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
             return Err(hint(message, "the folder, with --split"));
         }
         let dictionary = Dictionary::build(&read(Split::Train)?);
-        rows.push(Row::new("dictionary".to_owned(), &args.data, &sets, |set| {
+        rows.push(Row::new("dictionary".to_owned(), &args.data, &sets, None, |set| {
             Ok(FoundEntities::of_dictionary(&dictionary, std::slice::from_ref(set)))
         })?);
     }
@@ -143,6 +238,7 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
         let difference = paired_bootstrap(&row.counts, &first, args.resamples as usize, 1);
         let retention = row.micro.2 / reference;
         let mut object = row.json.clone();
+        object["calibration"] = row.reliability.json();
         object["pooled"] = json!({
             "precision": row.micro.0, "recall": row.micro.1, "f1": row.micro.2, "interval": [low, high],
             "retention": retention, "difference_from_first": difference,
@@ -160,6 +256,7 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
             100.0 * difference.low,
             100.0 * difference.high
         ));
+        line.extend(row.reliability.cells());
         lines.push(line);
     }
     if args.json {
@@ -167,7 +264,8 @@ fn entities(args: &Args, corpora: &[Corpus], options: &Options) -> Result<()> {
             &json!({"split": args.split.as_str(), "full_windows": args.full_windows, "models": objects}),
         );
     }
-    print_line(&table(&lines))
+    print_line(&table(&lines))?;
+    rows.iter().try_for_each(|row| row.reliability.show(&row.name, args))
 }
 
 fn header(data: &[String]) -> Vec<String> {
@@ -176,6 +274,7 @@ fn header(data: &[String]) -> Vec<String> {
     let mut header = vec!["strict entity scores".to_owned()];
     header.extend(data.iter().map(|path| format!("F1 {}", name(path))));
     header.extend(["P", "R", "F1 pooled", "95 %", "kept", "difference (95 %)"].map(str::to_owned));
+    header.extend(ScoreReliability::HEADER.map(str::to_owned));
     header
 }
 
@@ -197,24 +296,39 @@ fn long_texts(set: &NerSet, extractor: &Extractor) -> Result<NerSet> {
 
 fn labels(args: &Args, texts: &[LabelledText], options: &Options) -> Result<()> {
     let mut objects = Vec::new();
+    let mut reliabilities = Vec::new();
     let mut lines = vec![["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec()];
+    lines[0].extend(ScoreReliability::HEADER.map(str::to_owned));
     for path in &args.models {
         let classifier = Classifier::open(path, options)?;
         let bar = counter(texts.len(), "texts");
-        let report = evaluate_labels(&classifier, texts, || bar.inc(1))?;
+        let found = FoundLabels::run(&classifier, texts, || bar.inc(1))?;
         bar.finish_and_clear();
+        let report = found.scores();
+        let calibration = found.answers().calibration()?;
+        let fit = match args.fit {
+            true => Judgements::of_labels(&classifier, texts)?.fit(),
+            false => None,
+        };
+        let reliability = ScoreReliability { temperature: Some(classifier.temperature()), calibration, fit };
         let three = |x: f64| format!("{x:.3}");
-        lines.push(vec![
+        let mut line = vec![
             path.display().to_string(),
             three(report.accuracy),
             three(report.micro_f1),
             three(report.macro_f1),
             report.auroc.map_or("-".to_owned(), three),
-        ]);
-        objects.push(json!({"model": path, "scores": report, "device": classifier.device()}));
+        ];
+        line.extend(reliability.cells());
+        lines.push(line);
+        let (scores, calibration) = (report, reliability.json());
+        objects
+            .push(json!({"model": path, "scores": scores, "calibration": calibration, "device": classifier.device()}));
+        reliabilities.push((path.display().to_string(), reliability));
     }
     if args.json {
         return print_json(&json!({"split": args.split.as_str(), "models": objects}));
     }
-    print_line(&table(&lines))
+    print_line(&table(&lines))?;
+    reliabilities.iter().try_for_each(|(name, reliability)| reliability.show(name, args))
 }

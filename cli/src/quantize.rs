@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ampoule::bundle::Precision;
 use ampoule::{Checkpoint, Classifier, Extractor, ModelConfig, Options, Task};
 use ampoule_distill::data::{LabelledText, NerSet, read_lines};
-use ampoule_distill::{FoundEntities, evaluate_labels};
+use ampoule_distill::{FoundEntities, FoundLabels};
 use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -181,7 +181,9 @@ impl Dev {
                 Dev::Entities(sets) => {
                     FoundEntities::run(&Extractor::open(path, &options)?, sets, || ())?.scores().micro.f1
                 }
-                Dev::Labels(texts) => evaluate_labels(&Classifier::open(path, &options)?, texts, || ())?.macro_f1,
+                Dev::Labels(texts) => {
+                    FoundLabels::run(&Classifier::open(path, &options)?, texts, || ())?.scores().macro_f1
+                }
             })
     }
 }

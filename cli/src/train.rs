@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::data::DataArgs;
-use crate::ui::{TrainingView, hint, print_json, print_line, stop_on_ctrl_c};
+use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -92,11 +92,12 @@ impl RunArgs {
         let outcome = train(student, teacher, data, settings, &self.run, &stop, &mut view)?;
         view.finish();
         match outcome {
-            Outcome::Finished { dev_score, step } => {
+            Outcome::Finished { dev_score, step, fit } => {
                 let model = self.run.join("model");
                 if self.json {
-                    return print_json(&json!({"model": model, "dev_score": dev_score, "step": step}));
+                    return print_json(&json!({"model": model, "dev_score": dev_score, "step": step, "fit": fit}));
                 }
+                print_line(&fit.map_or("temperature 1: the dev set determines none".to_owned(), |fit| fitted(&fit)))?;
                 print_line(&format!("{} (dev F1 {:.2}, step {step})", model.display(), 100.0 * dev_score))
             }
             Outcome::Interrupted { step } => Err(hint(

@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod calibration;
 pub mod data;
 mod dictionary;
 mod evaluate;
@@ -46,8 +47,9 @@ mod sequences;
 mod student;
 mod trainer;
 
+pub use calibration::{Answers, BINS, Bin, Calibration, Judgements, Reliability, TemperatureFit};
 pub use dictionary::Dictionary;
-pub use evaluate::{FoundEntities, evaluate_labels};
+pub use evaluate::{FoundEntities, FoundLabels};
 pub use losses::{Counts, Outputs, Role, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::log_test_reading;

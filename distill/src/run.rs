@@ -9,6 +9,7 @@ use ampoule::{Checkpoint, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::calibration::TemperatureFit;
 use crate::optimizer::{Moments, OptimizerState};
 
 /// Where a run stands.
@@ -165,10 +166,17 @@ impl RunFolder {
         }
     }
 
-    /// Makes the best weights the run's `model`.
-    pub(crate) fn finish(&self, best: &Best) -> Result<()> {
-        let model = self.path.join("model");
-        Checkpoint::open(self.best_path(best.step))?.save(&model)
+    /// Makes the best weights the run's `model`, with the temperature that `fit` finds; without one, 1.
+    pub(crate) fn finish(
+        &self,
+        best: &Best,
+        fit: impl FnOnce(Checkpoint) -> Result<Option<TemperatureFit>>,
+    ) -> Result<Option<TemperatureFit>> {
+        let mut model = Checkpoint::open(self.best_path(best.step))?;
+        let fit = fit(model.clone())?;
+        model.temperature = fit.map_or(1.0, |fit| fit.temperature);
+        model.save(self.path.join("model"))?;
+        Ok(fit)
     }
 }
 

@@ -16,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
+use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, Role, Targets, Term, losses};
 use crate::optimizer::{AdamW, NamedGradients, OptimizerState};
@@ -133,6 +134,9 @@ pub enum Outcome {
         dev_score: f64,
         /// The step after which it was reached.
         step: usize,
+        /// The temperature of `model`, fitted on the dev set, which is the one that the best weights were chosen by; none where the set
+        /// does not determine one, and the temperature is 1.
+        fit: Option<TemperatureFit>,
     },
     /// It was asked to stop; the same call goes on from here.
     Interrupted {
@@ -445,10 +449,14 @@ impl<'a> Trainer<'a> {
         Checkpoint { weights: self.model.weights(), ..self.student.clone() }
     }
 
+    /// How the student is opened to be measured.
+    fn options(&self) -> Options {
+        Options { threads: self.config.threads, ..Options::default() }
+    }
+
     fn evaluate(&mut self) -> Result<EvaluationLog> {
         let now = self.snapshot();
-        let options = Options { threads: self.config.threads, ..Options::default() };
-        let score = dev_score(now.clone(), self.data, &options)?;
+        let score = dev_score(now.clone(), self.data, &self.options())?;
         let is_best = self.best.as_ref().is_none_or(|best| score.value > best.score);
         if is_best {
             self.folder.save_best(self.step, &now)?;
@@ -472,8 +480,8 @@ impl<'a> Trainer<'a> {
 
     fn finish(&self) -> Result<Outcome> {
         let best = self.best.as_ref().ok_or_else(|| Error::internal("the run ended without an evaluation"))?;
-        self.folder.finish(best)?;
-        Ok(Outcome::Finished { dev_score: best.score, step: best.step })
+        let fit = self.folder.finish(best, |model| fit_on_dev(model, self.data, &self.options()))?;
+        Ok(Outcome::Finished { dev_score: best.score, step: best.step, fit })
     }
 }
 
