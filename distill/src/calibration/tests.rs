@@ -162,7 +162,7 @@ fn bins_are_open_below_and_closed_above() {
         found.bins.iter().position(|bin| bin.count == 1).unwrap()
     };
     assert_eq!([0.0, f32::MIN_POSITIVE, 0.06, 0.07, 0.99, 1.0].map(bin_of), [0, 0, 0, 1, 14, 14]);
-    // As f32, 0.2 (3/15) is a little more than its edge and 0.6 (9/15) too; 0.4 (6/15) as well, 0.8 also.
+    // An f32 nearest to an edge may lie above it, and is then in the next bin.
     for edge in [3, 6, 9, 12] {
         let score = edge as f32 / 15.0;
         let above = usize::from(f64::from(score) > f64::from(edge) / 15.0);
