@@ -26,7 +26,7 @@
 //! | `labels` | a JSON array of the label names, in the order of the head's outputs; empty for an encoder |
 //! | `precision` | `f32`, `f16`, `int8`: the narrowest type of a matrix |
 //! | `pooling`, `normalize` | `mean`, `cls` or `max`; `true` or `false`: how token vectors become a text's vector |
-//! | `temperature` | what logits are divided by before they become probabilities |
+//! | `temperature` | what logits are divided by before they become probabilities: a positive normal number |
 //! | `max_tokens` | the most tokens of a window, special ones counted; absent: as many as the model has positions |
 //! | `producer`, `licence` | who wrote the file, and the terms of the weights |
 //! | `source_sha256` | [`weights_sha256`] of the weights before they were narrowed |
@@ -87,6 +87,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memmap2::{Mmap, MmapOptions};
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::check::is_temperature;
 pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Precision, TensorInfo};
 pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows, with_same_inputs};
 pub use self::write::{BundleSpec, Staged, stage, weights_sha256, write};

@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use crate::bundle::{Pooling, PoolingMode};
+use crate::bundle::{Pooling, PoolingMode, is_temperature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{HostTensor, ModelConfig, ModelType, Noise, Task, Weights};
 use crate::text::{SpecialTokens, Tokenizer};
@@ -29,6 +29,9 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// How an embedder makes one vector of a text's; from `modules.json` and `1_Pooling`, or mean and length 1.
     pub pooling: Pooling,
+    /// What logits are divided by before they become probabilities (Guo et al. 2017). It stands in `config.json` as
+    /// `ampoule_temperature`, which transformers keeps and does not use, unless it is 1.
+    pub temperature: f32,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -67,20 +70,22 @@ impl Checkpoint {
         Self::read(path.as_ref(), Some(head)).map_err(|e| e.context(path.as_ref().display()))
     }
 
-    /// Reads a folder's `config.json` alone.
+    /// Reads a folder's `config.json` alone: the model's shape, and its temperature.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn inspect(path: impl AsRef<Path>) -> Result<ModelConfig> {
+    pub fn inspect(path: impl AsRef<Path>) -> Result<(ModelConfig, f32)> {
         let path = path.as_ref();
         read_json(&path.join("config.json"))
-            .and_then(|json| ModelConfig::from_json(&json))
+            .and_then(|json| Ok((ModelConfig::from_json(&json)?, read_temperature(&json)?)))
             .map_err(|e| e.context(path.display()))
     }
 
     fn read(path: &Path, head: Option<&NewHead>) -> Result<Self> {
         let json = read_json(&path.join("config.json"))?;
         let mut config = ModelConfig::from_json(&json)?;
+        // A new head has none yet.
+        let temperature = if head.is_some() { 1.0 } else { read_temperature(&json)? };
         if head.is_some() {
             config.task = Task::Encoder;
             config.id2label.clear();
@@ -92,7 +97,7 @@ impl Checkpoint {
             read_weights(&file, &config, head.is_some(), &mut weights)?;
         }
         check_tensors(&config, &weights, head.is_some())?;
-        let mut checkpoint = Checkpoint { config, tokenizer, weights, pooling: read_pooling(path)? };
+        let mut checkpoint = Checkpoint { config, tokenizer, weights, pooling: read_pooling(path)?, temperature };
         if let Some(head) = head {
             checkpoint.add_head(head)?;
         }
@@ -148,7 +153,7 @@ impl Checkpoint {
         }
         let bytes = safetensors_bytes(&tensors, [("format".to_owned(), "pt".to_owned())])?;
         write_aside(&path.join("model.safetensors"), &bytes)?;
-        write_aside(&path.join("config.json"), pretty(&self.config.to_json()).as_bytes())?;
+        write_aside(&path.join("config.json"), pretty(&self.config_json()?).as_bytes())?;
         write_aside(&path.join("tokenizer.json"), &self.tokenizer.to_json())?;
         let special = self.tokenizer.special_tokens();
         // What the architecture does not take, transformers must not be told to give it.
@@ -168,6 +173,23 @@ impl Checkpoint {
             self.write_pooling(path)?;
         }
         Ok(())
+    }
+
+    /// The `config.json`: what transformers reads, and what it leaves to us.
+    fn config_json(&self) -> Result<Value> {
+        let mut json = self.config.to_json();
+        if !is_temperature(self.temperature) {
+            return Err(Error::invalid_input(format!(
+                "temperature: expected a positive number, found {}",
+                self.temperature
+            )));
+        }
+        if let (Some(fields), true) = (json.as_object_mut(), self.temperature != 1.0) {
+            // As the shortest decimal that is read as the same f32.
+            let decimal = self.temperature.to_string().parse::<f64>().unwrap_or(f64::from(self.temperature));
+            fields.insert(TEMPERATURE.to_owned(), json!(decimal));
+        }
+        Ok(json)
     }
 
     /// The files from which sentence-transformers knows how to pool.
@@ -448,6 +470,20 @@ fn read_tokenizer(path: &Path, config: &Value, model_type: ModelType) -> Result<
         ErrorKind::NotFound,
         "no tokenizer: neither tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt is in this folder",
     ))
+}
+
+/// The name in `config.json` of what transformers has no field for.
+const TEMPERATURE: &str = "ampoule_temperature";
+
+fn read_temperature(config: &Value) -> Result<f32> {
+    match &config[TEMPERATURE] {
+        Value::Null => Ok(1.0),
+        value => value.as_f64().map(|t| t as f32).filter(|&t| is_temperature(t)).ok_or_else(|| {
+            Error::incompatible(format!(
+                "config.json: field {TEMPERATURE:?}: expected a positive number, found {value}"
+            ))
+        }),
+    }
 }
 
 fn read_pooling(path: &Path) -> Result<Pooling> {

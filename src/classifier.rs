@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::bundle::Bundle;
 use crate::device::DeviceReport;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Output, Task};
-use crate::opened::Opened;
+use crate::opened::{Opened, check_temperature};
 use crate::options::{Limit, Options};
 
 /// One label of a text.
@@ -72,6 +72,11 @@ impl Classifier {
         &self.opened.config
     }
 
+    /// What logits are divided by before they become probabilities.
+    pub fn temperature(&self) -> f32 {
+        self.opened.temperature
+    }
+
     /// Where this model computes, and why there.
     pub fn device(&self) -> &DeviceReport {
         &self.opened.engine.report
@@ -90,6 +95,15 @@ impl Classifier {
     /// # Errors
     /// As [`Classifier::classify`].
     pub fn classify_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<LabelScore>>> {
+        let logits = self.logits(texts)?;
+        Ok(logits.iter().map(|logits| self.scores_at(logits, self.opened.temperature)).collect())
+    }
+
+    /// What the model says of each text, `[texts, labels]`, in the order of [`Classifier::labels`]; no temperature has divided it.
+    ///
+    /// # Errors
+    /// As [`Classifier::classify`].
+    pub fn logits<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<f32>>> {
         let limit = Limit::of(&self.opened.options);
         limit.check()?;
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
@@ -105,22 +119,41 @@ impl Classifier {
                 Ok(())
             })
         })?;
-        Ok(sums.into_iter().map(|(total, sum)| self.scores(total, &sum)).collect())
+        let mean = |(total, sum): (f32, Vec<f32>)| sum.into_iter().map(|x| x / total.max(1.0)).collect();
+        Ok(sums.into_iter().map(mean).collect())
     }
 
-    fn scores(&self, total: f32, sum: &[f32]) -> Vec<LabelScore> {
-        let scale = 1.0 / (total.max(1.0) * self.opened.temperature);
-        let logits = sum.iter().map(|x| x * scale);
-        let scores: Vec<f32> = if self.opened.config.task == Task::MultiLabel {
-            logits.map(|x| 1.0 / (1.0 + (-x).exp())).collect()
+    /// The probabilities of a text's [logits](Classifier::logits), the likeliest first: at [`Classifier::temperature`] those of
+    /// [`Classifier::classify`], at any other the same order with other scores.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a temperature that is not a positive number, and for logits that are not a
+    /// finite number for each label.
+    pub fn scores(&self, logits: &[f32], temperature: f32) -> Result<Vec<LabelScore>> {
+        check_temperature(temperature)?;
+        if logits.len() != self.labels.len() || logits.iter().any(|x| !x.is_finite()) {
+            return Err(Error::invalid_input(format!(
+                "expected {} finite logits, one a label, found {} values",
+                self.labels.len(),
+                logits.len()
+            )));
+        }
+        Ok(self.scores_at(logits, temperature))
+    }
+
+    fn scores_at(&self, logits: &[f32], temperature: f32) -> Vec<LabelScore> {
+        // In f64 no logit over no temperature is infinite.
+        let scaled = logits.iter().map(|&x| f64::from(x) / f64::from(temperature));
+        let scores: Vec<f64> = if self.opened.config.task == Task::MultiLabel {
+            scaled.map(|x| 1.0 / (1.0 + (-x).exp())).collect()
         } else {
-            let top = logits.clone().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f32 = logits.clone().map(|x| (x - top).exp()).sum();
-            logits.map(|x| (x - top).exp() / sum).collect()
+            let top = scaled.clone().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scaled.clone().map(|x| (x - top).exp()).sum();
+            scaled.map(|x| (x - top).exp() / sum).collect()
         };
-        let mut all: Vec<LabelScore> =
-            self.labels.iter().cloned().zip(scores).map(|(label, score)| LabelScore { label, score }).collect();
-        all.sort_by(|a, b| b.score.total_cmp(&a.score));
-        all
+        // By logits, since scores may round to the same number.
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        order.into_iter().map(|i| LabelScore { label: self.labels[i].clone(), score: scores[i] as f32 }).collect()
     }
 }

@@ -199,7 +199,7 @@ pub struct Span {
 pub struct Decoder<'s> {
     scheme: &'s Scheme,
     inverse_temperature: f64,
-    /// Log probability of the best path to each tag of the last word, up to a constant.
+    /// Sum of the logits on the best path to each tag of the last word, up to a constant.
     scores: Vec<f64>,
     /// Words whose tags are not decided yet.
     waiting: Vec<Waiting>,
@@ -227,7 +227,8 @@ struct Open {
 const LOOK_EVERY: usize = 32;
 
 impl<'s> Decoder<'s> {
-    /// Begins a note. `temperature` divides the logits.
+    /// Begins a note. `temperature`, a positive number, divides the logits before they become probabilities, and so changes scores
+    /// alone: tags follow one another by hard rules, and of two sums of logits the larger stays so whatever both are divided by.
     pub fn new(scheme: &'s Scheme, temperature: f32) -> Self {
         Decoder {
             scheme,
@@ -258,7 +259,7 @@ impl<'s> Decoder<'s> {
 
         let mut before = vec![0u16; tags.len()];
         let mut scores: Vec<f64> = Vec::with_capacity(tags.len());
-        for (to, (&tag, &log_prob)) in tags.iter().zip(&log_probs).enumerate() {
+        for (to, (&tag, &logit)) in tags.iter().zip(logits).enumerate() {
             let mut best = f64::NEG_INFINITY;
             if self.scores.is_empty() {
                 if self.scheme.may_start(tag) {
@@ -272,7 +273,9 @@ impl<'s> Decoder<'s> {
                     }
                 }
             }
-            scores.push(best + log_prob);
+            // Not the log probability, which is this over the temperature less a constant of the word: rounded, two paths could
+            // change places.
+            scores.push(best + f64::from(logit));
         }
         // Kept near zero, so that a note of a million words is as exact as one of ten.
         let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -374,8 +377,12 @@ mod tests {
     }
 
     fn run(scheme: &Scheme, logits: &[Vec<f32>], look_every_word: bool) -> Vec<Span> {
+        run_at(scheme, logits, look_every_word, 1.0)
+    }
+
+    fn run_at(scheme: &Scheme, logits: &[Vec<f32>], look_every_word: bool, temperature: f32) -> Vec<Span> {
         let mut spans = Vec::new();
-        let mut decoder = Decoder::new(scheme, 1.0);
+        let mut decoder = Decoder::new(scheme, temperature);
         for (i, row) in logits.iter().enumerate() {
             decoder.push(2 * i..2 * i + 1, row, &mut |s| spans.push(s)).unwrap();
             if look_every_word {
@@ -429,6 +436,24 @@ mod tests {
         }
 
         #[test]
+        fn a_temperature_changes_scores_and_no_span(
+            which in 0usize..4,
+            // Of few values, so that paths often tie.
+            seed in prop::collection::vec(prop_oneof![(-4i8..4).prop_map(f32::from), -4f32..4.0], 6 * 40),
+            log in -8f32..8.0,
+        ) {
+            let scheme = &schemes()[which];
+            let logits: Vec<Vec<f32>> = seed.chunks(6).map(|row| row[..scheme.tags.len()].to_vec()).collect();
+            let expected = run(scheme, &logits, false);
+            for temperature in [log.exp(), f32::MIN_POSITIVE, f32::MAX] {
+                let found = run_at(scheme, &logits, true, temperature);
+                let place = |spans: &[Span]| spans.iter().map(|s| (s.label, s.range.clone())).collect::<Vec<_>>();
+                prop_assert_eq!(place(&found), place(&expected));
+                prop_assert!(found.iter().all(|s| (0.0..=1.0).contains(&s.score)));
+            }
+        }
+
+        #[test]
         fn what_is_encoded_is_decoded(which in 0usize..4, cuts in prop::collection::btree_set(0usize..12, 0..12)) {
             let scheme = &schemes()[which];
             let words: Vec<_> = (0..12).map(|i| 2 * i..2 * i + 1).collect();
@@ -456,6 +481,8 @@ mod tests {
         let (p, q) = (2f64.exp() / (2f64.exp() + 2.0), 1f64.exp() / (1f64.exp() + 2.0));
         assert_eq!(spans.len(), 1);
         assert_eq!(spans[0].range, 0..3);
+        assert!((f64::from(spans[0].score) - (p + q) / 2.0).abs() < 1e-6);
+        let spans = run_at(&scheme, &[vec![0.0, 4.0, 0.0], vec![0.0, 0.0, 2.0], vec![6.0, 0.0, 0.0]], false, 2.0);
         assert!((f64::from(spans[0].score) - (p + q) / 2.0).abs() < 1e-6);
     }
 

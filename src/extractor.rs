@@ -10,15 +10,25 @@ use crate::device::DeviceReport;
 use crate::entity::{Entity, widen_to_graphemes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelConfig, Output, Task};
-use crate::opened::Opened;
+use crate::opened::{Opened, check_temperature};
 use crate::options::{Limit, Options};
-use crate::text::{Tokenizer, Window};
+use crate::text::Tokenizer;
+
+/// A word as the model judges it, before tags are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WordLogits {
+    /// From its first sub-word's beginning to its last one's end, in bytes of the text.
+    pub range: Range<usize>,
+    /// Those of its first sub-word, `[tags]`, in the order of [`ModelConfig::id2label`]; no temperature has divided them.
+    pub logits: Vec<f32>,
+}
 
 /// Finds entities in notes of any length.
 ///
 /// A note is cut into overlapping windows of at most the model's positions. Each word is judged in the window in which it lies
 /// farthest from an edge, and one Viterbi over the whole note then finds the likeliest legal sequence of tags, so that no
-/// entity is cut in two. An entity's score is the mean probability of its words' tags.
+/// entity is cut in two. An entity's score is the mean probability of its words' tags, at the model's temperature or that of
+/// [`Options::temperature`].
 ///
 /// Calls take `&self` and may be made from several threads at once.
 pub struct Extractor {
@@ -94,6 +104,11 @@ impl Extractor {
         &self.opened.tokenizer
     }
 
+    /// What logits are divided by before they become probabilities.
+    pub fn temperature(&self) -> f32 {
+        self.opened.temperature
+    }
+
     /// Where this model computes, and why there.
     pub fn device(&self) -> &DeviceReport {
         &self.opened.engine.report
@@ -143,107 +158,145 @@ impl Extractor {
         Ok(all)
     }
 
+    /// Each word's range and what the model says of it, text by text; computed as [`Extractor::extract_batch`] does.
+    ///
+    /// # Errors
+    /// As [`Extractor::extract`].
+    pub fn word_logits<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<WordLogits>>> {
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let mut all = vec![Vec::new(); texts.len()];
+        self.words(&texts, &mut |text, range, logits| {
+            all[text].push(WordLogits { range, logits: logits.to_vec() });
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// The entities of a text whose words' logits are these: at [`Extractor::temperature`] those of [`Extractor::extract`], at any other
+    /// the same with other scores.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a temperature that is not a positive number, and for words that are not those of
+    /// [`Extractor::word_logits`] of this text.
+    pub fn decode(&self, text: &str, words: &[WordLogits], temperature: f32) -> Result<Vec<Entity>> {
+        check_temperature(temperature)?;
+        let mut all = Vec::new();
+        let mut note = Note::new(self, text, temperature);
+        let mut each = |entity| {
+            all.push(entity);
+            Ok(())
+        };
+        for WordLogits { range, logits } in words {
+            let is_sound = logits.len() == self.opened.config.id2label.len() && logits.iter().all(|x| x.is_finite());
+            if !is_sound || range.end > text.len() {
+                return Err(Error::invalid_input("the words are not those of this text and model"));
+            }
+            note.push(range.clone(), logits, &mut each)?;
+        }
+        note.finish(&mut each)?;
+        Ok(all)
+    }
+
     fn run(&self, texts: &[&str], each: &mut (dyn FnMut(usize, Entity) -> Result<()> + Send)) -> Result<()> {
+        let mut current: Option<(usize, Note)> = None;
+        self.words(texts, &mut |index, range, logits| {
+            if let Some((done, note)) = current.take_if(|(of, _)| *of != index) {
+                note.finish(&mut |entity| each(done, entity))?;
+            }
+            let (_, note) =
+                current.get_or_insert_with(|| (index, Note::new(self, texts[index], self.opened.temperature)));
+            note.push(range, logits, &mut |entity| each(index, entity))
+        })?;
+        match current {
+            Some((index, note)) => note.finish(&mut |entity| each(index, entity)),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands over the words of each text in order: its index, a word's range, and its first sub-word's logits, `[tags]`.
+    fn words(&self, texts: &[&str], each: &mut EachWord) -> Result<()> {
         let limit = Limit::of(&self.opened.options);
         limit.check()?;
+        let tags = self.opened.config.id2label.len();
+        // The last word so far, whose later sub-words may still arrive.
+        let mut last: Option<(usize, Range<usize>, Vec<f32>)> = None;
         self.opened.install(|| {
-            // Two entities that share a grapheme cluster: it belongs to the first.
-            let mut taken = (0, 0);
-            let mut emit = |index: usize, span: Span| match self.entity(texts[index], span) {
-                Some(mut entity) => {
-                    if taken.0 == index {
-                        entity.range.start = entity.range.start.max(taken.1);
+            let texts = texts.iter().copied();
+            self.opened.windows(texts, &limit, false, Output::Logits, &mut |index, window, logits| {
+                for i in window.keep.clone() {
+                    let token = &window.tokens[i];
+                    if let (false, Some((of, range, _))) = (token.starts_word, &mut last)
+                        && *of == index
+                    {
+                        range.end = range.end.max(token.range.end);
+                        continue;
                     }
-                    if entity.range.is_empty() {
-                        return Ok(());
+                    // The leading special token has the first row.
+                    let row = logits[(i + 1) * tags..(i + 2) * tags].to_vec();
+                    if let Some((index, range, row)) = last.replace((index, token.range.clone(), row)) {
+                        each(index, range, &row)?;
                     }
-                    taken = (index, entity.range.end);
-                    each(index, entity)
                 }
-                None => Ok(()),
-            };
-            let labels = self.opened.config.id2label.len();
-            let mut note: Option<Note> = None;
-            self.opened.windows(
-                texts.iter().copied(),
-                &limit,
-                false,
-                Output::Logits,
-                &mut |index, window, logits| {
-                    if let Some(done) = note.take_if(|note| note.index != index) {
-                        done.finish(&mut emit)?;
-                    }
-                    note.get_or_insert_with(|| Note {
-                        index,
-                        decoder: Decoder::new(&self.scheme, self.opened.temperature),
-                        word: None,
-                    })
-                    .push(window, logits, labels, &mut emit)
-                },
-            )?;
-            match note {
-                Some(note) => note.finish(&mut emit),
+                Ok(())
+            })?;
+            match last.take() {
+                Some((index, range, row)) => each(index, range, &row),
                 None => Ok(()),
             }
         })
     }
-
-    fn entity(&self, text: &str, span: Span) -> Option<Entity> {
-        let label = self.scheme.entity_labels().get(span.label)?.clone();
-        (span.score >= self.opened.options.min_score_of(&label)).then(|| Entity {
-            label,
-            range: widen_to_graphemes(text, span.range),
-            score: span.score,
-        })
-    }
 }
+
+/// Takes the index of a text, the range of a word of it, and the word's logits.
+type EachWord<'a> = dyn FnMut(usize, Range<usize>, &[f32]) -> Result<()> + Send + 'a;
 
 /// Chemicals and diseases; the card is beside it.
 #[cfg(feature = "embedded")]
 static EMBEDDED: &[u8] = include_bytes!("../models/clinical-en.int8.safetensors");
 
-/// The decoding of one text, whose windows arrive one by one.
-struct Note<'s> {
-    index: usize,
-    decoder: Decoder<'s>,
-    /// The last word so far, whose later sub-words may still arrive, and its first sub-word's logits.
-    word: Option<(Range<usize>, Vec<f32>)>,
+/// The decoding of one text, whose words arrive one by one.
+struct Note<'e> {
+    extractor: &'e Extractor,
+    text: &'e str,
+    decoder: Decoder<'e>,
+    /// Where the last entity ended.
+    taken: usize,
 }
 
-type Emit<'a> = dyn FnMut(usize, Span) -> Result<()> + 'a;
+type EachEntity<'a> = dyn FnMut(Entity) -> Result<()> + 'a;
 
-impl Note<'_> {
-    /// `logits` is `[tokens of the window with its special tokens, labels]`.
-    fn push(&mut self, window: &Window, logits: &[f32], labels: usize, emit: &mut Emit) -> Result<()> {
-        for i in window.keep.clone() {
-            let token = &window.tokens[i];
-            if let (false, Some((range, _))) = (token.starts_word, &mut self.word) {
-                range.end = range.end.max(token.range.end);
-                continue;
-            }
-            // The leading special token has the first row.
-            let row = logits[(i + 1) * labels..(i + 2) * labels].to_vec();
-            if let Some((range, row)) = self.word.replace((token.range.clone(), row)) {
-                self.decode(range, &row, emit)?;
-            }
-        }
-        Ok(())
+impl<'e> Note<'e> {
+    fn new(extractor: &'e Extractor, text: &'e str, temperature: f32) -> Self {
+        Note { extractor, text, decoder: Decoder::new(&extractor.scheme, temperature), taken: 0 }
     }
 
-    fn decode(&mut self, word: Range<usize>, logits: &[f32], emit: &mut Emit) -> Result<()> {
+    fn push(&mut self, word: Range<usize>, logits: &[f32], each: &mut EachEntity) -> Result<()> {
         let mut spans = Vec::new();
         self.decoder.push(word, logits, &mut |span| spans.push(span))?;
-        spans.into_iter().try_for_each(|span| emit(self.index, span))
+        spans.into_iter().try_for_each(|span| emit(self.extractor, self.text, &mut self.taken, span, each))
     }
 
-    fn finish(mut self, emit: &mut Emit) -> Result<()> {
-        if let Some((range, row)) = self.word.take() {
-            self.decode(range, &row, emit)?;
-        }
+    fn finish(mut self, each: &mut EachEntity) -> Result<()> {
         let mut spans = Vec::new();
         self.decoder.finish(&mut |span| spans.push(span));
-        spans.into_iter().try_for_each(|span| emit(self.index, span))
+        spans.into_iter().try_for_each(|span| emit(self.extractor, self.text, &mut self.taken, span, each))
     }
+}
+
+/// Hands over the entity of a span, unless its score is too low.
+fn emit(extractor: &Extractor, text: &str, taken: &mut usize, span: Span, each: &mut EachEntity) -> Result<()> {
+    let Some(label) = extractor.scheme.entity_labels().get(span.label).cloned() else { return Ok(()) };
+    if span.score < extractor.opened.options.min_score_of(&label) {
+        return Ok(());
+    }
+    let mut range = widen_to_graphemes(text, span.range);
+    // Two entities that share a grapheme cluster: it belongs to the first.
+    range.start = range.start.max(*taken);
+    if range.is_empty() {
+        return Ok(());
+    }
+    *taken = range.end;
+    each(Entity { label, range, score: span.score })
 }
 
 #[cfg(all(test, feature = "embedded"))]

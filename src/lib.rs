@@ -49,6 +49,6 @@ pub use device::{Device, DeviceReport, KernelTime, MAX_THREADS, gpu_adapters, ke
 pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};
-pub use extractor::Extractor;
+pub use extractor::{Extractor, WordLogits};
 pub use model::{ModelConfig, ModelType, Task};
 pub use options::{CancelToken, Options};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
-use crate::bundle::{Bundle, Pooling};
+use crate::bundle::{Bundle, Pooling, is_temperature};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
 use crate::device::{Engine, KernelTime, Place};
@@ -31,6 +31,7 @@ pub(crate) struct Opened {
     window_tokens: usize,
     pub(crate) options: Options,
     pub(crate) pooling: Pooling,
+    /// That of the options, else the model's own.
     pub(crate) temperature: f32,
     pub(crate) engine: Engine,
     model: Computes,
@@ -142,14 +143,14 @@ impl Opened {
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
-        let Checkpoint { config, tokenizer, mut weights, pooling } = checkpoint;
+        let Checkpoint { config, tokenizer, mut weights, pooling, temperature } = checkpoint;
         let window = config.max_tokens();
         let mut load = |config: &ModelConfig, engine: &Engine| match options.autotune {
             // Loading takes the tensors out, and there may be another kernel to load for.
             true => Computes::load(config, &mut weights.clone(), engine),
             false => Computes::load(config, &mut weights, engine),
         };
-        Self::new(config, tokenizer, &mut load, pooling, 1.0, window, options)
+        Self::new(config, tokenizer, &mut load, pooling, temperature, window, options)
     }
 
     fn new(
@@ -162,6 +163,8 @@ impl Opened {
         options: &Options,
     ) -> Result<Self> {
         tokenizer.check_rows(config.vocab_size)?;
+        let temperature = options.temperature.unwrap_or(temperature);
+        check_temperature(temperature)?;
         let window_tokens = match options.max_window_tokens {
             0 => most_window_tokens,
             n if (SPECIAL + 1..=most_window_tokens).contains(&n) => n,
@@ -267,6 +270,16 @@ impl Opened {
             true => Ok(outputs),
             false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),
         }
+    }
+}
+
+/// Refuses what logits cannot be divided by.
+pub(crate) fn check_temperature(temperature: f32) -> Result<()> {
+    match is_temperature(temperature) {
+        true => Ok(()),
+        false => Err(Error::invalid_input(format!(
+            "temperature: expected a positive number, found {temperature}; 1 leaves scores as the model has them, none takes its own"
+        ))),
     }
 }
 

@@ -39,6 +39,9 @@ pub struct Options {
     pub min_score: f32,
     /// The same by label, in place of `min_score`.
     pub min_score_by_label: BTreeMap<String, f32>,
+    /// What logits are divided by before they become probabilities, in place of the model's own temperature; 1 for what the model says
+    /// unscaled. It changes scores, and so what `min_score` leaves out, but no entity and no order of labels.
+    pub temperature: Option<f32>,
     /// How long a call may take before it ends as [`ErrorKind::Cancelled`].
     pub deadline: Option<Duration>,
     /// Ends the calls of this model from another thread.
@@ -58,6 +61,7 @@ impl Default for Options {
             verify: false,
             min_score: 0.0,
             min_score_by_label: BTreeMap::new(),
+            temperature: None,
             deadline: None,
             cancel: None,
         }

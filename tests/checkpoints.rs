@@ -105,7 +105,9 @@ fn what_is_saved_is_read_again_and_opens_in_transformers() {
     }
     for folder in folders() {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let mut checkpoint = Checkpoint::open(&folder).unwrap();
+        // Which transformers has to pass over.
+        checkpoint.temperature = 1.25;
         let saved = temporary.path().join(&name);
         checkpoint.save(&saved).unwrap();
         let again = Checkpoint::open(&saved).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -124,6 +126,44 @@ fn what_is_saved_is_read_again_and_opens_in_transformers() {
     }
     let left: Vec<_> = std::fs::read_dir(temporary.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), folders().len(), "{left:?}");
+}
+
+#[test]
+fn a_temperature_is_kept_beside_what_transformers_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x");
+    let mut checkpoint = Checkpoint::open(fixture("bert-token")).unwrap();
+    assert_eq!(checkpoint.temperature, 1.0);
+    for temperature in [1.0, 1.2345, 0.1, 1.0 / 3.0, 16_777_217.0, f32::MIN_POSITIVE, f32::MAX] {
+        checkpoint.temperature = temperature;
+        checkpoint.save(&path).unwrap();
+        assert_eq!(Checkpoint::open(&path).unwrap().temperature, temperature);
+        let (config, found) = Checkpoint::inspect(&path).unwrap();
+        assert_eq!((config, found), (checkpoint.config.clone(), temperature));
+        let json: Value = serde_json::from_slice(&std::fs::read(path.join("config.json")).unwrap()).unwrap();
+        assert_eq!(json.get("ampoule_temperature").is_some(), temperature != 1.0);
+        // transformers has a field of that name, for another purpose.
+        assert!(json.get("temperature").is_none());
+    }
+    checkpoint.temperature = 1.2345;
+    checkpoint.save(&path).unwrap();
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    assert!(config.contains("\"ampoule_temperature\": 1.2345"), "{config}");
+    let head = NewHead { task: Task::TokenClassification, labels: ["O", "B-x"].map(str::to_owned).to_vec(), seed: 1 };
+    assert_eq!(Checkpoint::open_with_head(&path, &head).unwrap().temperature, 1.0);
+
+    let before = std::fs::read(path.join("config.json")).unwrap();
+    for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        checkpoint.temperature = temperature;
+        let error = checkpoint.save(&path).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("temperature"), "{error}");
+        assert!(std::fs::read(path.join("config.json")).unwrap() == before);
+    }
+    for value in [json!(0), json!(-1.5), json!("hot"), json!(1e-60), json!(1e60), json!([1.0])] {
+        let error = refusal(&changed("bert-token", |_, config| config["ampoule_temperature"] = value));
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
+        assert!(error.to_string().contains("\"ampoule_temperature\": expected a positive number"), "{error}");
+    }
 }
 
 /// A folder that is `name` with `change` made to its tensors and configuration.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ampoule::bundle::Load;
 use ampoule::model::ModelType;
-use ampoule::{CancelToken, Checkpoint, Classifier, Embedder, Entity, ErrorKind, Extractor, Options};
+use ampoule::{CancelToken, Checkpoint, Classifier, Embedder, Entity, ErrorKind, Extractor, LabelScore, Options};
 
 const CANARY: &str = "zyxquell";
 
@@ -82,6 +82,65 @@ fn windows_change_nothing_where_only_the_token_counts() {
 }
 
 #[test]
+fn a_temperature_changes_scores_alone_and_has_to_be_positive() {
+    let text = note(300);
+    let place = |found: &[Entity]| found.iter().map(|e| (e.label.clone(), e.range.clone())).collect::<Vec<_>>();
+    let open = |own: f32, asked: Option<f32>| {
+        let checkpoint = Checkpoint { temperature: own, ..eager() };
+        Extractor::from_checkpoint(checkpoint, &Options { temperature: asked, ..options() }).unwrap()
+    };
+    let plain = open(1.0, None);
+    let (expected, words) = (plain.extract(&text).unwrap(), plain.word_logits(&[&text]).unwrap().remove(0));
+    assert!(expected.len() > 20);
+    assert_eq!(plain.decode(&text, &words, 1.0).unwrap(), expected);
+    assert_eq!(open(2.0, Some(1.0)).extract(&text).unwrap(), expected);
+    for (own, asked, temperature) in [(2.5, None, 2.5), (1.0, Some(0.5), 0.5), (2.5, Some(7.0), 7.0)] {
+        let extractor = open(own, asked);
+        assert_eq!(extractor.temperature(), temperature);
+        assert_eq!(extractor.word_logits(&[&text]).unwrap().remove(0), words, "undivided");
+        let found = extractor.extract(&text).unwrap();
+        assert_eq!(place(&found), place(&expected));
+        assert!(found.iter().zip(&expected).all(|(f, e)| f.score != e.score));
+        assert_eq!(plain.decode(&text, &words, temperature).unwrap(), found);
+    }
+
+    let classify = |temperature| {
+        let options = Options { temperature, ..options() };
+        Classifier::open(fixture("bert-sequence"), &options).unwrap()
+    };
+    let plain = classify(None);
+    let (expected, logits) = (plain.classify(&text).unwrap(), plain.logits(&[&text]).unwrap().remove(0));
+    assert_eq!(plain.scores(&logits, 1.0).unwrap(), expected);
+    for temperature in [0.5, 3.0, f32::MIN_POSITIVE, f32::MAX] {
+        let found = classify(Some(temperature)).classify(&text).unwrap();
+        assert_eq!(plain.scores(&logits, temperature).unwrap(), found);
+        assert!(found.iter().zip(&expected).all(|(f, e)| f.label == e.label), "the order is the same");
+        let by_label = |label: &str| plain.labels().iter().position(|l| **l == *label).unwrap();
+        for LabelScore { label, score } in found {
+            let at = |i: usize| f64::from(logits[i]) / f64::from(temperature);
+            let parts: f64 = (0..logits.len()).map(|i| (at(i) - at(by_label(&label))).exp()).sum();
+            assert!((f64::from(score) - 1.0 / parts).abs() < 1e-6);
+        }
+    }
+
+    for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40] {
+        let options = Options { temperature: Some(temperature), ..options() };
+        for error in [
+            Extractor::open(fixture("bert-token"), &options).err().unwrap(),
+            Classifier::open(fixture("bert-sequence"), &options).err().unwrap(),
+            plain.scores(&logits, temperature).unwrap_err(),
+            open(1.0, None).decode(&text, &words, temperature).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains("temperature: expected a positive number"), "{error}");
+        }
+    }
+    assert!(plain.scores(&logits[1..], 1.0).is_err() && plain.scores(&[f32::NAN, 0.0], 1.0).is_err());
+    let error = open(1.0, None).decode("the", &words, 1.0).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("the words are not"), "{error}");
+}
+
+#[test]
 fn batches_streams_and_threads_give_the_answers_of_single_calls() {
     let texts: Vec<String> = [0, 1, 3, 40, 300, 7, 0, 120].into_iter().map(note).collect();
     let extractor = Extractor::open(fixture("bert-token"), &options()).unwrap();
@@ -94,6 +153,10 @@ fn batches_streams_and_threads_give_the_answers_of_single_calls() {
     };
     for (found, expected) in extractor.extract_batch(&texts).unwrap().iter().zip(&single) {
         same(found, expected);
+    }
+    for ((text, words), expected) in texts.iter().zip(extractor.word_logits(&texts).unwrap()).zip(&single) {
+        assert_eq!(words.len(), text.split_whitespace().count());
+        same(&extractor.decode(text, &words, 1.0).unwrap(), expected);
     }
     let mut streamed = Vec::new();
     extractor

@@ -69,7 +69,7 @@ pub fn run(args: Args) -> Result<()> {
 impl Args {
     /// The student's folder, with a new head where it has none.
     fn open(&self, path: &Path, teacher: &Checkpoint) -> Result<Checkpoint> {
-        if Checkpoint::inspect(path)?.task != Task::Encoder {
+        if Checkpoint::inspect(path)?.0.task != Task::Encoder {
             return Ok(Checkpoint::open(path)?);
         }
         let (task, labels) = (teacher.config.task, teacher.config.id2label.clone());

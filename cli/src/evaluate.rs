@@ -6,13 +6,16 @@ use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
 use ampoule_distill::score::{Bootstrap, Counts, interval, paired_bootstrap, paired_label_bootstrap};
-use ampoule_distill::{Dictionary, FoundEntities, TypingNoise, evaluate_labels, log_test_reading};
+use ampoule_distill::{
+    Answers, Calibration, Dictionary, FoundEntities, FoundLabels, Judgements, Reliability, TemperatureFit, TypingNoise,
+    log_test_reading,
+};
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::data::{Corpus, OffsetsArg, Split};
 use crate::input::RunningArgs;
-use crate::ui::{counter, hint, print_json, print_line, table};
+use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -43,6 +46,13 @@ pub struct Args {
     /// Resamples of each bootstrap
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     resamples: u32,
+    /// Also show, for each model, how often it is right by how sure it says it is
+    #[arg(long)]
+    reliability: bool,
+    /// Also fit each model's temperature on this data, which is then no measure of it: not with the test split. An app gives it as
+    /// --temperature does
+    #[arg(long)]
+    fit: bool,
     #[command(flatten)]
     running: RunningArgs,
     /// One JSON object
@@ -74,6 +84,9 @@ pub fn run(args: Args) -> Result<()> {
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options();
+    if let (true, Split::Test) = (args.fit, split) {
+        return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
+    }
     let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
     if has_texts {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
@@ -100,11 +113,85 @@ struct Scores {
     micro: (f64, f64, f64),
     /// One for each text, for the bootstrap.
     counts: Vec<Counts>,
+    reliability: ScoreReliability,
+}
+
+/// How reliable a model's scores are; a dictionary has no temperature.
+struct ScoreReliability {
+    temperature: Option<f32>,
+    calibration: Calibration,
+    /// Where one was asked for, and the data determine one.
+    fit: Option<TemperatureFit>,
+}
+
+impl ScoreReliability {
+    fn json(&self) -> Value {
+        let Calibration { at_one, at_own } = &self.calibration;
+        json!({"temperature": self.temperature, "at_one": at_one, "at_own": at_own, "fit": self.fit})
+    }
+
+    const HEADER: [&str; 3] = ["T", "ECE at T 1", "ECE"];
+
+    fn cells(&self) -> [String; 3] {
+        let ece = |r: &Reliability| r.ece.map_or("-".to_owned(), |ece| format!("{:.2}", 100.0 * ece));
+        let temperature = self.temperature.map_or("-".to_owned(), |t| t.to_string());
+        [temperature, ece(&self.calibration.at_one), ece(&self.calibration.at_own)]
+    }
+
+    /// What was asked for beside the ECE: a fit, and a table of bins for each temperature.
+    fn show(&self, name: &str, args: &Args) -> Result<()> {
+        if let (true, Some(_)) = (args.fit, self.temperature) {
+            let said = self.fit.as_ref().map_or("the data determines no temperature".to_owned(), fitted);
+            print_line(&format!("{name}: {said}"))?;
+        }
+        if !args.reliability {
+            return Ok(());
+        }
+        let mut all = vec![(self.temperature.filter(|t| *t == 1.0), &self.calibration.at_one)];
+        if self.temperature.is_some_and(|t| t != 1.0) {
+            all = vec![(Some(1.0), &self.calibration.at_one), (self.temperature, &self.calibration.at_own)];
+        }
+        for (temperature, reliability) in all {
+            let at = temperature.map_or(String::new(), |t| format!(" at temperature {t}"));
+            print_line(&format!("\n{name}{at}: {} answers", reliability.count))?;
+            let mut lines = vec![["score", "answers", "mean score", "right", ""].map(str::to_owned).to_vec()];
+            for bin in &reliability.bins {
+                let three = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
+                lines.push(vec![
+                    format!("{:.3}..{:.3}", bin.low, bin.high),
+                    bin.count.to_string(),
+                    three(bin.mean_score),
+                    three(bin.share_right),
+                    bin.share_right.zip(bin.mean_score).map_or(String::new(), |(right, score)| bar(right, score)),
+                ]);
+            }
+            print_line(&table(&lines))?;
+        }
+        Ok(())
+    }
+}
+
+/// A share as a bar, with a mark where the score stands: a gap before the mark is a score too high, a bar beyond it one too low.
+fn bar(share: f64, score: f64) -> String {
+    const CELLS: usize = 30;
+    let cells = (share * CELLS as f64).round() as usize;
+    let mark = ((score * CELLS as f64) as usize).min(CELLS - 1);
+    let cell = |i| {
+        if i == mark {
+            '|'
+        } else if i < cells {
+            '#'
+        } else {
+            '.'
+        }
+    };
+    (0..CELLS).map(cell).collect()
 }
 
 impl Scores {
     /// Scores what `run` finds in each set.
-    fn new(sets: &[NerSet], run: impl Fn(&NerSet) -> Result<FoundEntities>) -> Result<Self> {
+    fn new(sets: &[NerSet], temperature: Option<f32>, run: impl Fn(&NerSet) -> Result<FoundEntities>) -> Result<Self> {
+        let mut answers = Answers::default();
         let (mut by_set, mut json, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for set in sets {
             let found = run(set)?;
@@ -113,8 +200,10 @@ impl Scores {
             let at_score = json!({"0.5": found.at_threshold(0.5), "0.9": found.at_threshold(0.9)});
             json.push(json!({"scores": report, "at_score": at_score}));
             counts.extend(report.counts);
+            answers.extend(found.answers());
         }
-        Ok(Scores { json, sets: by_set, micro: pooled(&counts), counts })
+        let reliability = ScoreReliability { temperature, calibration: answers.calibration()?, fit: None };
+        Ok(Scores { json, sets: by_set, micro: pooled(&counts), counts, reliability })
     }
 
     fn pooled(&self, args: &Args) -> Value {
@@ -159,9 +248,14 @@ impl Texts {
     }
 
     /// Scores what `run` finds.
-    fn score(&self, name: String, run: impl Fn(&NerSet) -> Result<FoundEntities>) -> Result<Row> {
-        let noisy = self.noisy.as_ref().map(|sets| Scores::new(sets, &run)).transpose()?;
-        Ok(Row { name, device: None, clean: Scores::new(&self.clean, run)?, noisy })
+    fn score(
+        &self,
+        name: String,
+        temperature: Option<f32>,
+        run: impl Fn(&NerSet) -> Result<FoundEntities>,
+    ) -> Result<Row> {
+        let noisy = self.noisy.as_ref().map(|sets| Scores::new(sets, temperature, &run)).transpose()?;
+        Ok(Row { name, device: None, clean: Scores::new(&self.clean, temperature, run)?, noisy })
     }
 }
 
@@ -184,11 +278,15 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
     for path in &args.models {
         let extractor = Extractor::open(path, options)?;
         let bar = counter(texts.len(), "texts");
-        let mut row = texts.score(path.display().to_string(), |set| {
+        let (name, temperature) = (path.display().to_string(), Some(extractor.temperature()));
+        let mut row = texts.score(name, temperature, |set| {
             Ok(FoundEntities::run(&extractor, std::slice::from_ref(set), || bar.inc(1))?)
         })?;
         bar.finish_and_clear();
         row.device = Some(json!(extractor.device()));
+        if args.fit {
+            row.clean.reliability.fit = Judgements::of_entities(&extractor, &texts.clean)?.fit();
+        }
         rows.push(row);
     }
     if args.dictionary {
@@ -198,7 +296,7 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
             return Err(hint(message, "the folder, with --split"));
         }
         let dictionary = Dictionary::build(&read(Split::Train)?);
-        rows.push(texts.score("dictionary".to_owned(), |set| {
+        rows.push(texts.score("dictionary".to_owned(), None, |set| {
             Ok(FoundEntities::of_dictionary(&dictionary, std::slice::from_ref(set)))
         })?);
     }
@@ -208,7 +306,8 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
         return args.print(noise, json, models);
     }
     let lines: Vec<_> = std::iter::once(header(args)).chain(rows.iter().map(|row| row.line(&rows[0], args))).collect();
-    print_line(&table(&lines))
+    print_line(&table(&lines))?;
+    rows.iter().try_for_each(|row| row.clean.reliability.show(&row.name, args))
 }
 
 impl Row {
@@ -236,6 +335,7 @@ impl Row {
         if let Some(device) = &self.device {
             row["device"] = device.clone();
         }
+        row["calibration"] = self.clean.reliability.json();
         row["pooled"] = pooled;
         row
     }
@@ -255,6 +355,7 @@ impl Row {
             line.push(percent(noisy.micro.2));
             line.push(with_interval(&self.clean.difference(noisy, args)));
         }
+        line.extend(self.clean.reliability.cells());
         line
     }
 }
@@ -272,6 +373,7 @@ fn header(args: &Args) -> Vec<String> {
     header.extend(args.data.iter().map(|path| format!("F1 {}", name(path))));
     header.extend(["P", "R", "F1 pooled", "95 %", "kept", "difference (95 %)"].map(str::to_owned));
     header.extend(args.noise.iter().flat_map(|_| ["F1 noisy", "lost (95 %)"].map(str::to_owned)));
+    header.extend(ScoreReliability::HEADER.map(str::to_owned));
     header
 }
 
@@ -295,7 +397,9 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], opti
     let noisy: Option<Vec<LabelledText>> =
         noise.map(|noise| texts.iter().map(|text| noise.labelled(text, args.noise_seed)).collect());
     let mut objects = Vec::new();
+    let mut reliabilities = Vec::new();
     let mut header = ["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec();
+    header.extend(ScoreReliability::HEADER.map(str::to_owned));
     if noise.is_some() {
         header.extend(["accuracy noisy", "lost (95 %)", "F1 macro noisy", "lost (95 %)"].map(str::to_owned));
     }
@@ -303,15 +407,24 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], opti
     for path in &args.models {
         let classifier = Classifier::open(path, options)?;
         let bar = counter(texts.len() * (1 + usize::from(noise.is_some())), "texts");
-        let score = |texts| evaluate_labels(&classifier, texts, || bar.inc(1));
-        let clean = score(texts)?;
-        let noisy = noisy.as_deref().map(score).transpose()?;
+        let score = |texts| FoundLabels::run(&classifier, texts, || bar.inc(1));
+        let found = score(texts)?;
+        let noisy = noisy.as_deref().map(score).transpose()?.map(|found| found.scores());
         bar.finish_and_clear();
+        let clean = found.scores();
+        let calibration = found.answers().calibration()?;
+        let fit = match args.fit {
+            true => Judgements::of_labels(&classifier, texts)?.fit(),
+            false => None,
+        };
+        let reliability = ScoreReliability { temperature: Some(classifier.temperature()), calibration, fit };
         let three = |x: f64| format!("{x:.3}");
         let mut line = vec![path.display().to_string()];
         line.extend([clean.accuracy, clean.micro_f1, clean.macro_f1].map(three));
         line.push(clean.auroc.map_or("-".to_owned(), three));
-        let mut object = json!({"model": path, "scores": clean, "device": classifier.device()});
+        line.extend(reliability.cells());
+        let mut object =
+            json!({"model": path, "scores": clean, "calibration": reliability.json(), "device": classifier.device()});
         if let Some(noisy) = noisy {
             let lost = paired_label_bootstrap(&clean, &noisy, args.resamples as usize, 1);
             for (score, lost) in [(noisy.accuracy, lost.accuracy), (noisy.macro_f1, lost.macro_f1)] {
@@ -322,9 +435,11 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], opti
         }
         lines.push(line);
         objects.push(object);
+        reliabilities.push((path.display().to_string(), reliability));
     }
     if args.json {
         return args.print(noise, json!({"split": args.split.as_str()}), objects);
     }
-    print_line(&table(&lines))
+    print_line(&table(&lines))?;
+    reliabilities.iter().try_for_each(|(name, reliability)| reliability.show(name, args))
 }

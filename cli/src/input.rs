@@ -39,6 +39,9 @@ pub struct RunningArgs {
     /// The most tokens of a window; without it as many as the model takes
     #[arg(long, value_name = "TOKENS")]
     pub window: Option<usize>,
+    /// What logits are divided by before they become scores, in place of the model's own temperature
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -69,6 +72,7 @@ impl RunningArgs {
             },
             autotune: self.autotune,
             max_window_tokens: self.window.unwrap_or_default(),
+            temperature: self.temperature,
             ..Options::default()
         }
     }

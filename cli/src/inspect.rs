@@ -61,6 +61,7 @@ fn bundle(args: &Args) -> Result<()> {
     ];
     rows.extend(config_rows(&m.config));
     rows.extend([
+        ("temperature", m.temperature.to_string()),
         ("producer", m.producer.clone()),
         ("licence", m.licence.clone()),
         ("data", format!("sha256 {}{}", info.data_sha256, if args.verify { ", verified" } else { "" })),
@@ -80,18 +81,22 @@ fn bundle(args: &Args) -> Result<()> {
 }
 
 fn folder(args: &Args) -> Result<()> {
-    let config = match args.verify {
-        true => Checkpoint::open(&args.path)?.config,
+    let (config, temperature) = match args.verify {
+        true => {
+            let checkpoint = Checkpoint::open(&args.path)?;
+            (checkpoint.config, checkpoint.temperature)
+        }
         false => Checkpoint::inspect(&args.path)?,
     };
     if args.json {
         return print_json(&json!({
             "kind": "checkpoint", "task": config.task.as_str(), "labels": config.id2label,
-            "config": config.to_json(), "verified": args.verify,
+            "config": config.to_json(), "temperature": temperature, "verified": args.verify,
         }));
     }
     let mut rows = vec![("checkpoint", Path::display(&args.path).to_string())];
     rows.extend(config_rows(&config));
+    rows.push(("temperature", temperature.to_string()));
     print_rows(rows)
 }
 

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use ampoule::bundle::Precision;
 use ampoule::{Checkpoint, Classifier, Extractor, ModelConfig, Options, Task};
 use ampoule_distill::data::{LabelledText, NerSet, read_lines};
-use ampoule_distill::{FoundEntities, evaluate_labels};
-use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize, smooth};
+use ampoule_distill::{FoundEntities, FoundLabels, Judgements, TemperatureFit};
+use ampoule_quantize::{FitTemperature, Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
 use crate::data::{Corpus, OffsetsArg, Split};
-use crate::ui::{hint, print_json, print_line, table};
+use crate::ui::{fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,7 +30,8 @@ pub struct Args {
     /// Keep a matrix wider, as in `--keep classifier.weight=f16`
     #[arg(long, value_name = "TENSOR=PRECISION")]
     keep: Vec<String>,
-    /// Labelled text on which the F1 before and after is measured: a file, or a folder's dev file
+    /// Labelled text on which the F1 before and after is measured and the bundle's temperature is fitted: a file, or a folder's dev
+    /// file. Without it the bundle has the checkpoint's temperature
     #[arg(long, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
     /// The unit of "start" and "end" in .jsonl lines that name none
@@ -100,6 +101,7 @@ pub fn run(args: Args) -> Result<()> {
         licence: args.licence.clone(),
         pooling: checkpoint.pooling,
         max_tokens: args.window,
+        temperature: checkpoint.temperature,
         card,
         ..QuantizeOptions::default()
     };
@@ -113,12 +115,18 @@ pub fn run(args: Args) -> Result<()> {
             force: args.force,
         }),
     };
+    let mut fitted: Option<TemperatureFit> = None;
+    let mut fit = |path: &Path| {
+        fitted = dev.fit(path)?;
+        Ok(fitted.map(|fit| fit.temperature))
+    };
+    let fit: Option<&mut FitTemperature> = if args.data.is_empty() { None } else { Some(&mut fit) };
     let tokenizer = checkpoint.tokenizer.to_json();
-    let report = quantize(&checkpoint.config, &checkpoint.weights, &tokenizer, &args.out, &options, guard)?;
+    let report = quantize(&checkpoint.config, &checkpoint.weights, &tokenizer, &args.out, &options, fit, guard)?;
     if args.json {
-        return print_json(&json!({"bundle": args.out, "report": report}));
+        return print_json(&json!({"bundle": args.out, "report": report, "fit": fitted}));
     }
-    show(&args, &report)
+    show(&args, &report, fitted)
 }
 
 /// The most texts by which a model is calibrated.
@@ -181,12 +189,24 @@ impl Dev {
                 Dev::Entities(sets) => {
                     FoundEntities::run(&Extractor::open(path, &options)?, sets, || ())?.scores().micro.f1
                 }
-                Dev::Labels(texts) => evaluate_labels(&Classifier::open(path, &options)?, texts, || ())?.macro_f1,
+                Dev::Labels(texts) => {
+                    FoundLabels::run(&Classifier::open(path, &options)?, texts, || ())?.scores().macro_f1
+                }
             })
+    }
+
+    /// The temperature of the model at `path`, where the texts determine one.
+    fn fit(&self, path: &Path) -> ampoule::Result<Option<TemperatureFit>> {
+        let options = Options::default();
+        let judgements = match self {
+            Dev::Entities(sets) => Judgements::of_entities(&Extractor::open(path, &options)?, sets)?,
+            Dev::Labels(texts) => Judgements::of_labels(&Classifier::open(path, &options)?, texts)?,
+        };
+        Ok(judgements.fit())
     }
 }
 
-fn show(args: &Args, report: &Report) -> Result<()> {
+fn show(args: &Args, report: &Report, fit: Option<TemperatureFit>) -> Result<()> {
     let megabytes = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
     let mut rows = vec![
         ["tensor", "kept as", "smoothed", "relative error", "largest error", "cosine"].map(str::to_owned).to_vec(),
@@ -206,6 +226,12 @@ fn show(args: &Args, report: &Report) -> Result<()> {
     if let Some(metric) = &report.metric {
         print_line(&format!("F1 {:.2} before, {:.2} after: {:.2} lost", metric.before, metric.after, metric.loss))?;
     }
+    let (before, after) = (report.temperature.before, report.temperature.after);
+    print_line(&match fit {
+        Some(fit) => format!("temperature {before} before; {}", fitted(&fit)),
+        None if args.data.is_empty() => format!("temperature {after}, the checkpoint's"),
+        None => format!("temperature {after}, the checkpoint's: the data determines none"),
+    })?;
     print_line(&format!(
         "{}: {}, {} before, {} after",
         args.out.display(),

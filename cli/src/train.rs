@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::data::DataArgs;
-use crate::ui::{TrainingView, hint, print_json, print_line, stop_on_ctrl_c};
+use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -92,10 +92,15 @@ impl RunArgs {
         let outcome = train(student, teacher, data, settings, &self.run, &stop, &mut view)?;
         view.finish();
         match outcome {
-            Outcome::Finished { dev_score, step } => {
+            Outcome::Finished { dev_score, step, fit } => {
                 let model = self.run.join("model");
                 if self.json {
-                    return print_json(&json!({"model": model, "dev_score": dev_score, "step": step}));
+                    return print_json(&json!({"model": model, "dev_score": dev_score, "step": step, "fit": fit}));
+                }
+                if dev_score.is_some() {
+                    print_line(
+                        &fit.map_or("temperature 1: the dev set determines none".to_owned(), |fit| fitted(&fit)),
+                    )?;
                 }
                 let score = dev_score.map(|score| format!("dev F1 {:.2}, ", 100.0 * score)).unwrap_or_default();
                 print_line(&format!("{} ({score}step {step})", model.display()))
@@ -113,7 +118,7 @@ pub fn run(args: Args) -> Result<()> {
     let data = args.data.read()?;
     let task = args.data.task(&data);
     let labels = args.data.labels(&data);
-    let config = Checkpoint::inspect(&args.model)?;
+    let (config, _) = Checkpoint::inspect(&args.model)?;
     // The order of labels is the model's own.
     let is_same = config.id2label.len() == labels.len() && labels.iter().all(|label| config.id2label.contains(label));
     let student = match config.task == task && is_same {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ampoule::ErrorKind;
-use ampoule_distill::{EvaluationLog, ProgressListener, StepLog};
+use ampoule_distill::{EvaluationLog, ProgressListener, StepLog, TemperatureFit};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -157,6 +157,14 @@ pub fn table(rows: &[Vec<String>]) -> String {
     }
     out.pop();
     out
+}
+
+/// What a temperature gained.
+pub fn fitted(fit: &TemperatureFit) -> String {
+    format!(
+        "temperature {} fitted on {} judgements: NLL {:.4} at 1, {:.4} with it",
+        fit.temperature, fit.judgements, fit.nll_before, fit.nll_after
+    )
 }
 
 /// A bar that counts on a terminal.

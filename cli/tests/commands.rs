@@ -50,7 +50,9 @@ fn corpus(folder: &Path) -> PathBuf {
     for (file, sentences, first) in [("train.tsv", 48, 0), ("dev.tsv", 8, 100), ("test.tsv", 8, 200)] {
         let mut lines = String::new();
         for i in first..first + sentences {
-            lines.push_str(&format!("{CANARY}\tO\nthe\tO\npain\tB-Disease\nof\tI-Disease\n"));
+            // Once it is marked otherwise than anywhere else, so that no model is always right.
+            let [begin, inside] = if i == 100 { ["O", "O"] } else { ["B-Disease", "I-Disease"] };
+            lines.push_str(&format!("{CANARY}\tO\nthe\tO\npain\t{begin}\nof\t{inside}\n"));
             let word = char::from(b'a' + (i % 26) as u8);
             lines.push_str(&format!("{word}\tO\naspirin\tB-Chemical\n.\tO\n\n"));
         }
@@ -82,8 +84,13 @@ fn training<'a>(verb: &'a str, corpus: &'a str, run: &'a str) -> Vec<&'a str> {
     ]
 }
 
-fn weights(run: &Path) -> Vec<u8> {
-    fs::read(run.join("model/model.safetensors")).unwrap()
+/// The files of a run's model.
+fn model_of(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let model = run.join("model");
+    let mut files = everything_in(&model);
+    files.iter_mut().for_each(|(path, _)| *path = path.strip_prefix(&model).unwrap().to_owned());
+    files.sort();
+    files
 }
 
 fn everything_in(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -326,7 +333,12 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
         let output = ampoule(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let whole = begun.elapsed();
-        let expected = weights(Path::new(&unbroken));
+        let expected = model_of(Path::new(&unbroken));
+        // Finished again, it is the same: its temperature too.
+        assert!(ampoule(&arguments).status.success());
+        assert!(model_of(Path::new(&unbroken)) == expected);
+        let config = fs::read_to_string(format!("{unbroken}/model/config.json")).unwrap();
+        assert!(config.contains("\"ampoule_temperature\": "), "{config}");
 
         for kill in 0..kills {
             let run = path(&format!("{verb}-killed-{kill}"));
@@ -344,7 +356,7 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
             child.wait().unwrap();
             let output = ampoule(&arguments);
             assert!(output.status.success(), "{}", text(&output.stderr));
-            assert!(weights(Path::new(&run)) == expected, "{verb}, kill {kill} of {kills}");
+            assert!(model_of(Path::new(&run)) == expected, "{verb}, kill {kill} of {kills}");
         }
         println!("{verb}: {kills} kills, the same tensors after each");
         for (file, bytes) in everything_in(Path::new(&unbroken)) {
@@ -384,11 +396,12 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let run = path("train-unbroken");
     let mut arguments = training("train", corpus, &run);
     arguments.extend(["--model", checkpoint, "--seed", "9"]);
-    let before = weights(Path::new(&run));
+    let before = model_of(Path::new(&run));
     assert_fails(&ampoule(&arguments), "another run, of other seed");
-    assert!(weights(Path::new(&run)) == before);
+    assert!(model_of(Path::new(&run)) == before);
 
     arguments.truncate(arguments.len() - 2);
+    let noise = ["--set", "noise.words=0.2"];
     assert_fails(&ampoule(&[arguments.as_slice(), &noise].concat()), "another run, of other noise");
     assert_fails(
         &ampoule(&[arguments.as_slice(), &["--set", "noise.words=2"]].concat()),
@@ -412,6 +425,7 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let note = "the pain of aspirin .";
     let answer = |model: &str| text(&ampoule(&["extract", note, "--json", "--model", model]).stdout);
     assert_eq!(answer(&model), answer(&bundle));
+    temperatures_are_fitted_and_shown(&model, corpus, folder.path());
     let table = ampoule(&["evaluate", "--model", &model, "--model", &bundle, "--data", corpus, "--json"]);
     let table: serde_json::Value = serde_json::from_slice(&table.stdout).unwrap();
     assert_eq!(table["models"][0]["pooled"]["f1"], table["models"][1]["pooled"]["f1"]);
@@ -457,6 +471,61 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
         let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(said["task"], "token-classification");
     }
+}
+
+/// A bundle has the temperature that is fitted on it, without data that of its checkpoint.
+fn temperatures_are_fitted_and_shown(model: &str, corpus: &str, folder: &Path) {
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let output = ampoule(arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let temperature_of = |path: &str| json(&["inspect", path, "--json"])["temperature"].as_f64().unwrap() as f32;
+    let own = temperature_of(model);
+    assert!(own != 1.0 && temperature_of(model) == own);
+    let [with, without] = ["with", "without"].map(|n| folder.join(n).to_str().unwrap().to_owned());
+    let arguments = ["quantize", "--model", model, "--json", "--force", "--out"];
+    let said = json(&[arguments.as_slice(), &[&with, "--data", corpus]].concat());
+    let fitted = temperature_of(&with);
+    assert_eq!(said["fit"]["temperature"].as_f64().unwrap() as f32, fitted);
+    assert!(said["fit"]["nll_after"].as_f64().unwrap() < said["fit"]["nll_before"].as_f64().unwrap(), "{said}");
+    let change = &said["report"]["temperature"];
+    assert_eq!([&change["before"], &change["after"]].map(|t| t.as_f64().unwrap() as f32), [own, fitted]);
+    let said = json(&[arguments.as_slice(), &[&without]].concat());
+    assert!(said["fit"].is_null() && temperature_of(&without) == own, "{said}");
+
+    let evaluate = ["evaluate", "--model", model, "--model", &with, "--data", corpus, "--split", "dev"];
+    let said = json(&[evaluate.as_slice(), &["--json", "--dictionary"]].concat());
+    for (i, temperature) in [Some(own), Some(fitted), None].into_iter().enumerate() {
+        let found = &said["models"][i]["calibration"];
+        assert_eq!(found["temperature"].as_f64().map(|t| t as f32), temperature);
+        for at in ["at_one", "at_own"] {
+            let bins = found[at]["bins"].as_array().unwrap();
+            let count: u64 = bins.iter().map(|bin| bin["count"].as_u64().unwrap()).sum();
+            assert!(bins.len() == 15 && count > 0 && found[at]["count"] == count, "{found}");
+            assert!((0.0..=1.0).contains(&found[at]["ece"].as_f64().unwrap()), "{found}");
+        }
+    }
+    // The fit of a model is that of its run and of its bundle.
+    let said = json(&[evaluate.as_slice(), &["--json", "--fit", "--temperature", "2.5"]].concat());
+    for (i, fit) in [own, fitted].into_iter().enumerate() {
+        let found = &said["models"][i]["calibration"];
+        assert_eq!(
+            [&found["temperature"], &found["fit"]["temperature"]].map(|t| t.as_f64().unwrap() as f32),
+            [2.5, fit]
+        );
+    }
+    assert_fails(&ampoule(&["evaluate", "--model", model, "--data", corpus, "--fit"]), "cannot be measured on it");
+    for temperature in ["0", "-1", "NaN"] {
+        let refused = ampoule(&["extract", "aspirin", "--model", &with, "--temperature", temperature]);
+        assert_fails(&refused, "temperature: expected a positive number");
+    }
+    let shown = text(&ampoule(&[evaluate.as_slice(), &["--reliability"]].concat()).stdout);
+    assert!(shown.lines().next().unwrap().contains("  ECE at T 1 "), "{shown}");
+    for temperature in [1.0, own, fitted] {
+        assert!(shown.contains(&format!(" at temperature {temperature}: ")), "{shown}");
+    }
+    assert!(shown.lines().filter(|line| line.starts_with("0.933..1.000 ")).count() >= 3, "{shown}");
 }
 
 /// A mounted tmpfs, unmounted at the end; none where this user may not mount.

@@ -5,18 +5,24 @@ use std::ops::Range;
 use std::path::Path;
 
 use ampoule::bundle::{self, BundleSpec, Metadata, Precision, Staged};
-use ampoule::{Checkpoint, Classifier, Extractor, Options, Result, Task};
+use ampoule::{Checkpoint, Classifier, Entity, Extractor, Options, Result, Task};
 
+use crate::calibration::Answers;
 use crate::data::{Example, LabelledText, NerSet};
 use crate::dictionary::Dictionary;
 use crate::score::{ClassReport, LabelledSpan, NerReport, Prf, at_threshold, classification_scores, ner_scores};
 use crate::sequences::Data;
 
+/// Found spans of a text, with their scores.
+type Found = Vec<(String, Range<usize>, f32)>;
+
 /// Entities of texts beside those that a model, or a dictionary, found.
 #[derive(Default)]
 pub struct FoundEntities {
     gold: Vec<Vec<LabelledSpan>>,
-    found: Vec<Vec<(String, Range<usize>, f32)>>,
+    found: Vec<Found>,
+    /// The same with the scores that they have at temperature 1.
+    at_one: Vec<Found>,
     covers: Vec<BTreeSet<String>>,
 }
 
@@ -27,12 +33,14 @@ impl FoundEntities {
     /// Those of the extractor.
     pub fn run(extractor: &Extractor, sets: &[NerSet], mut each: impl FnMut()) -> Result<Self> {
         let mut all = FoundEntities::default();
+        let plain = |entities: Vec<Entity>| entities.into_iter().map(|e| (e.label.to_string(), e.range, e.score));
         for set in sets {
             for some in set.examples.chunks(64) {
                 let texts: Vec<&str> = some.iter().map(|e| e.text.as_str()).collect();
-                for (example, entities) in some.iter().zip(extractor.extract_batch(&texts)?) {
-                    let found = entities.into_iter().map(|e| (e.label.to_string(), e.range, e.score)).collect();
-                    all.add(set, example, found);
+                for (example, words) in some.iter().zip(extractor.word_logits(&texts)?) {
+                    // Computed once, and read at both temperatures.
+                    let at = |t: f32| Ok(plain(extractor.decode(&example.text, &words, t)?).collect::<Found>());
+                    all.add(set, example, at(extractor.temperature())?, at(1.0)?);
                     each();
                 }
             }
@@ -45,16 +53,17 @@ impl FoundEntities {
         let mut all = FoundEntities::default();
         for set in sets {
             for example in &set.examples {
-                let found = dictionary.tag(&example.text).into_iter().map(|e| (e.label, e.range, 1.0)).collect();
-                all.add(set, example, found);
+                let found: Found = dictionary.tag(&example.text).into_iter().map(|e| (e.label, e.range, 1.0)).collect();
+                all.add(set, example, found.clone(), found);
             }
         }
         all
     }
 
-    fn add(&mut self, set: &NerSet, example: &Example, found: Vec<(String, Range<usize>, f32)>) {
+    fn add(&mut self, set: &NerSet, example: &Example, found: Found, at_one: Found) {
         self.gold.push(example.entities.iter().map(|e| (e.label.clone(), e.range.clone())).collect());
         self.found.push(found);
+        self.at_one.push(at_one);
         self.covers.push(set.covers.clone());
     }
 
@@ -72,25 +81,77 @@ impl FoundEntities {
     pub fn at_threshold(&self, threshold: f32) -> Prf {
         at_threshold(&self.gold, &self.found, &self.covers.iter().collect::<Vec<_>>(), threshold)
     }
+
+    /// Each found entity's score, and whether it is strictly right; of labels that a set covers.
+    pub fn answers(&self) -> Answers {
+        let judged = |found: &[Found]| {
+            let texts = self.gold.iter().zip(found).zip(&self.covers);
+            let judge = |((gold, found), covers): ((&Vec<LabelledSpan>, &Found), &BTreeSet<String>)| {
+                let known = found.iter().filter(|(label, ..)| covers.contains(label));
+                let is_right =
+                    |label: &String, range: &Range<usize>| gold.iter().any(|g| (&g.0, &g.1) == (label, range));
+                known.map(|(label, range, score)| (*score, is_right(label, range))).collect::<Vec<_>>()
+            };
+            texts.flat_map(judge).collect()
+        };
+        Answers { at_one: judged(&self.at_one), at_own: judged(&self.found) }
+    }
 }
 
-/// Runs `classifier` on `texts` and scores it. `each` hears after every text.
-///
-/// # Errors
-/// Those of the classifier.
-pub fn evaluate_labels(classifier: &Classifier, texts: &[LabelledText], mut each: impl FnMut()) -> Result<ClassReport> {
-    let (mut gold, mut scores) = (Vec::new(), Vec::new());
-    for some in texts.chunks(32) {
-        let batch: Vec<&str> = some.iter().map(|t| t.text.as_str()).collect();
-        for (text, labels) in some.iter().zip(classifier.classify_batch(&batch)?) {
-            gold.push(text.labels.clone());
-            scores.push(labels.into_iter().map(|l| (l.label.to_string(), l.score)).collect());
-            each();
+/// Labels of texts beside the scores that a model gave them.
+pub struct FoundLabels {
+    labels: Vec<String>,
+    multi_label: bool,
+    gold: Vec<Vec<String>>,
+    /// The likeliest first.
+    found: Vec<Vec<(String, f32)>>,
+    /// The same at temperature 1.
+    at_one: Vec<Vec<(String, f32)>>,
+}
+
+impl FoundLabels {
+    /// Runs `classifier` on `texts`. `each` hears after every text.
+    ///
+    /// # Errors
+    /// Those of the classifier.
+    pub fn run(classifier: &Classifier, texts: &[LabelledText], mut each: impl FnMut()) -> Result<Self> {
+        let mut all = FoundLabels {
+            labels: classifier.labels().iter().map(|l| l.to_string()).collect(),
+            multi_label: classifier.config().task == Task::MultiLabel,
+            gold: texts.iter().map(|text| text.labels.clone()).collect(),
+            found: Vec::new(),
+            at_one: Vec::new(),
+        };
+        for some in texts.chunks(32) {
+            let batch: Vec<&str> = some.iter().map(|t| t.text.as_str()).collect();
+            for logits in classifier.logits(&batch)? {
+                let at = |t: f32| -> Result<Vec<(String, f32)>> {
+                    Ok(classifier.scores(&logits, t)?.into_iter().map(|l| (l.label.to_string(), l.score)).collect())
+                };
+                all.found.push(at(classifier.temperature())?);
+                all.at_one.push(at(1.0)?);
+                each();
+            }
         }
+        Ok(all)
     }
-    let labels: Vec<String> = classifier.labels().iter().map(|l| l.to_string()).collect();
-    let is_multi_label = classifier.config().task == Task::MultiLabel;
-    Ok(classification_scores(&gold, &scores, &labels, is_multi_label))
+
+    /// How well texts were labelled.
+    pub fn scores(&self) -> ClassReport {
+        classification_scores(&self.gold, &self.found, &self.labels, self.multi_label)
+    }
+
+    /// The score of each text's likeliest label, and whether it is right; where labels are independent, of each label.
+    pub fn answers(&self) -> Answers {
+        let said = if self.multi_label { usize::MAX } else { 1 };
+        let judged = |found: &[Vec<(String, f32)>]| {
+            let judge = |(gold, found): (&Vec<String>, &Vec<(String, f32)>)| {
+                found.iter().take(said).map(|(label, score)| (*score, gold.contains(label))).collect::<Vec<_>>()
+            };
+            self.gold.iter().zip(found).flat_map(judge).collect()
+        };
+        Answers { at_one: judged(&self.at_one), at_own: judged(&self.found) }
+    }
 }
 
 /// The score by which checkpoints are chosen.
@@ -122,8 +183,8 @@ pub(crate) fn dev_score(
                 Some(bundle) => Classifier::open(bundle.path(), options)?,
                 None => Classifier::from_checkpoint(model, options)?,
             };
-            let report = evaluate_labels(&classifier, dev, || ())?;
-            Ok(DevScore { value: report.macro_f1, precision: None, recall: None })
+            let macro_f1 = FoundLabels::run(&classifier, dev, || ())?.scores().macro_f1;
+            Ok(DevScore { value: macro_f1, precision: None, recall: None })
         }
     }
 }

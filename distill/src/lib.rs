@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod calibration;
 mod config;
 pub mod data;
 mod dictionary;
@@ -48,9 +49,10 @@ mod student;
 mod trainer;
 mod typing;
 
+pub use calibration::{Answers, BINS, Bin, Calibration, Judgements, Reliability, TemperatureFit};
 pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;
-pub use evaluate::{FoundEntities, evaluate_labels};
+pub use evaluate::{FoundEntities, FoundLabels};
 pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::log_test_reading;

@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
-use crate::data::{Example, LabelledText, NerSet, runs};
+use crate::data::{Annotation, Example, LabelledText, NerSet, runs};
 use crate::losses::{Counts, Targets};
 use crate::trainer::generator;
 use crate::typing::TypingNoise;
@@ -166,11 +166,8 @@ impl<'a> Sequences<'a> {
                         tags.entity_labels().join(", ")
                     )));
                 }
-                let may_be = |tag: usize| match tags.label_of(tag as u32) {
-                    None => 1.0,
-                    Some(label) => f32::from(u8::from(!set.covers.contains(&*tags.entity_labels()[label]))),
-                };
-                outside.push((0..model.id2label.len()).map(may_be).collect());
+                outside
+                    .push(outside_of(set, &tags, model.id2label.len()).map(|may| f32::from(u8::from(may))).collect());
             }
             scheme = Some(tags);
         }
@@ -215,11 +212,7 @@ impl<'a> Sequences<'a> {
 
     fn entity_sequences(&self, example: &Example, set: usize, out: &mut Vec<Sequence>) -> Result<()> {
         let Some(scheme) = &self.scheme else { return Ok(()) };
-        let spans = example
-            .entities
-            .iter()
-            .filter_map(|e| Some((scheme.label_index(&e.label)?, e.range.clone())))
-            .collect::<Vec<_>>();
+        let spans = spans_of(example, scheme);
         let covers_all = self.outside[set].iter().sum::<f32>() <= 1.0;
         let tag = |tokens: &[Token]| {
             let words: Vec<Range<usize>> = tokens.iter().map(|t| t.range.clone()).collect();
@@ -399,6 +392,18 @@ impl Typing<'_> {
             None => example,
         }
     }
+}
+
+/// Whether each of so many tags may be that of an `O` of `set`: `O` itself, and what the set does not cover.
+pub(crate) fn outside_of(set: &NerSet, scheme: &Scheme, tags: usize) -> impl Iterator<Item = bool> {
+    (0..tags as u32)
+        .map(|tag| scheme.label_of(tag).is_none_or(|label| !set.covers.contains(&*scheme.entity_labels()[label])))
+}
+
+/// The entities of a text whose labels the scheme knows, by their indices.
+pub(crate) fn spans_of(example: &Example, scheme: &Scheme) -> Vec<(usize, Range<usize>)> {
+    let known = |e: &Annotation| Some((scheme.label_index(&e.label)?, e.range.clone()));
+    example.entities.iter().filter_map(known).collect()
 }
 
 /// The words of a text, each as one token from its first sub-word's beginning to its last one's end.

@@ -16,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use serde_json::{Map, json};
 
+use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::config::TrainConfig;
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, Targets, losses};
@@ -78,6 +79,9 @@ pub enum Outcome {
         dev_score: Option<f64>,
         /// The step after which it was reached.
         step: usize,
+        /// The temperature of `model`, fitted on the dev set, which is the one that the best weights were chosen by; none where the set
+        /// does not determine one, and the temperature is 1.
+        fit: Option<TemperatureFit>,
     },
     /// It was asked to stop; the same call goes on from here.
     Interrupted {
@@ -427,14 +431,16 @@ impl<'a> Trainer<'a> {
         Checkpoint { weights: self.model.weights(), ..self.student.clone() }
     }
 
+    /// How the student is opened to be measured.
+    fn options(&self) -> Options {
+        Options { threads: self.config().threads, ..Options::default() }
+    }
+
     fn evaluate(&mut self) -> Result<EvaluationLog> {
         let now = self.snapshot();
-        let options = Options { threads: self.config().threads, ..Options::default() };
-        let score = {
-            let bundle = self.folder.bundle_path();
-            let quantized = (self.config().precision == Precision::Int8).then_some(bundle.as_path());
-            dev_score(now.clone(), self.data, quantized, &options)?
-        };
+        let bundle = self.folder.bundle_path();
+        let quantized = (self.config().precision == Precision::Int8).then_some(bundle.as_path());
+        let score = dev_score(now.clone(), self.data, quantized, &self.options())?;
         let is_best = self.best.as_ref().is_none_or(|best| score.value > best.score);
         if is_best {
             self.folder.save_best(self.step, &now)?;
@@ -458,12 +464,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn finish(&self) -> Result<Outcome> {
-        let Some(best) = &self.best else {
-            self.folder.finish(&self.snapshot())?;
-            return Ok(Outcome::Finished { dev_score: None, step: self.step });
+        let (mut model, dev_score, step) = match &self.best {
+            Some(best) => (self.folder.best(best)?, Some(best.score), best.step),
+            None => (self.snapshot(), None, self.step),
         };
-        self.folder.finish(&self.folder.best(best)?)?;
-        Ok(Outcome::Finished { dev_score: Some(best.score), step: best.step })
+        let fit = match dev_score {
+            Some(_) => fit_on_dev(model.clone(), self.data, &self.options())?,
+            None => None,
+        };
+        model.temperature = fit.map_or(1.0, |fit| fit.temperature);
+        self.folder.finish(&model)?;
+        Ok(Outcome::Finished { dev_score, step, fit })
     }
 }
 

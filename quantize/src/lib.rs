@@ -15,7 +15,7 @@ use ampoule::model::{ModelConfig, Weights};
 use ampoule::{Error, Result};
 
 pub use ampoule::bundle::{dequantize_rows, quantize_rows};
-pub use report::{MetricChange, Report, TensorReport};
+pub use report::{MetricChange, Report, TemperatureChange, TensorReport};
 pub use smooth::smooth;
 
 /// How a bundle is made.
@@ -36,7 +36,7 @@ pub struct QuantizeOptions {
     pub pooling: Pooling,
     /// The most tokens of a window, special tokens counted; `None` for as many as the model has positions.
     pub max_tokens: Option<usize>,
-    /// What logits are divided by before they become probabilities.
+    /// What logits are divided by before they become probabilities, unless it is fitted anew.
     pub temperature: f32,
     /// A model card to carry along.
     pub card: Option<String>,
@@ -58,6 +58,10 @@ impl Default for QuantizeOptions {
     }
 }
 
+/// Fits the temperature of the bundle at a path, before it is put in place; none leaves that of the options. Integers answer with
+/// other logits than the model did, so what was fitted on its own may not be theirs.
+pub type FitTemperature<'a> = dyn FnMut(&Path) -> Result<Option<f32>> + 'a;
+
 /// How much of the task metric a bundle may lose.
 pub struct Guard<'a> {
     /// The metric of the model as it was, larger for better.
@@ -75,7 +79,7 @@ pub struct Guard<'a> {
 /// `weights` are exactly those of [`ModelConfig::tensors`].
 ///
 /// # Errors
-/// Those of [`bundle::write()`]; those of the guard's measure; [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where the
+/// Those of [`bundle::write()`]; those of the fit and of the guard's measure; [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where the
 /// metric fell by more than the guard allows and is not forced.
 pub fn quantize(
     config: &ModelConfig,
@@ -83,9 +87,10 @@ pub fn quantize(
     tokenizer_json: &[u8],
     out: &Path,
     options: &QuantizeOptions,
+    fit: Option<&mut FitTemperature>,
     guard: Option<Guard>,
 ) -> Result<Report> {
-    let metadata = Metadata {
+    let mut metadata = Metadata {
         config: config.clone(),
         precision: options.precision,
         producer: options.producer.clone(),
@@ -97,20 +102,23 @@ pub fn quantize(
     let mut pre_quant_scales = options.pre_quant_scales.clone();
     let is_int8 = |name: &String| options.precision == Precision::Int8 && !options.wider.contains_key(name);
     pre_quant_scales.retain(|name, _| bundle::with_same_inputs(name).iter().all(is_int8));
-    let staged = bundle::stage(
-        out,
-        &BundleSpec {
-            metadata: &metadata,
-            weights,
-            tokenizer_json,
-            wider: &options.wider,
-            pre_quant_scales: &pre_quant_scales,
-            card: options.card.as_deref(),
-        },
-    )?;
+    let stage = |metadata: &Metadata| {
+        let (wider, pre_quant_scales, card) = (&options.wider, &pre_quant_scales, options.card.as_deref());
+        bundle::stage(out, &BundleSpec { metadata, weights, tokenizer_json, wider, pre_quant_scales, card })
+    };
+    let mut staged = stage(&metadata)?;
+    if let Some(fit) = fit
+        && let Some(temperature) = fit(staged.path())?
+    {
+        // Written again whole: the header is sealed by a digest of its own. One at a time, for the disk's sake.
+        metadata.temperature = temperature;
+        drop(staged);
+        staged = stage(&metadata)?;
+    }
     // Read back as a device will read it, so that the report is about the file.
     let written = Bundle::open(staged.path(), Load::Copy, true)?;
     let mut report = Report::compare(weights, &written)?;
+    report.temperature.before = options.temperature;
     drop(written);
     if let Some(guard) = guard {
         let after = (guard.measure)(staged.path())?;

@@ -18,6 +18,8 @@ pub struct Report {
     pub tensors: Vec<TensorReport>,
     /// The task metric, where one was measured.
     pub metric: Option<MetricChange>,
+    /// The temperature.
+    pub temperature: TemperatureChange,
 }
 
 /// What the precision of one matrix `W` cost; `Ŵ` is what the device reads.
@@ -50,9 +52,19 @@ pub struct MetricChange {
     pub loss: f64,
 }
 
+/// A temperature before and after; the same where none was fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TemperatureChange {
+    /// That of the model as it was.
+    pub before: f32,
+    /// That of the bundle.
+    pub after: f32,
+}
+
 impl Report {
     /// Compares `weights` with what `written` keeps of them.
     pub(crate) fn compare(weights: &Weights, written: &Bundle) -> Result<Self> {
+        let temperature = written.metadata().temperature;
         let mut bytes_before = 0;
         let mut tensors = Vec::new();
         for (name, tensor) in &weights.0 {
@@ -79,6 +91,7 @@ impl Report {
             bytes_after: written.info().bytes,
             tensors,
             metric: None,
+            temperature: TemperatureChange { before: temperature, after: temperature },
         })
     }
 

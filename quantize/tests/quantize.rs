@@ -7,7 +7,7 @@ use ampoule::bundle::{Bundle, Load, Precision};
 use ampoule::model::{HostTensor, ModelConfig, WeightSource, Weights};
 use ampoule::text::{SpecialTokens, Tokenizer};
 use ampoule::{Embedder, Error, Options, Result};
-use ampoule_quantize::{Guard, QuantizeOptions, Report, quantize, smooth};
+use ampoule_quantize::{Guard, QuantizeOptions, Report, TemperatureChange, quantize, smooth};
 use serde_json::json;
 
 const TOKENIZER: &[u8] = b"{}";
@@ -30,7 +30,7 @@ fn model() -> (ModelConfig, Weights) {
 
 fn run(out: &Path, options: &QuantizeOptions, guard: Option<Guard>) -> Result<Report> {
     let (config, weights) = model();
-    quantize(&config, &weights, TOKENIZER, out, options, guard)
+    quantize(&config, &weights, TOKENIZER, out, options, None, guard)
 }
 
 #[test]
@@ -119,6 +119,67 @@ fn a_bundle_that_lost_too_much_is_not_put_in_place() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+#[test]
+fn a_bundle_has_the_temperature_that_was_fitted_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.safetensors");
+    let (config, weights) = model();
+    let options = QuantizeOptions { temperature: 1.5, ..QuantizeOptions::default() };
+    let temperature_of = |path: &Path| Bundle::open(path, Load::Copy, true).unwrap().metadata().temperature;
+    let attempt = |fitted: Result<Option<f32>>, after: f64| {
+        let mut fitted = Some(fitted);
+        let mut fit = |path: &Path| {
+            assert_eq!(temperature_of(path), 1.5);
+            fitted.take().unwrap()
+        };
+        let mut measured = None;
+        let mut measure = |path: &Path| {
+            measured = Some(temperature_of(path));
+            Ok(after)
+        };
+        let guard = Guard { before: 88.0, measure: &mut measure, max_loss: 0.5, force: false };
+        let report = quantize(&config, &weights, TOKENIZER, &out, &options, Some(&mut fit), Some(guard));
+        (report.map(|report| report.temperature), measured)
+    };
+    let (change, measured) = attempt(Ok(Some(1.2345)), 88.0);
+    assert_eq!(change.unwrap(), TemperatureChange { before: 1.5, after: 1.2345 });
+    assert_eq!((temperature_of(&out), measured), (1.2345, Some(1.2345)));
+    let fitted = std::fs::read(&out).unwrap();
+
+    // What is refused leaves what was there, and so does a fit that fails or gives what is no temperature.
+    assert!(attempt(Ok(Some(2.0)), 80.0).0.is_err());
+    for (fitted, part) in [
+        (Ok(Some(0.0)), "temperature"),
+        (Ok(Some(-1.0)), "temperature"),
+        (Ok(Some(f32::NAN)), "temperature"),
+        (Err(Error::invalid_input("no dev set")), "no dev set"),
+    ] {
+        let (change, measured) = attempt(fitted, 88.0);
+        let error = change.unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(part), "{error}");
+        assert!(measured.is_none());
+    }
+    assert_eq!(std::fs::read(&out).unwrap(), fitted);
+
+    let (change, measured) = attempt(Ok(None), 88.0);
+    assert_eq!(change.unwrap(), TemperatureChange { before: 1.5, after: 1.5 });
+    assert_eq!((temperature_of(&out), measured), (1.5, Some(1.5)));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    // The same bytes as a bundle that had the temperature from the beginning.
+    let direct = folder.path().join("direct");
+    quantize(
+        &config,
+        &weights,
+        TOKENIZER,
+        &direct,
+        &QuantizeOptions { temperature: 1.2345, ..options.clone() },
+        None,
+        None,
+    )
+    .unwrap();
+    assert!(std::fs::read(&direct).unwrap() == fitted);
+}
+
 /// Layer norms whose third column is a hundred times the others, as trained models have them.
 #[test]
 fn smoothing_makes_integers_of_uneven_inputs_more_exact() {
@@ -155,7 +216,7 @@ fn smoothing_makes_integers_of_uneven_inputs_more_exact() {
     let sequences: Vec<Vec<u32>> = (0..20).map(|i| (0..18).map(|j| 5 + (i * 11 + j * 5) % 45).collect()).collect();
     let states = |name: &str, options: QuantizeOptions, kernel: &str| -> Vec<f32> {
         let out = folder.path().join(name);
-        let report = quantize(&config, &weights, &tokenizer.to_json(), &out, &options, None).unwrap();
+        let report = quantize(&config, &weights, &tokenizer.to_json(), &out, &options, None, None).unwrap();
         assert_eq!(report.tensors.iter().filter(|t| t.smoothed).count(), options.pre_quant_scales.len());
         let embedder =
             Embedder::open(&out, &Options { kernel: Some(kernel.to_owned()), ..Options::default() }).unwrap();

@@ -266,10 +266,15 @@ impl<'a> MetadataEntries<'a> {
     }
 }
 
+/// Whether logits can be divided by `t`.
+pub(crate) fn is_temperature(t: f32) -> bool {
+    t.is_normal() && t > 0.0
+}
+
 /// Whether the numbers of `metadata` can be used: else the name, what is expected, what was found.
 pub(super) fn usable(metadata: &Metadata) -> Result<(), (&'static str, String, String)> {
     let t = metadata.temperature;
-    if !(t.is_normal() && t > 0.0) {
+    if !is_temperature(t) {
         return Err(("temperature", "a positive number".to_owned(), t.to_string()));
     }
     let most = metadata.config.max_tokens();

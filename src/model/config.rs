@@ -88,7 +88,8 @@ impl Task {
 }
 
 /// The shape and the labels of a model. Field names are those of Hugging Face's `config.json` for BERT;
-/// the other architectures' own names are read and written where their folders want them.
+/// the other architectures' own names are read and written where their folders want them. A `config.json` may hold
+/// `ampoule_temperature` too, which is no part of the shape: a `Checkpoint` reads and writes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// The architecture, which decides names, position offsets and head.
