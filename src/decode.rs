@@ -188,7 +188,8 @@ pub struct Span {
     pub label: usize,
     /// From its first word's beginning to its last word's end, in bytes.
     pub range: Range<usize>,
-    /// Mean over its words of the probability of the word's tag, in `0..=1`.
+    /// The probability that its words have these tags and the next word does not go on with it, each word by itself, in `0..=1`. The mean
+    /// of the words' probabilities, as others have it, says too much of long entities, and nothing of where they end.
     pub score: f32,
 }
 
@@ -219,8 +220,7 @@ struct Waiting {
 struct Open {
     label: usize,
     range: Range<usize>,
-    sum: f64,
-    words: u32,
+    probability: f64,
 }
 
 /// Looking whether words are decided costs as much as a few words do.
@@ -318,19 +318,24 @@ impl<'s> Decoder<'s> {
             path[i] = usize::from(self.waiting[i + 1].before[path[i + 1]]);
         }
         for (word, tag) in self.waiting.drain(..=last).zip(path) {
-            let probability = f64::from(word.log_probs[tag]).exp();
+            let probability = |tag: usize| f64::from(word.log_probs[tag]).exp();
+            let of_tag = probability(tag);
             let tag = self.scheme.tags[tag];
             let begins = matches!(tag.kind, Kind::Begin | Kind::Single);
             let goes_on =
                 !begins && self.open.as_ref().is_some_and(|o| tag.kind != Kind::Outside && o.label == tag.label);
             if let (true, Some(open)) = (goes_on, &mut self.open) {
                 open.range.end = word.range.end;
-                open.sum += probability;
-                open.words += 1;
+                open.probability *= of_tag;
             } else {
+                if let Some(open) = &mut self.open {
+                    let goes_on = |t: &Tag| t.label == open.label && matches!(t.kind, Kind::Inside | Kind::End);
+                    let on = (0..).zip(&self.scheme.tags).filter(|(_, t)| goes_on(t)).map(|(t, _)| probability(t));
+                    open.probability *= 1.0 - on.sum::<f64>().min(1.0);
+                }
                 close(&mut self.open, out);
                 if tag.kind != Kind::Outside {
-                    self.open = Some(Open { label: tag.label, range: word.range, sum: probability, words: 1 });
+                    self.open = Some(Open { label: tag.label, range: word.range, probability: of_tag });
                 }
             }
             if matches!(tag.kind, Kind::End | Kind::Single) {
@@ -352,9 +357,8 @@ impl<'s> Decoder<'s> {
 }
 
 fn close(open: &mut Option<Open>, out: &mut impl FnMut(Span)) {
-    if let Some(Open { label, range, sum, words }) = open.take() {
-        let score = (sum / f64::from(words)) as f32;
-        out(Span { label, range, score: score.clamp(0.0, 1.0) });
+    if let Some(Open { label, range, probability }) = open.take() {
+        out(Span { label, range, score: (probability as f32).clamp(0.0, 1.0) });
     }
 }
 
@@ -475,15 +479,27 @@ mod tests {
     }
 
     #[test]
-    fn a_score_is_the_mean_probability_of_the_tags() {
-        let scheme = scheme(&["O", "B-a", "I-a"]);
-        let spans = run(&scheme, &[vec![0.0, 2.0, 0.0], vec![0.0, 0.0, 1.0], vec![3.0, 0.0, 0.0]], false);
-        let (p, q) = (2f64.exp() / (2f64.exp() + 2.0), 1f64.exp() / (1f64.exp() + 2.0));
-        assert_eq!(spans.len(), 1);
-        assert_eq!(spans[0].range, 0..3);
-        assert!((f64::from(spans[0].score) - (p + q) / 2.0).abs() < 1e-6);
-        let spans = run_at(&scheme, &[vec![0.0, 4.0, 0.0], vec![0.0, 0.0, 2.0], vec![6.0, 0.0, 0.0]], false, 2.0);
-        assert!((f64::from(spans[0].score) - (p + q) / 2.0).abs() < 1e-6);
+    fn a_score_is_the_probability_of_exactly_this_entity() {
+        // Words by themselves: the sum over all paths that have it.
+        let bio = scheme(&["O", "B-a", "I-a"]);
+        let logits = [vec![0.0, 2.0, 0.0], vec![0.0, 0.0, 1.0], vec![3.0, 0.0, 0.0], vec![0.5, 0.0, 0.0]];
+        let p = |word: usize, tag: usize| {
+            let e: Vec<f64> = logits[word].iter().map(|&x| f64::from(x).exp()).collect();
+            e[tag] / e.iter().sum::<f64>()
+        };
+        let spans = run(&bio, &logits, false);
+        assert_eq!((spans.len(), spans[0].range.clone()), (1, 0..3));
+        let expected = p(0, 1) * p(1, 2) * (1.0 - p(2, 2));
+        assert!((f64::from(spans[0].score) - expected).abs() < 1e-6, "{spans:?}");
+        let doubled: Vec<Vec<f32>> = logits.iter().map(|row| row.iter().map(|x| 2.0 * x).collect()).collect();
+        assert_eq!(run_at(&bio, &doubled, false, 2.0)[0].score, spans[0].score);
+        // At the end of a note there is no next word.
+        let spans = run(&bio, &logits[..2], false);
+        assert!((f64::from(spans[0].score) - p(0, 1) * p(1, 2)).abs() < 1e-6, "{spans:?}");
+        // Where the last tag says the end, the next word has no say.
+        let iobes = scheme(&["O", "B-a", "E-a"]);
+        let spans = run(&iobes, &logits, false);
+        assert!((f64::from(spans[0].score) - p(0, 1) * p(1, 2)).abs() < 1e-6, "{spans:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub struct Entity {
     pub label: Arc<str>,
     /// UTF-8 bytes of the caller's text, whole grapheme clusters.
     pub range: Range<usize>,
-    /// The mean probability of its words' tags, in `0..=1`.
+    /// How probable it is, to the model, that the entity has this label and exactly these words, in `0..=1`.
     pub score: f32,
 }
 

@@ -27,8 +27,8 @@ pub struct WordLogits {
 ///
 /// A note is cut into overlapping windows of at most the model's positions. Each word is judged in the window in which it lies
 /// farthest from an edge, and one Viterbi over the whole note then finds the likeliest legal sequence of tags, so that no
-/// entity is cut in two. An entity's score is the mean probability of its words' tags, at the model's temperature or that of
-/// [`Options::temperature`].
+/// entity is cut in two. An entity's score is how probable exactly this entity is ([`Entity::score`]), at the model's temperature or
+/// that of [`Options::temperature`].
 ///
 /// Calls take `&self` and may be made from several threads at once.
 pub struct Extractor {
