@@ -32,6 +32,9 @@ pub struct Checkpoint {
     /// What logits are divided by before they become probabilities (Guo et al. 2017). It stands in `config.json` as
     /// `ampoule_temperature`, which transformers keeps and does not use, unless it is 1.
     pub temperature: f32,
+    /// Whether it was trained as if in int8, and so needs no even inputs there. It stands in `config.json` as
+    /// `ampoule_quantization_aware`.
+    pub quantization_aware: bool,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -86,6 +89,7 @@ impl Checkpoint {
         let mut config = ModelConfig::from_json(&json)?;
         // A new head has none yet.
         let temperature = if head.is_some() { 1.0 } else { read_temperature(&json)? };
+        let quantization_aware = head.is_none() && json[QUANTIZATION_AWARE] == true;
         if head.is_some() {
             config.task = Task::Encoder;
             config.id2label.clear();
@@ -97,7 +101,8 @@ impl Checkpoint {
             read_weights(&file, &config, head.is_some(), &mut weights)?;
         }
         check_tensors(&config, &weights, head.is_some())?;
-        let mut checkpoint = Checkpoint { config, tokenizer, weights, pooling: read_pooling(path)?, temperature };
+        let pooling = read_pooling(path)?;
+        let mut checkpoint = Checkpoint { config, tokenizer, weights, pooling, temperature, quantization_aware };
         if let Some(head) = head {
             checkpoint.add_head(head)?;
         }
@@ -180,7 +185,7 @@ impl Checkpoint {
         let mut json = self.config.to_json();
         if !is_temperature(self.temperature) {
             return Err(Error::invalid_input(format!(
-                "temperature: expected a positive number, found {}",
+                "temperature: expected a positive normal number, found {}",
                 self.temperature
             )));
         }
@@ -188,6 +193,9 @@ impl Checkpoint {
             // As the shortest decimal that is read as the same f32.
             let decimal = self.temperature.to_string().parse::<f64>().unwrap_or(f64::from(self.temperature));
             fields.insert(TEMPERATURE.to_owned(), json!(decimal));
+        }
+        if let (Some(fields), true) = (json.as_object_mut(), self.quantization_aware) {
+            fields.insert(QUANTIZATION_AWARE.to_owned(), json!(true));
         }
         Ok(json)
     }
@@ -472,15 +480,16 @@ fn read_tokenizer(path: &Path, config: &Value, model_type: ModelType) -> Result<
     ))
 }
 
-/// The name in `config.json` of what transformers has no field for.
+/// The names in `config.json` of what transformers has no field for.
 const TEMPERATURE: &str = "ampoule_temperature";
+const QUANTIZATION_AWARE: &str = "ampoule_quantization_aware";
 
 fn read_temperature(config: &Value) -> Result<f32> {
     match &config[TEMPERATURE] {
         Value::Null => Ok(1.0),
         value => value.as_f64().map(|t| t as f32).filter(|&t| is_temperature(t)).ok_or_else(|| {
             Error::incompatible(format!(
-                "config.json: field {TEMPERATURE:?}: expected a positive number, found {value}"
+                "config.json: field {TEMPERATURE:?}: expected a positive normal number, found {value}"
             ))
         }),
     }

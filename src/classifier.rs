@@ -107,19 +107,19 @@ impl Classifier {
         let limit = Limit::of(&self.opened.options);
         limit.check()?;
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let mut sums = vec![(0.0f32, vec![0.0f32; self.labels.len()]); texts.len()];
+        let mut sums = vec![(0.0f64, vec![0.0f64; self.labels.len()]); texts.len()];
         self.opened.install(|| {
             self.opened.windows(texts.iter().copied(), &limit, true, Output::Logits, &mut |index, window, logits| {
-                let weight = window.tokens.len().max(1) as f32;
+                let weight = window.tokens.len().max(1) as f64;
                 let (total, sum) = &mut sums[index];
                 *total += weight;
                 for (sum, x) in sum.iter_mut().zip(logits) {
-                    *sum += weight * x;
+                    *sum += weight * f64::from(*x);
                 }
                 Ok(())
             })
         })?;
-        let mean = |(total, sum): (f32, Vec<f32>)| sum.into_iter().map(|x| x / total.max(1.0)).collect();
+        let mean = |(total, sum): (f64, Vec<f64>)| sum.into_iter().map(|x| (x / total.max(1.0)) as f32).collect();
         Ok(sums.into_iter().map(mean).collect())
     }
 

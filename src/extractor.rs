@@ -127,7 +127,8 @@ impl Extractor {
         Ok(all)
     }
 
-    /// Hands over the entities of a text in order, each as soon as nothing that follows can change it, until `each` breaks.
+    /// Hands over the entities of a text in order, each as soon as nothing that follows can change it, until `each` breaks. It is
+    /// called on the model's own threads, and must not wait for another call of the same model.
     ///
     /// # Errors
     /// As [`Extractor::extract`].
@@ -176,21 +177,23 @@ impl Extractor {
     /// the same with other scores.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for a temperature that is not a positive number, and for words that are not those of
-    /// [`Extractor::word_logits`] of this text.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a temperature that is not a positive number, and for words that cannot be
+    /// those of [`Extractor::word_logits`] of this text: in order, on its characters, a finite logit for each of the model's tags.
     pub fn decode(&self, text: &str, words: &[WordLogits], temperature: f32) -> Result<Vec<Entity>> {
         check_temperature(temperature)?;
-        let mut all = Vec::new();
+        let (mut all, mut before) = (Vec::new(), 0);
         let mut note = Note::new(self, text, temperature);
         let mut each = |entity| {
             all.push(entity);
             Ok(())
         };
         for WordLogits { range, logits } in words {
-            let is_sound = logits.len() == self.opened.config.id2label.len() && logits.iter().all(|x| x.is_finite());
-            if !is_sound || range.end > text.len() {
+            let fits = logits.len() == self.opened.config.id2label.len() && logits.iter().all(|x| x.is_finite());
+            let is_next = before <= range.start && range.start < range.end && text.get(range.clone()).is_some();
+            if !fits || !is_next {
                 return Err(Error::invalid_input("the words are not those of this text and model"));
             }
+            before = range.end;
             note.push(range.clone(), logits, &mut each)?;
         }
         note.finish(&mut each)?;

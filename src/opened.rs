@@ -143,7 +143,7 @@ impl Opened {
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
-        let Checkpoint { config, tokenizer, mut weights, pooling, temperature } = checkpoint;
+        let Checkpoint { config, tokenizer, mut weights, pooling, temperature, .. } = checkpoint;
         let window = config.max_tokens();
         let mut load = |config: &ModelConfig, engine: &Engine| match options.autotune {
             // Loading takes the tensors out, and there may be another kernel to load for.
@@ -278,7 +278,7 @@ pub(crate) fn check_temperature(temperature: f32) -> Result<()> {
     match is_temperature(temperature) {
         true => Ok(()),
         false => Err(Error::invalid_input(format!(
-            "temperature: expected a positive number, found {temperature}; 1 leaves scores as the model has them, none takes its own"
+            "temperature: expected a positive normal number, found {temperature}; 1 leaves scores as the model has them, none takes its own"
         ))),
     }
 }

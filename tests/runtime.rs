@@ -132,7 +132,7 @@ fn a_temperature_changes_scores_alone_and_has_to_be_positive() {
             open(1.0, None).decode(&text, &words, temperature).unwrap_err(),
         ] {
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
-            assert!(error.to_string().contains("temperature: expected a positive number"), "{error}");
+            assert!(error.to_string().contains("temperature: expected a positive normal number"), "{error}");
         }
     }
     assert!(plain.scores(&logits[1..], 1.0).is_err() && plain.scores(&[f32::NAN, 0.0], 1.0).is_err());

@@ -90,7 +90,6 @@ pub fn run(args: Args) -> Result<()> {
     let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
     if has_texts {
         let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
-        note_reading(&args)?;
         return labels(&args, noise.as_ref(), &texts, &options);
     }
     entities(&args, noise.as_ref(), &corpora, &options)
@@ -127,7 +126,12 @@ struct ScoreReliability {
 impl ScoreReliability {
     fn json(&self) -> Value {
         let Calibration { at_one, at_own } = &self.calibration;
-        json!({"temperature": self.temperature, "at_one": at_one, "at_own": at_own, "fit": self.fit})
+        match self.temperature {
+            Some(temperature) => {
+                json!({"temperature": temperature, "at_one": at_one, "at_own": at_own, "fit": self.fit})
+            }
+            None => json!({"at_own": at_own}),
+        }
     }
 
     const HEADER: [&str; 3] = ["T", "ECE at T 1", "ECE"];
@@ -267,6 +271,19 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
     let config = |path| Extractor::open(path, options).map(|extractor| extractor.config().clone());
     let configs = args.models.iter().map(config).collect::<ampoule::Result<Vec<ModelConfig>>>()?;
     corpora.iter().zip(&sets).try_for_each(|(corpus, set)| corpus.check_known(set, &configs))?;
+    let dictionary = match args.dictionary {
+        true => {
+            if let Some(file) = corpora.iter().find(|c| !c.path.is_dir()) {
+                let message = format!(
+                    "{}: a file alone, so there is no train file to learn a dictionary from",
+                    file.path.display()
+                );
+                return Err(hint(message, "the folder, with --split"));
+            }
+            Some(Dictionary::build(&read(Split::Train)?))
+        }
+        false => None,
+    };
     note_reading(args)?;
     if args.full_windows {
         // The first model's length serves all, so that all are measured on the same texts.
@@ -289,13 +306,7 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
         }
         rows.push(row);
     }
-    if args.dictionary {
-        if let Some(file) = corpora.iter().find(|c| !c.path.is_dir()) {
-            let message =
-                format!("{}: a file alone, so there is no train file to learn a dictionary from", file.path.display());
-            return Err(hint(message, "the folder, with --split"));
-        }
-        let dictionary = Dictionary::build(&read(Split::Train)?);
+    if let Some(dictionary) = dictionary {
         rows.push(texts.score("dictionary".to_owned(), None, |set| {
             Ok(FoundEntities::of_dictionary(&dictionary, std::slice::from_ref(set)))
         })?);
@@ -396,6 +407,11 @@ fn long_texts(set: &NerSet, extractor: &Extractor) -> Result<NerSet> {
 fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], options: &Options) -> Result<()> {
     let noisy: Option<Vec<LabelledText>> =
         noise.map(|noise| texts.iter().map(|text| noise.labelled(text, args.noise_seed)).collect());
+    // As with entities, each is opened before any is scored.
+    for path in &args.models {
+        Classifier::open(path, options)?;
+    }
+    note_reading(args)?;
     let mut objects = Vec::new();
     let mut reliabilities = Vec::new();
     let mut header = ["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec();

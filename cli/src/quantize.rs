@@ -37,7 +37,8 @@ pub struct Args {
     /// The unit of "start" and "end" in .jsonl lines that name none
     #[arg(long, value_enum, default_value = "utf8")]
     offsets: OffsetsArg,
-    /// Text, one a line or .jsonl, by which the inputs of int8 layers are evened out (SmoothQuant); without it texts of --data
+    /// Text, one a line or .jsonl, by which the inputs of int8 layers are evened out (SmoothQuant); without it texts of --data,
+    /// or none where the model was trained in int8
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// The most F1 that may be lost, of 100
@@ -85,6 +86,8 @@ pub fn run(args: Args) -> Result<()> {
         .transpose()?;
     let dev = Dev::read(&args, &checkpoint.config)?;
     let texts = match (args.precision, &args.calibration) {
+        // What was trained in int8 was trained without factors.
+        (Precision::Int8, None) if checkpoint.quantization_aware => Vec::new(),
         (Precision::Int8, _) => calibration(&args, &dev)?,
         (_, None) => Vec::new(),
         (precision, Some(_)) => {

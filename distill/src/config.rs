@@ -40,7 +40,7 @@ pub struct TrainConfig {
     pub freeze: Vec<String>,
     /// Evaluations on the dev set in an epoch; the best one's weights are kept.
     pub evaluations_per_epoch: usize,
-    /// Evaluations without a better score after which the run ends; 0 for never.
+    /// Evaluations without a better score after which the stage ends; 0 for never.
     pub patience: usize,
     /// Steps between two saved states.
     pub save_every: usize,
@@ -53,7 +53,8 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Parts of the run, one after the other, each an object of the settings that it changes, as in
     /// `[{"epochs": 2, "terms": [..]}, {}, {"precision": "int8", "optimizer": {"learning_rate": 3e-5}}]`. Each begins where the one
-    /// before was best, with the learning rate's warm-up and no moments. Empty: one part, of these settings.
+    /// before was best, or ended where it teaches no labels, with the learning rate's warm-up and no moments. Empty: one part, of these
+    /// settings.
     pub stages: Vec<Map<String, Value>>,
 }
 
@@ -92,19 +93,22 @@ impl TrainConfig {
     /// # Errors
     /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where a stage names what is no setting, or is one of the whole run, or has a
     /// value that does not fit.
-    pub fn stages(&self) -> Result<Vec<TrainConfig>> {
+    pub(crate) fn checked_stages(&self, has_teacher: bool) -> Result<Vec<TrainConfig>> {
         let run = TrainConfig { stages: Vec::new(), ..self.clone() };
+        run.check(has_teacher || !self.stages.is_empty()).map_err(|e| e.context("configuration"))?;
         if self.stages.is_empty() {
             return Ok(vec![run]);
         }
         let of = |(number, changes): (usize, &Map<String, Value>)| {
-            let wrong = |what: String| Error::invalid_input(format!("configuration: stage {number}: {what}"));
+            let wrong = |what: String| Error::invalid_input(what).context(format!("configuration: stage {number}"));
             if let Some(name) = OF_RUN.iter().find(|name| changes.contains_key(**name)) {
                 return Err(wrong(format!("{name} is a setting of the whole run")));
             }
             let mut settings = serde_json::to_value(&run).map_err(|e| wrong(e.to_string()))?;
             merge(&mut settings, &Value::Object(changes.clone()));
-            serde_json::from_value(settings).map_err(|e| wrong(e.to_string()))
+            let stage: TrainConfig = serde_json::from_value(settings).map_err(|e| wrong(e.to_string()))?;
+            stage.check(has_teacher).map_err(|e| e.context(format!("configuration: stage {number}")))?;
+            Ok(stage)
         };
         (1..).zip(&self.stages).map(of).collect()
     }
@@ -115,8 +119,8 @@ impl TrainConfig {
     }
 
     /// What is wrong with the settings, of the run or of a stage.
-    pub(crate) fn check(&self, has_teacher: bool) -> Result<()> {
-        let wrong = |what: &str| Err(Error::invalid_input(format!("configuration: {what}")));
+    fn check(&self, has_teacher: bool) -> Result<()> {
+        let wrong = |what: &str| Err(Error::invalid_input(what));
         if self.epochs == 0 || self.batch_size == 0 || self.evaluations_per_epoch == 0 || self.save_every == 0 {
             return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
         }
@@ -133,7 +137,7 @@ impl TrainConfig {
             return wrong("runs and full_runs must be in 0..=1");
         }
         if let Some(noise) = &self.noise {
-            noise.check().map_err(|e| e.context("configuration"))?;
+            noise.check()?;
         }
         if self.dropout.is_some_and(|p| !(0.0..1.0).contains(&p)) {
             return wrong("dropout must be in 0..1");

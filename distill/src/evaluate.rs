@@ -138,7 +138,8 @@ impl FoundLabels {
 
     /// How well texts were labelled.
     pub fn scores(&self) -> ClassReport {
-        classification_scores(&self.gold, &self.found, &self.labels, self.multi_label)
+        // No temperature changes the order of labels, but one may make scores equal.
+        classification_scores(&self.gold, &self.at_one, &self.labels, self.multi_label)
     }
 
     /// The score of each text's likeliest label, and whether it is right; where labels are independent, of each label.

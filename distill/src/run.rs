@@ -45,6 +45,9 @@ impl RunFolder {
     pub(crate) fn open(path: &Path, identity: &Value) -> Result<Self> {
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         let lock = lock(path)?;
+        if lock.is_some() {
+            remove_unfinished(path);
+        }
         let config = path.join("config.json");
         match fs::read(&config) {
             Ok(bytes) => {
@@ -184,6 +187,15 @@ impl RunFolder {
     }
 }
 
+/// Removes what killed processes left half written; only disk space is at stake.
+fn remove_unfinished(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".partial-") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Keeps other processes from training in the folder. A file system without locks keeps none.
 fn lock(path: &Path) -> Result<Option<fs::File>> {
     let name = path.join("lock");
@@ -201,15 +213,23 @@ fn lock(path: &Path) -> Result<Option<fs::File>> {
 /// What two runs do not have in common, in words.
 fn differences(found: &Value, expected: &Value) -> Vec<String> {
     let Some(fields) = expected.as_object() else { return Vec::new() };
+    // A setting may be missing on either side.
+    let names =
+        |value: &Value| value.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     let mut all = Vec::new();
     for (name, value) in fields {
         match name.as_str() {
             _ if found[name] == *value => {}
             "config" => {
-                let settings = value.as_object().into_iter().flatten();
-                all.extend(
-                    settings.filter(|(name, value)| found["config"][*name] != **value).map(|(name, _)| name.clone()),
-                );
+                let found = &found["config"];
+                let mut settings = [names(value), names(found)].concat();
+                settings.retain(|name| found[name] != value[name]);
+                settings.dedup();
+                settings.into_iter().for_each(|name| {
+                    if !all.contains(&name) {
+                        all.push(name)
+                    }
+                });
             }
             "student" => all.push("student's shape".to_owned()),
             "student_sha256" => all.push("weights to start from".to_owned()),

@@ -129,8 +129,6 @@ pub(crate) struct Sequences<'a> {
     scheme: Option<Scheme>,
     /// By training set, 1 for `O` and for every tag of a label that it does not cover.
     outside: Vec<Vec<f32>>,
-    /// The most tokens of a sequence, special tokens not counted.
-    window: usize,
 }
 
 /// Purposes of random streams, beside that of dropout.
@@ -139,7 +137,7 @@ const ORDER: u64 = 2;
 const TYPING: u64 = 3;
 
 impl<'a> Sequences<'a> {
-    pub(crate) fn new(student: &Checkpoint, data: &'a Data, config: &TrainConfig) -> Result<Self> {
+    pub(crate) fn new(student: &Checkpoint, data: &'a Data) -> Result<Self> {
         let model = student.config.clone();
         let fits = match data {
             Data::Entities { .. } => model.task == Task::TokenClassification,
@@ -151,11 +149,6 @@ impl<'a> Sequences<'a> {
                 model.task.as_str()
             )));
         }
-        let most = model.max_tokens();
-        let window = match config.window {
-            0 => most,
-            n => n.clamp(3, most),
-        } - 2;
         let (mut scheme, mut outside) = (None, Vec::new());
         if let Data::Entities { train, .. } = data {
             let tags = Scheme::new(&model.id2label)?;
@@ -171,20 +164,30 @@ impl<'a> Sequences<'a> {
             }
             scheme = Some(tags);
         }
-        Ok(Sequences { data, tokenizer: student.tokenizer.clone(), config: model, scheme, outside, window })
+        Ok(Sequences { data, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
+    }
+
+    /// The most tokens of a sequence, special tokens not counted.
+    fn window(&self, config: &TrainConfig) -> usize {
+        let most = self.config.max_tokens();
+        let tokens = match config.window {
+            0 => most,
+            n => n.clamp(3, most),
+        };
+        tokens - 2
     }
 
     /// The sequences and batches of the epoch with this number; the same each time.
     pub(crate) fn epoch(&self, number: usize, config: &TrainConfig) -> Result<Epoch> {
-        let mut sequences = Vec::new();
+        let (mut sequences, window) = (Vec::new(), self.window(config));
         let typing = Typing { noise: config.noise.as_ref(), seed: generator(config.seed, TYPING, number).random() };
         let (labelled, transfer): (Vec<_>, &[String]) = match self.data {
             Data::Entities { train, transfer, .. } => {
                 for (i, set) in train.iter().enumerate() {
                     let mut random = generator(config.seed, RUNS + ((i as u64 + 1) << 8), number);
                     let length = |example: &Example| example.text.len() / 4 + 1;
-                    for example in runs(set, config.runs, config.full_runs, self.window, &length, &mut random) {
-                        self.entity_sequences(&typing.example(example), i, &mut sequences)?;
+                    for example in runs(set, config.runs, config.full_runs, window, &length, &mut random) {
+                        self.entity_sequences(&typing.example(example), i, window, &mut sequences)?;
                     }
                 }
                 (Vec::new(), transfer)
@@ -193,16 +196,16 @@ impl<'a> Sequences<'a> {
         };
         for text in labelled {
             let allowed = self.label_target(text)?;
-            sequences.push(self.whole(&typing.text(&text.text), Some(allowed))?);
+            sequences.push(self.whole(&typing.text(&text.text), window, Some(allowed))?);
         }
         // Without a teacher, a text without labels teaches nothing.
         if config.transfer && config.terms.iter().any(|term| term.needs_teacher()) {
             for text in transfer {
                 let text = &typing.text(text);
                 if self.scheme.is_some() {
-                    self.windows(text, |tokens| vec![Some(Allowed::Any); tokens.len()], &mut sequences)?;
+                    self.windows(text, window, |tokens| vec![Some(Allowed::Any); tokens.len()], &mut sequences)?;
                 } else {
-                    sequences.push(self.whole(text, Some(Allowed::Any))?);
+                    sequences.push(self.whole(text, window, Some(Allowed::Any))?);
                 }
             }
         }
@@ -210,7 +213,7 @@ impl<'a> Sequences<'a> {
         Ok(Epoch { sequences, batches })
     }
 
-    fn entity_sequences(&self, example: &Example, set: usize, out: &mut Vec<Sequence>) -> Result<()> {
+    fn entity_sequences(&self, example: &Example, set: usize, window: usize, out: &mut Vec<Sequence>) -> Result<()> {
         let Some(scheme) = &self.scheme else { return Ok(()) };
         let spans = spans_of(example, scheme);
         let covers_all = self.outside[set].iter().sum::<f32>() <= 1.0;
@@ -227,13 +230,14 @@ impl<'a> Sequences<'a> {
                 })
                 .collect::<Vec<_>>()
         };
-        self.windows(&example.text, tag, out)
+        self.windows(&example.text, window, tag, out)
     }
 
     /// Cuts a text into windows as the runtime does, with targets from `tag`, which gets the words of the whole text.
     fn windows(
         &self,
         text: &str,
+        window: usize,
         tag: impl Fn(&[Token]) -> Vec<Option<Allowed>>,
         out: &mut Vec<Sequence>,
     ) -> Result<()> {
@@ -251,15 +255,15 @@ impl<'a> Sequences<'a> {
             out.push(Sequence { ids: self.with_special(&window.tokens), allowed });
             Ok(())
         };
-        let mut windower = Windower::new(self.window);
+        let mut windower = Windower::new(window);
         windower.push(tokens, &mut push)?;
         windower.finish(&mut push)
     }
 
     /// The beginning of a text as one sequence with one target.
-    fn whole(&self, text: &str, allowed: Option<Allowed>) -> Result<Sequence> {
+    fn whole(&self, text: &str, window: usize, allowed: Option<Allowed>) -> Result<Sequence> {
         let mut tokens = self.tokenizer.encode(text)?;
-        tokens.truncate(self.window);
+        tokens.truncate(window);
         Ok(Sequence { ids: self.with_special(&tokens), allowed: vec![allowed] })
     }
 
@@ -466,7 +470,7 @@ mod tests {
             TrainConfig { terms: vec![Term::SoftTargets { weight: 1.0, temperature: 1.0 }], ..TrainConfig::default() };
         let noise = TypingNoise { words: 1.0, ..TypingNoise::default() };
         let noisy = TrainConfig { noise: Some(noise), ..clean.clone() };
-        let sequences = Sequences::new(&student, &data, &clean).unwrap();
+        let sequences = Sequences::new(&student, &data).unwrap();
         let epoch = |number, config: &TrainConfig| sequences.epoch(number, config).unwrap();
         let ids = |epoch: &Epoch| epoch.sequences.iter().map(|s| s.ids.clone()).collect::<Vec<_>>();
         let transferred = |epoch: &Epoch| epoch.sequences.last().unwrap().ids.clone();

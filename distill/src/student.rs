@@ -37,7 +37,7 @@ pub fn student_from_teacher(teacher: &Checkpoint, shape: &StudentShape) -> Resul
     }
     let config = narrowed(&teacher.config, shape)?;
     let kept = Kept::choose(teacher, layers, &config)?;
-    let mut student = Checkpoint { config, temperature: 1.0, ..teacher.clone() };
+    let mut student = Checkpoint { config, temperature: 1.0, quantization_aware: false, ..teacher.clone() };
     student.weights.0.clear();
     for (name, expected) in student.config.tensors() {
         let part = Part::of(&name);

@@ -275,7 +275,7 @@ pub(crate) fn is_temperature(t: f32) -> bool {
 pub(super) fn usable(metadata: &Metadata) -> Result<(), (&'static str, String, String)> {
     let t = metadata.temperature;
     if !is_temperature(t) {
-        return Err(("temperature", "a positive number".to_owned(), t.to_string()));
+        return Err(("temperature", "a positive normal number".to_owned(), t.to_string()));
     }
     let most = metadata.config.max_tokens();
     match metadata.max_tokens {

@@ -333,6 +333,10 @@ impl ModelConfig {
                 self.id2label.len()
             )));
         }
+        let mut seen = std::collections::HashSet::new();
+        if let Some(label) = self.id2label.iter().find(|label| !seen.insert(label.as_str())) {
+            return Err(Error::incompatible(format!("config.json: id2label: {label:?} is there twice")));
+        }
         if self.task != Task::Encoder && self.id2label.is_empty() {
             return Err(Error::incompatible("config.json: id2label names no label"));
         }

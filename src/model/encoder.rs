@@ -102,7 +102,7 @@ pub(crate) fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> 
 #[cfg(feature = "autodiff")]
 fn gelu_in_training<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let data = x.clone().inner().into_data();
-    let (Ok(values), Some(kernel)) = (data.as_slice::<f32>(), Kernel::available().next()) else {
+    let (Ok(values), Some(kernel)) = (data.as_slice::<f32>(), Kernel::candidates().next()) else {
         return gelu(x);
     };
     let (slopes, offsets) = kernel.gelu_tangents(values);

@@ -354,7 +354,7 @@ impl PackedModel {
 #[cfg(feature = "autodiff")]
 type Observed = BTreeMap<HiddenState, Vec<f32>>;
 
-/// A model that answers and is not trained, such as a teacher: the kernels compute it in f32, on any device that has the memory.
+/// A model that answers and is not trained, such as a teacher: the kernels compute it in f32.
 #[cfg(feature = "autodiff")]
 pub struct FrozenModel(PackedModel);
 
@@ -365,12 +365,14 @@ impl FrozenModel {
     /// # Errors
     /// Those of `source`.
     pub fn load(config: &ModelConfig, source: &mut dyn WeightSource) -> Result<Self> {
+        // Where it is the scalar one, that is slow and right.
         let kernel = Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))?;
         Ok(FrozenModel(PackedModel::load(config, source, kernel)?))
     }
 
     /// The hidden states of `wanted` that the model has, `[batch, seq, hidden]`, and its logits: `[batch, seq, labels]` for token
-    /// classification, `[batch, 1, labels]` for text classification. Padding is zeros. Runs in rayon's current pool.
+    /// classification, `[batch, 1, labels]` for text classification, on `device`. Padding is zeros. [`HiddenState::Attention`] is not kept.
+    /// Runs in rayon's current pool, on the processor.
     ///
     /// # Errors
     /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
