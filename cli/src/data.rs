@@ -19,13 +19,13 @@ pub struct DataArgs {
     /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl). `FOLDER=Label,…` says which labels it
     /// covers, where they are not those that occur in its train file. May be given several times
     #[arg(long, required = true, value_name = "FOLDER[=LABELS]")]
-    data: Vec<String>,
+    pub data: Vec<String>,
     /// Text without labels, one a line or .jsonl
     #[arg(long, value_name = "FILE")]
     transfer: Vec<PathBuf>,
     /// The unit of "start" and "end" in .jsonl lines that name none
     #[arg(long, value_enum, default_value = "utf8")]
-    offsets: OffsetsArg,
+    pub offsets: OffsetsArg,
     /// A text may have several labels, or none
     #[arg(long)]
     multi_label: bool,

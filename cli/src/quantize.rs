@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
-use crate::data::{Corpus, OffsetsArg, Split};
+use crate::data::{Corpus, DataArgs, OffsetsArg, Split};
 use crate::ui::{fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// The most F1 that may be lost, of 100
-    #[arg(long, default_value_t = 0.5, value_name = "F1")]
+    #[arg(long, default_value_t = MAX_LOSS, value_name = "F1")]
     max_loss: f64,
     /// Write the bundle whatever it loses
     #[arg(long)]
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS")]
     window: Option<usize>,
     /// The terms under which the weights may be used
-    #[arg(long, default_value = "unknown")]
+    #[arg(long, default_value = LICENCE)]
     licence: String,
     /// A model card in Markdown to carry along
     #[arg(long, value_name = "FILE")]
@@ -61,8 +61,34 @@ pub struct Args {
     all: bool,
     /// One JSON object
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
+
+impl Args {
+    /// As the command has them where only these are given.
+    pub fn new(model: PathBuf, out: PathBuf, precision: Precision, data: &DataArgs) -> Self {
+        Args {
+            model,
+            out,
+            precision,
+            keep: Vec::new(),
+            data: data.data.clone(),
+            offsets: data.offsets,
+            calibration: None,
+            max_loss: MAX_LOSS,
+            force: false,
+            window: None,
+            licence: LICENCE.to_owned(),
+            card: None,
+            all: false,
+            json: false,
+        }
+    }
+}
+
+/// Points of F1, of 100.
+const MAX_LOSS: f64 = 0.5;
+const LICENCE: &str = "unknown";
 
 pub fn run(args: Args) -> Result<()> {
     if args.model.is_file() {

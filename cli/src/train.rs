@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use ampoule::Checkpoint;
+use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule_distill::{Data, Outcome, TrainConfig, dump_batches, merge, train};
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::data::DataArgs;
+use crate::quantize;
 use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c};
 
 #[derive(clap::Args)]
@@ -77,6 +79,14 @@ impl RunArgs {
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.threads = self.threads.unwrap_or(settings.threads);
         Ok(settings)
+    }
+
+    /// The quantization of the run's model, measured on the dev sets of `data`.
+    pub fn bundle(&self, precision: Precision, data: &DataArgs) -> quantize::Args {
+        let out = self.run.join(format!("model.{precision}.safetensors"));
+        let mut args = quantize::Args::new(self.run.join("model"), out, precision, data);
+        args.json = self.json;
+        args
     }
 
     /// Trains, and says how it ended.

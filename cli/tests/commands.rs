@@ -643,6 +643,7 @@ fn classifiers_are_trained_quantized_and_used() {
             arguments[6] = "1"; // epochs
             arguments.extend(["--teacher", &model]);
             arguments.extend(start);
+            arguments.extend(if name == "own" { &["--precision", "int8"][..] } else { &[] });
             let output = ampoule(&arguments);
             assert!(output.status.success(), "{}", text(&output.stderr));
             let config: serde_json::Value =
@@ -651,6 +652,10 @@ fn classifiers_are_trained_quantized_and_used() {
             assert_eq!(width, if name == "narrow" { 16 } else { 32 });
             let log = fs::read_to_string(format!("{run}/log.jsonl")).unwrap();
             assert_eq!(log.contains("\"relations\":"), name == "narrow", "{log}");
+            // A stage in int8 more, and its bundle.
+            assert_eq!(log.contains("\"stage\":2"), name == "own", "{log}");
+            assert_eq!(Path::new(&run).join("model.int8.safetensors").exists(), name == "own");
+            assert_eq!(config["ampoule_quantization_aware"] == true, name == "own");
         }
         let output = ampoule(&["quantize", "--model", &model, "--out", &bundle, "--data", &corpus]);
         assert!(output.status.success(), "{}", text(&output.stderr));
