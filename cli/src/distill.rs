@@ -7,7 +7,6 @@ use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, Task};
 use ampoule_distill::{StudentShape, Term, TrainConfig, relation_heads, student_from_teacher};
 use anyhow::Result;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Map, json};
 
 use crate::data::DataArgs;
@@ -37,8 +36,7 @@ pub struct Args {
     student: Option<PathBuf>,
     /// Also write the student's bundle in this precision, `model.PRECISION.safetensors` in the run's folder, measured on the dev sets. Before
     /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute
-    #[arg(long,
-        value_parser = PossibleValuesParser::new(["f32", "f16", "int8"]).try_map(|name| name.parse::<Precision>()))]
+    #[arg(long, value_parser = quantize::precisions())]
     precision: Option<Precision>,
     #[command(flatten)]
     data: DataArgs,

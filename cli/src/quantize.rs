@@ -24,8 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// How its matrices are kept
-    #[arg(long, default_value = "int8",
-        value_parser = PossibleValuesParser::new(["f32", "f16", "int8"]).try_map(|name| name.parse::<Precision>()))]
+    #[arg(long, default_value = "int8", value_parser = precisions())]
     precision: Precision,
     /// Keep a matrix wider, as in `--keep classifier.weight=f16`
     #[arg(long, value_name = "TENSOR=PRECISION")]
@@ -84,6 +83,11 @@ impl Args {
             json: false,
         }
     }
+}
+
+/// Reads a precision's name.
+pub fn precisions() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(["f32", "f16", "int8"]).try_map(|name| name.parse::<Precision>())
 }
 
 /// Points of F1, of 100.

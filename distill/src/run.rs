@@ -214,22 +214,17 @@ fn lock(path: &Path) -> Result<Option<fs::File>> {
 fn differences(found: &Value, expected: &Value) -> Vec<String> {
     let Some(fields) = expected.as_object() else { return Vec::new() };
     // A setting may be missing on either side.
-    let names =
-        |value: &Value| value.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let names = |value| Value::as_object(value).into_iter().flatten().map(|(name, _)| name);
     let mut all = Vec::new();
     for (name, value) in fields {
         match name.as_str() {
             _ if found[name] == *value => {}
             "config" => {
                 let found = &found["config"];
-                let mut settings = [names(value), names(found)].concat();
-                settings.retain(|name| found[name] != value[name]);
+                let mut settings: Vec<&String> = names(value).chain(names(found)).collect();
+                settings.sort();
                 settings.dedup();
-                settings.into_iter().for_each(|name| {
-                    if !all.contains(&name) {
-                        all.push(name)
-                    }
-                });
+                all.extend(settings.into_iter().filter(|name| found[*name] != value[*name]).cloned());
             }
             "student" => all.push("student's shape".to_owned()),
             "student_sha256" => all.push("weights to start from".to_owned()),

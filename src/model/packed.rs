@@ -134,12 +134,7 @@ impl PackedModel {
     ) -> Result<Vec<Vec<f32>>> {
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
         let result = self.compute(batch, &mut workspace, &mut |_, _, _, _| (), check).and_then(|()| {
-            let mut rest = workspace.x.as_slice();
-            let sequences = batch.lengths().iter().map(|n| {
-                let (states, others) = rest.split_at(n * self.config.hidden_size);
-                rest = others;
-                states
-            });
+            let sequences = self.sequences(batch, &workspace.x);
             match (output, &self.head) {
                 (Output::States, _) => Ok(sequences.map(<[f32]>::to_vec).collect()),
                 (Output::Logits, Some(head)) => {
@@ -154,10 +149,20 @@ impl PackedModel {
         result
     }
 
+    /// The hidden states of each sequence, of those of all tokens.
+    fn sequences<'x>(&self, batch: &Batch, mut states: &'x [f32]) -> impl Iterator<Item = &'x [f32]> {
+        batch.lengths().iter().map(move |n| {
+            let (these, others) = states.split_at(n * self.config.hidden_size);
+            states = others;
+            these
+        })
+    }
+
     /// What [`Model`](super::Model) gives of a batch: each hidden state of `wanted` that the model has, `[batch, seq, hidden]`, and the
     /// head's logits, `[batch, positions, labels]`; zeros for padding. States of attention blocks are not kept here.
     #[cfg(feature = "autodiff")]
     fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<(Observed, Vec<f32>)> {
+        let head = self.head.as_ref().ok_or_else(super::no_labels)?;
         let (h, [sequences, seq]) = (self.config.hidden_size, batch.dims());
         let padded: Vec<usize> =
             (0..).zip(batch.lengths()).flat_map(|(row, &n)| (0..n).map(move |i| row * seq + i)).collect();
@@ -183,12 +188,9 @@ impl PackedModel {
         let (positions, labels) =
             (if self.config.task == Task::TokenClassification { seq } else { 1 }, self.config.id2label.len());
         let mut logits = vec![0.0; sequences * positions * labels];
-        let mut rest = workspace.x.as_slice();
-        for (n, logits) in batch.lengths().iter().zip(logits.chunks_mut((positions * labels).max(1))) {
-            let (states, others) = rest.split_at(n * h);
-            rest = others;
-            let of_head = self.head.as_ref().ok_or_else(super::no_labels)?;
-            let found = of_head.logits(states, &mut space(&workspace.threads).scratch);
+        let rows = logits.chunks_mut((positions * labels).max(1));
+        for (states, logits) in self.sequences(batch, &workspace.x).zip(rows) {
+            let found = head.logits(states, &mut space(&workspace.threads).scratch);
             logits[..found.len()].copy_from_slice(&found);
         }
         lock(&self.workspaces).push(workspace);
@@ -383,13 +385,11 @@ impl FrozenModel {
         device: &Device,
     ) -> Result<(BTreeMap<HiddenState, Tensor<3>>, Tensor<3>)> {
         let (states, logits) = self.0.observed(batch, wanted)?;
-        let [sequences, seq] = batch.dims();
-        let config = &self.0.config;
+        let (sequences, config) = (batch.lengths().len(), &self.0.config);
         let tensor = |values: Vec<f32>, width: usize| {
             let shape = [sequences, values.len() / (sequences * width).max(1), width];
             Tensor::<3>::from_data(TensorData::new(values, shape), device)
         };
-        debug_assert!(states.values().all(|values| values.len() == sequences * seq * config.hidden_size));
         let states = states.into_iter().map(|(state, values)| (state, tensor(values, config.hidden_size))).collect();
         Ok((states, tensor(logits, config.id2label.len())))
     }
