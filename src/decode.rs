@@ -124,6 +124,19 @@ impl Scheme {
         (tag.kind != Kind::Outside).then_some(tag.label)
     }
 
+    /// By tag, that of a further word of the same entity where one word is taken as two: what began goes on.
+    pub fn continued(&self) -> Vec<usize> {
+        let of = |(own, tag): (usize, &Tag)| {
+            let kind = match tag.kind {
+                Kind::Begin => Kind::Inside,
+                Kind::Single => Kind::End,
+                kind => kind,
+            };
+            self.tags.iter().position(|other| *other == Tag { kind, label: tag.label }).unwrap_or(own)
+        };
+        self.tags.iter().enumerate().map(of).collect()
+    }
+
     fn may_start(&self, tag: Tag) -> bool {
         self.notation == Notation::Io || !matches!(tag.kind, Kind::Inside | Kind::End)
     }

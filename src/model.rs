@@ -24,9 +24,9 @@ use self::encoder::Encoder;
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;
-#[cfg(feature = "autodiff")]
-pub use self::packed::FrozenModel;
 pub(crate) use self::packed::PackedModel;
+#[cfg(feature = "autodiff")]
+pub use self::packed::{FrozenModel, FrozenOutputs};
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
 use self::weights::transposed;

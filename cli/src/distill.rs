@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, Task};
-use ampoule_distill::{StudentShape, Term, TrainConfig, relation_heads, student_from_teacher};
+use ampoule_distill::{StudentShape, Teacher, Term, TrainConfig, relation_heads, student_from_teacher};
 use anyhow::Result;
 use serde_json::{Map, json};
 
@@ -38,6 +38,12 @@ pub struct Args {
     /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute
     #[arg(long, value_parser = quantize::precisions())]
     precision: Option<Precision>,
+    /// Keep the teacher's answers in this folder, for later epochs and runs. Guard it as you guard the texts
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// The most GiB that the cache may take; what is beyond them is computed each time
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "cache")]
+    cache_gib: u32,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -76,6 +82,10 @@ pub fn run(args: Args) -> Result<()> {
         settings.stages.extend(last.as_object().cloned());
     }
     let data = args.data.read()?;
+    let mut teacher = Teacher::new(teacher);
+    if let Some(folder) = &args.cache {
+        teacher = teacher.with_cache(folder, u64::from(args.cache_gib) << 30);
+    }
     args.run.train(student, Some(teacher), &data, &settings)?;
     match args.precision {
         Some(precision) => quantize::run(args.run.bundle(precision, &args.data)),

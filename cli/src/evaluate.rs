@@ -239,7 +239,7 @@ impl Texts {
     fn new(clean: Vec<NerSet>, noise: Option<&TypingNoise>, seed: u64) -> Self {
         let noisy = noise.map(|noise| {
             let set = |set: &NerSet| NerSet {
-                examples: set.examples.iter().map(|example| noise.example(example, seed)).collect(),
+                examples: set.examples.iter().map(|example| noise.example(example, seed).0).collect(),
                 covers: set.covers.clone(),
             };
             clean.iter().map(set).collect()

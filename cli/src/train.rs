@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ampoule::Checkpoint;
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
-use ampoule_distill::{Data, Outcome, TrainConfig, dump_batches, merge, train};
+use ampoule_distill::{Data, Outcome, Teacher, TrainConfig, dump_batches, merge, train};
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -93,7 +93,7 @@ impl RunArgs {
     pub fn train(
         &self,
         student: Checkpoint,
-        teacher: Option<Checkpoint>,
+        teacher: Option<Teacher>,
         data: &Data,
         settings: &TrainConfig,
     ) -> Result<()> {

@@ -11,7 +11,7 @@
 //! # }
 //! use ampoule::Checkpoint;
 //! use ampoule_distill::data::{OffsetUnit, read_lines, read_ner};
-//! use ampoule_distill::{Data, StudentShape, Term, TrainConfig, student_from_teacher, train};
+//! use ampoule_distill::{Data, StudentShape, Teacher, Term, TrainConfig, student_from_teacher, train};
 //!
 //! let teacher = Checkpoint::open("runs/teacher/model")?;
 //! let shape = StudentShape { layers: vec![2, 4, 6], ..StudentShape::default() };
@@ -30,11 +30,12 @@
 //!     ..TrainConfig::default()
 //! };
 //! let stop = AtomicBool::new(false);
-//! train(student, Some(teacher), &data, &config, "runs/student".as_ref(), &stop, &mut Quiet)?;
+//! train(student, Some(Teacher::new(teacher)), &data, &config, "runs/student".as_ref(), &stop, &mut Quiet)?;
 //! # Ok(())
 //! # }
 //! ```
 
+mod cache;
 mod calibration;
 mod config;
 pub mod data;
@@ -46,6 +47,7 @@ mod run;
 pub mod score;
 mod sequences;
 mod student;
+mod teacher;
 mod trainer;
 mod typing;
 
@@ -58,5 +60,6 @@ pub use optimizer::AdamW;
 pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_teacher};
+pub use teacher::Teacher;
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, dump_batches, train};
 pub use typing::{Alignment, TypingNoise};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ampoule::model::{FrozenModel, HiddenState, Model, Noise};
+use ampoule::model::{HiddenState, Model, Noise};
 use ampoule::{Batch, Error, Result};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -73,7 +73,7 @@ impl Term {
     }
 
     /// The pairs of student and teacher states that it compares.
-    fn pairs(&self) -> Vec<(HiddenState, HiddenState)> {
+    pub(crate) fn pairs(&self) -> Vec<(HiddenState, HiddenState)> {
         let each = |layer_map: &[(usize, usize)], states: &[fn(usize) -> HiddenState]| {
             let of =
                 |&(s, t): &(usize, usize)| states.iter().map(move |state| (state(s), state(t))).collect::<Vec<_>>();
@@ -92,12 +92,14 @@ impl Term {
 /// What the positions of a batch should answer. A position is a token, or a text's only one.
 #[derive(Clone, Debug)]
 pub struct Targets {
-    /// Whether a position counts, `[batch * positions]`; only first sub-words do, since only they decide.
-    pub counts: Vec<f32>,
-    /// Whether a position is labelled as well, `[batch * positions]`.
+    /// Whether the teacher answers for a position, `[batch * positions]`; only first sub-words count, since only they decide.
+    pub answered: Vec<f32>,
+    /// Whether a position is labelled, `[batch * positions]`.
     pub labelled: Vec<f32>,
     /// Which tags a labelled position may have, 0 or 1, `[batch * positions, labels]`.
     pub allowed: Vec<f32>,
+    /// Whether the teacher has a token of the same characters, `[batch * seq]`.
+    pub tokens: Vec<f32>,
     /// Whether each label is a question of its own (sigmoid) and not one of several (softmax).
     pub multi_label: bool,
     /// What means are taken over: the numbers of the whole step, of which this may be a part.
@@ -107,11 +109,11 @@ pub struct Targets {
 /// Numbers of a step.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    /// Positions that count.
-    pub counts: usize,
-    /// Positions that are labelled as well.
+    /// Positions that the teacher answers for.
+    pub answered: usize,
+    /// Positions that are labelled.
     pub labelled: usize,
-    /// Tokens, padding not counted.
+    /// Tokens that the teacher has too.
     pub tokens: usize,
 }
 
@@ -145,16 +147,6 @@ impl Outputs {
         })?;
         Ok(Outputs { logits: model.logits(last, &mut noise)?, states })
     }
-
-    /// Runs a teacher on `batch`, for these terms; on `device` as constants.
-    ///
-    /// # Errors
-    /// Those of the model.
-    pub fn of_teacher(model: &FrozenModel, terms: &[Term], batch: &Batch, device: &Device) -> Result<Self> {
-        let wanted = terms.iter().flat_map(Term::pairs).map(|(_, state)| state).collect();
-        let (states, logits) = model.compute(batch, &wanted, device)?;
-        Ok(Outputs { logits, states })
-    }
 }
 
 /// The value of each term of `terms`, unweighted and each `[1]`: of the batch's part in the means of its step.
@@ -165,7 +157,6 @@ pub fn losses(
     terms: &[Term],
     student: &Outputs,
     teacher: Option<&Outputs>,
-    batch: &Batch,
     targets: &Targets,
     device: &Device,
 ) -> Result<Vec<Tensor<1>>> {
@@ -177,13 +168,10 @@ pub fn losses(
                 Ok(soft_targets(&student.logits, &teacher.logits, *temperature, targets, device))
             }
             (Term::Hidden { .. }, Some(teacher)) => {
-                let mask = batch.attention_mask(device); // [batch, seq]
-                compared(term, student, teacher, |s, t| hidden(s, t, &mask, targets.of_step.tokens))
+                compared(term, student, teacher, |s, t| hidden(s, t, targets, device))
             }
             (Term::Relations { heads, .. }, Some(teacher)) => {
-                let mask = batch.attention_mask(device); // [batch, seq]
-                let sum =
-                    compared(term, student, teacher, |s, t| relations(s, t, *heads, &mask, targets.of_step.tokens))?;
+                let sum = compared(term, student, teacher, |s, t| relations(s, t, *heads, targets, device))?;
                 Ok(sum * 3.0) // queries, keys and values are added, layers averaged
             }
             (_, None) => Err(Error::invalid_input(format!(
@@ -196,9 +184,12 @@ pub fn losses(
 
 /// Sum of `values` over the positions that `counts` marks, divided by `total`.
 fn masked_mean(values: Tensor<2>, counts: &[f32], total: usize, device: &Device) -> Tensor<1> {
-    let [batch, positions] = values.dims();
-    let mask = Tensor::<2>::from_data(TensorData::new(counts.to_vec(), [batch, positions]), device);
+    let mask = mask(counts, values.dims(), device);
     (values * mask).sum() / total.max(1) as f64
+}
+
+fn mask(counts: &[f32], dims: [usize; 2], device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(counts.to_vec(), dims), device)
 }
 
 fn hard(logits: &Tensor<3>, targets: &Targets, device: &Device) -> Tensor<1> {
@@ -242,7 +233,8 @@ fn soft_targets(
         let q = softmax(teacher.clone(), 2);
         (q * (log_softmax(teacher, 2) - log_softmax(student, 2))).sum_dim(2)
     };
-    masked_mean(divergence.squeeze_dim::<2>(2), &targets.counts, targets.of_step.counts, device) * temperature.powi(2)
+    masked_mean(divergence.squeeze_dim::<2>(2), &targets.answered, targets.of_step.answered, device)
+        * temperature.powi(2)
 }
 
 /// The mean of `f` over the pairs of states that `term` compares.
@@ -271,8 +263,8 @@ fn compared(
         .ok_or_else(|| Error::invalid_input("layer_map is empty; pair at least one of the student's with a teacher's"))
 }
 
-/// `[batch, seq, hidden]` of both, `mask` `[batch, seq]` -> `[1]`
-fn hidden(student: Tensor<3>, teacher: Tensor<3>, mask: &Tensor<2>, tokens: usize) -> Result<Tensor<1>> {
+/// `[batch, seq, hidden]` of both -> `[1]`
+fn hidden(student: Tensor<3>, teacher: Tensor<3>, targets: &Targets, device: &Device) -> Result<Tensor<1>> {
     let ([_, _, width], [_, _, expected]) = (student.dims(), teacher.dims());
     if width != expected {
         return Err(Error::invalid_input(format!(
@@ -282,18 +274,20 @@ fn hidden(student: Tensor<3>, teacher: Tensor<3>, mask: &Tensor<2>, tokens: usiz
     }
     let difference = student - teacher;
     let squares = (difference.clone() * difference).mean_dim(2).squeeze_dim::<2>(2); // [batch, seq]
-    Ok((squares * mask.clone()).sum() / tokens.max(1) as f64)
+    Ok(masked_mean(squares, &targets.tokens, targets.of_step.tokens, device))
 }
 
-/// `[batch, seq, width]` of both, of any width, `mask` `[batch, seq]` -> `[1]`
+/// `[batch, seq, width]` of both, of any width -> `[1]`
 fn relations(
     student: Tensor<3>,
     teacher: Tensor<3>,
     heads: usize,
-    mask: &Tensor<2>,
-    tokens: usize,
+    targets: &Targets,
+    device: &Device,
 ) -> Result<Tensor<1>> {
-    let padding = ((mask.clone() - 1.0) * 30_000.0).unsqueeze_dims::<4>(&[1, 1]); // [batch, 1, 1, seq]
+    let [batch, seq, _] = student.dims();
+    let others = mask(&targets.tokens, [batch, seq], device) - 1.0; // -1 where there is nothing to compare
+    let padding = (others * 30_000.0).unsqueeze_dims::<4>(&[1, 1]); // [batch, 1, 1, seq]
     let scores = |x: Tensor<3>| -> Result<Tensor<4>> {
         let [batch, seq, width] = x.dims();
         if heads == 0 || !width.is_multiple_of(heads) {
@@ -308,7 +302,7 @@ fn relations(
     let (student, teacher) = (scores(student)?, scores(teacher)?);
     let divergence = (teacher.clone().exp() * (teacher - student)).sum_dim(3).squeeze_dim::<3>(3); // [batch, heads, seq]
     let mean = divergence.mean_dim(1).squeeze_dim::<2>(1); // [batch, seq]
-    Ok((mean * mask.clone()).sum() / tokens.max(1) as f64)
+    Ok(masked_mean(mean, &targets.tokens, targets.of_step.tokens, device))
 }
 
 #[cfg(test)]
@@ -317,11 +311,12 @@ mod tests {
 
     fn targets(counts: &[f32], allowed: &[f32], multi_label: bool) -> Targets {
         Targets {
-            counts: counts.to_vec(),
+            answered: counts.to_vec(),
             labelled: counts.to_vec(),
             allowed: allowed.to_vec(),
+            tokens: Vec::new(),
             multi_label,
-            of_step: Counts { counts: 1, labelled: 1, tokens: 1 },
+            of_step: Counts { answered: 1, labelled: 1, tokens: 1 },
         }
     }
 
@@ -407,15 +402,17 @@ mod tests {
             }
         }
         expected /= (heads * 8) as f64;
-        let mask = logits(&[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0], [1, 2, 5]).squeeze_dim::<2>(0);
+        let tokens = vec![1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0];
+        let of_step = Counts { answered: 0, labelled: 0, tokens: 8 };
+        let targets = Targets { tokens, of_step, ..targets(&[], &[], false) };
+        let relations =
+            |s: &Tensor<3>, t: &Tensor<3>, heads| relations(s.clone(), t.clone(), heads, &targets, &Device::flex());
         let (s, t) = (logits(&s, [2, 5, 6]), logits(&t, [2, 5, 12]));
-        let found = scalar(relations(s.clone(), t.clone(), heads, &mask, 8).unwrap());
+        let found = scalar(relations(&s, &t, heads).unwrap());
         assert!(expected > 0.1 && (found - expected).abs() < 1e-5, "{found}, expected {expected}");
-        assert!(scalar(relations(t.clone(), t.clone(), heads, &mask, 8).unwrap()).abs() < 1e-6);
+        assert!(scalar(relations(&t, &t, heads).unwrap()).abs() < 1e-6);
         for heads in [0, 4, 5] {
-            assert!(
-                relations(s.clone(), t.clone(), heads, &mask, 8).unwrap_err().to_string().contains("do not divide")
-            );
+            assert!(relations(&s, &t, heads).unwrap_err().to_string().contains("do not divide"));
         }
     }
 }

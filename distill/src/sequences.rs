@@ -13,8 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::config::TrainConfig;
 use crate::data::{Annotation, Example, LabelledText, NerSet, runs};
 use crate::losses::{Counts, Targets};
+use crate::teacher::{Clean, Reader, Reading};
 use crate::trainer::generator;
-use crate::typing::TypingNoise;
+use crate::typing::{Alignment, TypingNoise};
 
 /// What a run trains and evaluates on.
 #[derive(Clone)]
@@ -100,6 +101,8 @@ struct Sequence {
     ids: Vec<u32>,
     /// The tags that each position may have; none where it does not count. One position for labels of whole texts.
     allowed: Vec<Option<Allowed>>,
+    /// What the teacher reads, where it is not this sequence.
+    reading: Option<Reading>,
 }
 
 #[derive(Clone)]
@@ -121,9 +124,18 @@ pub(crate) struct Epoch {
     pub(crate) batches: Vec<Vec<usize>>,
 }
 
+/// A part of a step.
+pub(crate) struct Part {
+    pub(crate) batch: Batch,
+    pub(crate) targets: Targets,
+    /// What the teacher reads; nothing where none is asked.
+    pub(crate) readings: Vec<Reading>,
+}
+
 /// Makes sequences of texts.
 pub(crate) struct Sequences<'a> {
     data: &'a Data,
+    teacher: Option<Reader>,
     tokenizer: Tokenizer,
     config: ModelConfig,
     scheme: Option<Scheme>,
@@ -137,7 +149,7 @@ const ORDER: u64 = 2;
 const TYPING: u64 = 3;
 
 impl<'a> Sequences<'a> {
-    pub(crate) fn new(student: &Checkpoint, data: &'a Data) -> Result<Self> {
+    pub(crate) fn new(student: &Checkpoint, teacher: Option<Reader>, data: &'a Data) -> Result<Self> {
         let model = student.config.clone();
         let fits = match data {
             Data::Entities { .. } => model.task == Task::TokenClassification,
@@ -164,7 +176,7 @@ impl<'a> Sequences<'a> {
             }
             scheme = Some(tags);
         }
-        Ok(Sequences { data, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
+        Ok(Sequences { data, teacher, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
     }
 
     /// The most tokens of a sequence, special tokens not counted.
@@ -187,7 +199,9 @@ impl<'a> Sequences<'a> {
                     let mut random = generator(config.seed, RUNS + ((i as u64 + 1) << 8), number);
                     let length = |example: &Example| example.text.len() / 4 + 1;
                     for example in runs(set, config.runs, config.full_runs, window, &length, &mut random) {
-                        self.entity_sequences(&typing.example(example), i, window, &mut sequences)?;
+                        let (noisy, alignment) = typing.example(&example);
+                        let clean = Clean { text: &example.text, back: alignment.inverted() };
+                        self.entity_sequences(&noisy, &clean, i, window, &mut sequences)?;
                     }
                 }
                 (Vec::new(), transfer)
@@ -196,16 +210,18 @@ impl<'a> Sequences<'a> {
         };
         for text in labelled {
             let allowed = self.label_target(text)?;
-            sequences.push(self.whole(&typing.text(&text.text), window, Some(allowed))?);
+            let (noisy, clean) = typing.text(&text.text);
+            sequences.push(self.whole(&noisy, &clean, window, Some(allowed))?);
         }
         // Without a teacher, a text without labels teaches nothing.
         if config.transfer && config.terms.iter().any(|term| term.needs_teacher()) {
             for text in transfer {
-                let text = &typing.text(text);
+                let (noisy, clean) = typing.text(text);
                 if self.scheme.is_some() {
-                    self.windows(text, window, |tokens| vec![Some(Allowed::Any); tokens.len()], &mut sequences)?;
+                    let any = |tokens: &[Token]| vec![Some(Allowed::Any); tokens.len()];
+                    self.windows(&noisy, &clean, window, any, &mut sequences)?;
                 } else {
-                    sequences.push(self.whole(text, window, Some(Allowed::Any))?);
+                    sequences.push(self.whole(&noisy, &clean, window, Some(Allowed::Any))?);
                 }
             }
         }
@@ -213,7 +229,14 @@ impl<'a> Sequences<'a> {
         Ok(Epoch { sequences, batches })
     }
 
-    fn entity_sequences(&self, example: &Example, set: usize, window: usize, out: &mut Vec<Sequence>) -> Result<()> {
+    fn entity_sequences(
+        &self,
+        example: &Example,
+        clean: &Clean,
+        set: usize,
+        window: usize,
+        out: &mut Vec<Sequence>,
+    ) -> Result<()> {
         let Some(scheme) = &self.scheme else { return Ok(()) };
         let spans = spans_of(example, scheme);
         let covers_all = self.outside[set].iter().sum::<f32>() <= 1.0;
@@ -230,13 +253,14 @@ impl<'a> Sequences<'a> {
                 })
                 .collect::<Vec<_>>()
         };
-        self.windows(&example.text, window, tag, out)
+        self.windows(&example.text, clean, window, tag, out)
     }
 
     /// Cuts a text into windows as the runtime does, with targets from `tag`, which gets the words of the whole text.
     fn windows(
         &self,
         text: &str,
+        clean: &Clean,
         window: usize,
         tag: impl Fn(&[Token]) -> Vec<Option<Allowed>>,
         out: &mut Vec<Sequence>,
@@ -252,7 +276,8 @@ impl<'a> Sequences<'a> {
                     allowed[i + 1] = tags.next().flatten();
                 }
             }
-            out.push(Sequence { ids: self.with_special(&window.tokens), allowed });
+            let reading = self.reading(&window.tokens, clean)?;
+            out.push(Sequence { ids: self.with_special(&window.tokens), allowed, reading });
             Ok(())
         };
         let mut windower = Windower::new(window);
@@ -261,10 +286,19 @@ impl<'a> Sequences<'a> {
     }
 
     /// The beginning of a text as one sequence with one target.
-    fn whole(&self, text: &str, window: usize, allowed: Option<Allowed>) -> Result<Sequence> {
+    fn whole(&self, text: &str, clean: &Clean, window: usize, allowed: Option<Allowed>) -> Result<Sequence> {
         let mut tokens = self.tokenizer.encode(text)?;
         tokens.truncate(window);
-        Ok(Sequence { ids: self.with_special(&tokens), allowed: vec![allowed] })
+        let reading = self.reading(&tokens, clean)?;
+        Ok(Sequence { ids: self.with_special(&tokens), allowed: vec![allowed], reading })
+    }
+
+    /// What the teacher reads where the student reads these tokens, if it is something else.
+    fn reading(&self, tokens: &[Token], clean: &Clean) -> Result<Option<Reading>> {
+        match &self.teacher {
+            Some(teacher) => teacher.read(tokens, clean),
+            None => Ok(None),
+        }
     }
 
     fn label_target(&self, text: &LabelledText) -> Result<Allowed> {
@@ -297,7 +331,7 @@ impl<'a> Sequences<'a> {
     }
 
     /// The input and the targets of a step, in `parts` of about as many tokens each, to be computed side by side.
-    pub(crate) fn batch(&self, epoch: &Epoch, step: usize, parts: usize) -> Vec<(Batch, Targets)> {
+    pub(crate) fn parts(&self, epoch: &Epoch, step: usize, parts: usize) -> Vec<Part> {
         let mut sequences: Vec<&Sequence> = epoch.batches[step].iter().map(|&i| &epoch.sequences[i]).collect();
         // The longest first, each to the part that has least: even parts, and little padding.
         sequences.sort_by_key(|s| std::cmp::Reverse(s.ids.len()));
@@ -308,13 +342,15 @@ impl<'a> Sequences<'a> {
                 part.push(sequence);
             }
         }
-        let positions = || sequences.iter().flat_map(|s| &s.allowed).flatten();
-        let of_step = Counts {
-            counts: positions().count(),
-            labelled: positions().filter(|allowed| !matches!(allowed, Allowed::Any)).count(),
-            tokens: sequences.iter().map(|s| s.ids.len()).sum(),
+        let mut parts: Vec<Part> =
+            cut.iter().filter(|(_, part)| !part.is_empty()).map(|(_, part)| self.part(part)).collect();
+        let sum = |values: fn(&Targets) -> &Vec<f32>| {
+            parts.iter().flat_map(|part| values(&part.targets)).filter(|&&x| x > 0.0).count()
         };
-        cut.iter().filter(|(_, part)| !part.is_empty()).map(|(_, part)| self.part(part, of_step)).collect()
+        let of_step =
+            Counts { answered: sum(|t| &t.answered), labelled: sum(|t| &t.labelled), tokens: sum(|t| &t.tokens) };
+        parts.iter_mut().for_each(|part| part.targets.of_step = of_step);
+        parts
     }
 
     /// The input and the tags of a step, as `examples/produce/reference.py` reads them: one row a sequence, a tag or -100 for
@@ -344,24 +380,35 @@ impl<'a> Sequences<'a> {
         row.as_object().cloned()
     }
 
-    fn part(&self, sequences: &[&Sequence], of_step: Counts) -> (Batch, Targets) {
+    fn part(&self, sequences: &[&Sequence]) -> Part {
         let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let batch = Batch::new(&ids, self.config.pad_token_id);
         let labels = self.config.id2label.len();
         let positions = sequences.iter().map(|s| s.allowed.len()).max().unwrap_or(0);
-        let count = sequences.len() * positions;
+        let (count, [_, seq]) = (sequences.len() * positions, batch.dims());
         let mut targets = Targets {
-            counts: vec![0.0; count],
+            answered: vec![0.0; count],
             labelled: vec![0.0; count],
             allowed: vec![0.0; count * labels],
+            tokens: vec![0.0; sequences.len() * seq],
             multi_label: self.config.task == Task::MultiLabel,
-            of_step,
+            of_step: Counts::default(),
         };
+        let mut readings = Vec::new();
         for (row, sequence) in sequences.iter().enumerate() {
+            if self.teacher.is_some() {
+                let own = || Reading::same(&sequence.ids, sequence.allowed.iter().map(Option::is_some));
+                let reading = sequence.reading.clone().unwrap_or_else(own);
+                for (column, _) in reading.tokens.iter().enumerate().filter(|(_, at)| at.is_some()) {
+                    targets.tokens[row * seq + column] = 1.0;
+                }
+                readings.push(reading);
+            }
+            let is_answered = |column: usize| readings.last().is_some_and(|r: &Reading| r.answers[column].is_some());
             for (column, allowed) in sequence.allowed.iter().enumerate() {
                 let Some(allowed) = allowed else { continue };
                 let at = row * positions + column;
-                targets.counts[at] = 1.0;
+                targets.answered[at] = f32::from(u8::from(is_answered(column)));
                 targets.labelled[at] = 1.0;
                 let slots = &mut targets.allowed[at * labels..(at + 1) * labels];
                 match allowed {
@@ -375,7 +422,7 @@ impl<'a> Sequences<'a> {
                 }
             }
         }
-        (batch, targets)
+        Part { batch, targets, readings }
     }
 }
 
@@ -386,14 +433,18 @@ struct Typing<'a> {
 }
 
 impl Typing<'_> {
-    fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        self.noise.map_or(Cow::Borrowed(text), |noise| Cow::Owned(noise.apply(text, &[], self.seed).0))
+    fn text<'t>(&self, text: &'t str) -> (Cow<'t, str>, Clean<'t>) {
+        let (noisy, alignment) = match self.noise.map(|noise| noise.apply(text, &[], self.seed)) {
+            Some((noisy, alignment)) => (Cow::Owned(noisy), alignment),
+            None => (Cow::Borrowed(text), Alignment::default()),
+        };
+        (noisy, Clean { text, back: alignment.inverted() })
     }
 
-    fn example(&self, example: Example) -> Example {
-        match self.noise {
-            Some(noise) => noise.example(&example, self.seed),
-            None => example,
+    fn example<'t>(&self, example: &'t Example) -> (Cow<'t, Example>, Alignment) {
+        match self.noise.map(|noise| noise.example(example, self.seed)) {
+            Some((noisy, alignment)) => (Cow::Owned(noisy), alignment),
+            None => (Cow::Borrowed(example), Alignment::default()),
         }
     }
 }
@@ -470,7 +521,7 @@ mod tests {
             TrainConfig { terms: vec![Term::SoftTargets { weight: 1.0, temperature: 1.0 }], ..TrainConfig::default() };
         let noise = TypingNoise { words: 1.0, ..TypingNoise::default() };
         let noisy = TrainConfig { noise: Some(noise), ..clean.clone() };
-        let sequences = Sequences::new(&student, &data).unwrap();
+        let sequences = Sequences::new(&student, None, &data).unwrap();
         let epoch = |number, config: &TrainConfig| sequences.epoch(number, config).unwrap();
         let ids = |epoch: &Epoch| epoch.sequences.iter().map(|s| s.ids.clone()).collect::<Vec<_>>();
         let transferred = |epoch: &Epoch| epoch.sequences.last().unwrap().ids.clone();

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ampoule::bundle::{Precision, weights_sha256};
-use ampoule::model::{FrozenModel, Model, Noise, parameter_name};
-use ampoule::{Batch, Checkpoint, Error, Options, Result};
+use ampoule::model::{Model, Noise, parameter_name};
+use ampoule::{Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use rand::rngs::ChaCha8Rng;
@@ -19,10 +19,11 @@ use serde_json::{Map, json};
 use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::config::TrainConfig;
 use crate::evaluate::dev_score;
-use crate::losses::{Outputs, Targets, losses};
+use crate::losses::{Outputs, losses};
 use crate::optimizer::{NamedGradients, OptimizerState};
 use crate::run::{Best, RunFolder, State, threads_of};
-use crate::sequences::{Data, Epoch, Sequences};
+use crate::sequences::{Data, Epoch, Part, Sequences};
+use crate::teacher::{Answering, Reader, Teacher};
 
 /// One step, as it is logged.
 #[derive(Clone, Debug, Serialize)]
@@ -102,7 +103,7 @@ pub enum Outcome {
 /// written, in which case the files before are intact.
 pub fn train(
     student: Checkpoint,
-    teacher: Option<Checkpoint>,
+    teacher: Option<Teacher>,
     data: &Data,
     config: &TrainConfig,
     run: &Path,
@@ -134,7 +135,7 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     let [config] = stages.as_slice() else {
         return Err(Error::invalid_input("only the batches of a run of one stage can be written; take `stages` out"));
     };
-    let sequences = Sequences::new(student, data)?;
+    let sequences = Sequences::new(student, None, data)?;
     let steps =
         (0..config.epochs).map(|number| Ok(sequences.epoch(number, config)?.batches.len())).sum::<Result<usize>>()?;
     let epoch = sequences.epoch(0, config)?;
@@ -180,7 +181,7 @@ struct Trainer<'a> {
     /// All but its weights, which are the model's.
     student: Checkpoint,
     model: Model,
-    teacher: Option<FrozenModel>,
+    teacher: Option<Answering>,
     sequences: Sequences<'a>,
     folder: RunFolder,
     optimizer: OptimizerState,
@@ -195,7 +196,7 @@ struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     fn new(
         mut student: Checkpoint,
-        teacher: Option<Checkpoint>,
+        teacher: Option<Teacher>,
         data: &'a Data,
         config: &TrainConfig,
         stages: Vec<TrainConfig>,
@@ -207,9 +208,11 @@ impl<'a> Trainer<'a> {
             student.config.attention_probs_dropout_prob = p;
             student.config.classifier_dropout = Some(p);
         }
-        let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.weights));
-        let teacher = teacher.map(|teacher| load_teacher(teacher, &student)).transpose()?;
-        let sequences = Sequences::new(&student, data)?;
+        let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.checkpoint.weights));
+        let reader = teacher.as_ref().map(|teacher| Reader::new(&teacher.checkpoint, &student));
+        let load = |(teacher, sha256): (Teacher, &String)| Answering::load(teacher, sha256, &student);
+        let teacher = teacher.zip(teacher_sha256.as_ref()).map(load).transpose()?;
+        let sequences = Sequences::new(&student, reader, data)?;
         let mut number = 0;
         let mut planned = Vec::new();
         for config in stages {
@@ -341,17 +344,17 @@ impl<'a> Trainer<'a> {
 
     /// Computes the step's parts side by side, each on one thread, adds their gradients in order, and updates the model.
     fn make_step(&mut self, epoch: &Epoch, batch: usize) -> Result<StepLog> {
-        let parts = self.sequences.batch(epoch, batch, self.workers.len());
+        let parts = self.sequences.parts(epoch, batch, self.workers.len());
         let seed = generator(self.config().seed, DROPOUT, self.step).random::<u64>();
         let this = &*self;
-        let computed: Vec<Result<Part>> = std::thread::scope(|scope| {
+        let computed: Vec<Result<Computed>> = std::thread::scope(|scope| {
             let running: Vec<_> = parts
                 .iter()
                 .zip(&this.workers)
                 .enumerate()
-                .map(|(i, ((batch, targets), worker))| {
+                .map(|(i, (part, worker))| {
                     let noise = Noise::new(seed.wrapping_add(i as u64));
-                    scope.spawn(move || worker.install(|| this.compute(batch, targets, noise)))
+                    scope.spawn(move || worker.install(|| this.compute(part, noise)))
                 })
                 .collect();
             running
@@ -396,12 +399,12 @@ impl<'a> Trainer<'a> {
             terms,
             rate,
             gradient_norm,
-            tokens: parts.iter().flat_map(|(batch, _)| batch.lengths()).sum(),
+            tokens: parts.iter().flat_map(|part| part.batch.lengths()).sum(),
         })
     }
 
     /// The terms and the gradient of one part of a step.
-    fn compute(&self, batch: &Batch, targets: &Targets, noise: Noise) -> Result<Part> {
+    fn compute(&self, part: &Part, noise: Noise) -> Result<Computed> {
         let device = Device::flex().autodiff();
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
         let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze: &self.config().freeze });
@@ -410,10 +413,11 @@ impl<'a> Trainer<'a> {
             _ => model,
         };
         let terms = &self.config().terms;
+        let Part { batch, targets, readings } = part;
         let student = Outputs::of_student(&model, terms, batch, &device, Some(noise))?;
         let teacher = self.teacher.as_ref().filter(|_| terms.iter().any(|term| term.needs_teacher()));
-        let teacher = teacher.map(|teacher| Outputs::of_teacher(teacher, terms, batch, &device)).transpose()?;
-        let values = losses(terms, &student, teacher.as_ref(), batch, targets, &device)?;
+        let teacher = teacher.map(|teacher| teacher.outputs(terms, readings, batch.dims(), &device)).transpose()?;
+        let values = losses(terms, &student, teacher.as_ref(), targets, &device)?;
         let found = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
         let loss = terms
             .iter()
@@ -421,7 +425,7 @@ impl<'a> Trainer<'a> {
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        Ok(Part { terms: found, gradient: NamedGradients::collect(&model, loss.backward()) })
+        Ok(Computed { terms: found, gradient: NamedGradients::collect(&model, loss.backward()) })
     }
 
     /// The student with its weights as they are now.
@@ -473,29 +477,15 @@ impl<'a> Trainer<'a> {
         model.temperature = fit.map_or(1.0, |fit| fit.temperature);
         model.quantization_aware = self.config().precision == Precision::Int8;
         self.folder.finish(&model)?;
+        if let Some((computed, found)) = self.teacher.as_ref().and_then(Answering::counts) {
+            self.folder.log(&json!({ "teacher": { "computed": computed, "cached": found } }))?;
+        }
         Ok(Outcome::Finished { dev_score, step, fit })
     }
 }
 
-/// A teacher has to answer with the student's labels, from the student's token ids.
-fn load_teacher(mut teacher: Checkpoint, student: &Checkpoint) -> Result<FrozenModel> {
-    if teacher.config.id2label != student.config.id2label {
-        return Err(Error::incompatible(format!(
-            "teacher and student have different labels: {:?} and {:?}",
-            teacher.config.id2label, student.config.id2label
-        )));
-    }
-    if teacher.tokenizer.to_json() != student.tokenizer.to_json() {
-        return Err(Error::incompatible(
-            "teacher and student have different tokenizers, so their tokens cannot be compared; start the student from the \
-             teacher's layers",
-        ));
-    }
-    FrozenModel::load(&teacher.config, &mut teacher.weights)
-}
-
 /// What a worker makes of its part of a step.
-struct Part {
+struct Computed {
     terms: Vec<f64>,
     gradient: NamedGradients,
 }

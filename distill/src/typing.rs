@@ -90,6 +90,11 @@ impl Alignment {
         self.moved(range.start, |noisy| noisy.start)..self.moved(range.end, |noisy| noisy.end)
     }
 
+    /// The way back: [`map`](Self::map) of it says what a range of the noisy text was. What was left out where a range ends belongs to it.
+    pub fn inverted(&self) -> Alignment {
+        Alignment { changes: self.changes.iter().map(|(clean, noisy)| (noisy.clone(), clean.clone())).collect() }
+    }
+
     /// The changes in the order of the text, each as bytes of the clean text (never empty) and of the noisy one.
     pub fn changes(&self) -> &[(Range<usize>, Range<usize>)] {
         &self.changes
@@ -138,14 +143,15 @@ impl TypingNoise {
     }
 
     /// [`apply`](Self::apply) to a text with entities: each covers exactly what became of it.
-    pub fn example(&self, example: &Example, seed: u64) -> Example {
+    pub fn example(&self, example: &Example, seed: u64) -> (Example, Alignment) {
         let keep: Vec<Range<usize>> = example.entities.iter().map(|entity| entity.range.clone()).collect();
         let (text, alignment) = self.apply(&example.text, &keep, seed);
         let moved = |entity: &Annotation| Annotation {
             label: entity.label.clone(),
             range: alignment.map(entity.range.clone()),
         };
-        Example { id: example.id.clone(), text, entities: example.entities.iter().map(moved).collect() }
+        let entities = example.entities.iter().map(moved).collect();
+        (Example { id: example.id.clone(), text, entities }, alignment)
     }
 
     /// [`apply`](Self::apply) to a text with labels of the whole, which stay.

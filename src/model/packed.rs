@@ -6,8 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-#[cfg(feature = "autodiff")]
-use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 #[cfg(feature = "autodiff")]
@@ -62,9 +60,9 @@ struct Head {
     classifier: Packed,
 }
 
-/// Sees, before each layer, its number from 0, the first token of a group of sequences, and the group's inputs `[tokens, hidden]` and queries,
-/// keys and values `[tokens, 3 * hidden]`.
-type ObserveGroup<'a> = dyn FnMut(usize, usize, &[f32], &[f32]) + 'a;
+/// Sees, before each layer, its number from 0, and a group of sequences' inputs `[tokens, hidden]` and queries, keys and values
+/// `[tokens, 3 * hidden]`; groups in order.
+type ObserveGroup<'a> = dyn FnMut(usize, &[f32], &[f32]) + 'a;
 
 /// What one call needs at a time.
 #[derive(Default)]
@@ -133,7 +131,7 @@ impl PackedModel {
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
-        let result = self.compute(batch, &mut workspace, &mut |_, _, _, _| (), check).and_then(|()| {
+        let result = self.compute(batch, &mut workspace, &mut |_, _, _| (), check).and_then(|()| {
             let sequences = self.sequences(batch, &workspace.x);
             match (output, &self.head) {
                 (Output::States, _) => Ok(sequences.map(<[f32]>::to_vec).collect()),
@@ -158,43 +156,40 @@ impl PackedModel {
         })
     }
 
-    /// What [`Model`](super::Model) gives of a batch: each hidden state of `wanted` that the model has, `[batch, seq, hidden]`, and the
-    /// head's logits, `[batch, positions, labels]`; zeros for padding. States of attention blocks are not kept here.
     #[cfg(feature = "autodiff")]
-    fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<(Observed, Vec<f32>)> {
+    fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
         let head = self.head.as_ref().ok_or_else(super::no_labels)?;
-        let (h, [sequences, seq]) = (self.config.hidden_size, batch.dims());
-        let padded: Vec<usize> =
-            (0..).zip(batch.lengths()).flat_map(|(row, &n)| (0..n).map(move |i| row * seq + i)).collect();
-        let mut states = Observed::new();
-        let mut keep = |state: HiddenState, first: usize, rows: &[f32], width: usize, column: usize| {
+        let h = self.config.hidden_size;
+        let mut states = BTreeMap::<HiddenState, Vec<f32>>::new();
+        // Groups come in order, so the rows of a state too.
+        let mut keep = |state: HiddenState, rows: &[f32], width: usize, column: usize| {
             if wanted.contains(&state) {
-                let all = states.entry(state).or_insert_with(|| vec![0.0; sequences * seq * h]);
-                for (row, at) in rows.chunks(width).zip(&padded[first..]) {
-                    all[at * h..][..h].copy_from_slice(&row[column..][..h]);
-                }
+                let all = states.entry(state).or_default();
+                rows.chunks(width).for_each(|row| all.extend_from_slice(&row[column..][..h]));
             }
         };
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
-        let mut observe = |number: usize, first: usize, x: &[f32], qkv: &[f32]| {
-            keep(HiddenState::Layer(number), first, x, h, 0);
+        let mut observe = |number: usize, x: &[f32], qkv: &[f32]| {
+            keep(HiddenState::Layer(number), x, h, 0);
             let of: [fn(usize) -> HiddenState; 3] = [HiddenState::Query, HiddenState::Key, HiddenState::Value];
             for (state, column) in of.iter().zip([0, h, 2 * h]) {
-                keep(state(number + 1), first, qkv, 3 * h, column);
+                keep(state(number + 1), qkv, 3 * h, column);
             }
         };
         self.compute(batch, &mut workspace, &mut observe, &mut || Ok(()))?;
-        keep(HiddenState::Layer(self.layers.len()), 0, &workspace.x, h, 0);
-        let (positions, labels) =
-            (if self.config.task == Task::TokenClassification { seq } else { 1 }, self.config.id2label.len());
-        let mut logits = vec![0.0; sequences * positions * labels];
-        let rows = logits.chunks_mut((positions * labels).max(1));
-        for (states, logits) in self.sequences(batch, &workspace.x).zip(rows) {
-            let found = head.logits(states, &mut space(&workspace.threads).scratch);
-            logits[..found.len()].copy_from_slice(&found);
+        keep(HiddenState::Layer(self.layers.len()), &workspace.x, h, 0);
+        let of = |last: &[f32]| FrozenOutputs {
+            logits: head.logits(last, &mut space(&workspace.threads).scratch),
+            states: BTreeMap::new(),
+        };
+        let mut outputs: Vec<FrozenOutputs> = self.sequences(batch, &workspace.x).map(of).collect();
+        for (state, values) in states {
+            for (values, outputs) in self.sequences(batch, &values).zip(&mut outputs) {
+                outputs.states.insert(state, values.to_vec());
+            }
         }
         lock(&self.workspaces).push(workspace);
-        Ok((states, logits))
+        Ok(outputs)
     }
 
     /// Leaves the last hidden states of all tokens, without padding, in `workspace.x`.
@@ -236,7 +231,7 @@ impl PackedModel {
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).filter(|_| is_one_group);
-            let (mut x, mut lengths, mut first) = (x.as_mut_slice(), batch.lengths(), 0);
+            let (mut x, mut lengths) = (x.as_mut_slice(), batch.lengths());
             while !lengths.is_empty() {
                 check()?;
                 let (sequences, tokens) = group(lengths);
@@ -245,9 +240,9 @@ impl PackedModel {
                 if !is_one_group {
                     self.project(layer, group, qkv, spaces);
                 }
-                observe(i, first, group, qkv);
+                observe(i, group, qkv);
                 self.layer(layer, next, these, group, qkv, context, spaces);
-                (x, lengths, first) = (rest, others, first + tokens);
+                (x, lengths) = (rest, others);
             }
         }
         check()
@@ -352,9 +347,15 @@ impl PackedModel {
     }
 }
 
-/// Hidden states, `[batch, seq, hidden]`.
+/// What a [`FrozenModel`] gives of a sequence.
 #[cfg(feature = "autodiff")]
-type Observed = BTreeMap<HiddenState, Vec<f32>>;
+#[derive(Clone)]
+pub struct FrozenOutputs {
+    /// `[tokens, labels]` for token classification, `[1, labels]` for text classification.
+    pub logits: Vec<f32>,
+    /// `[tokens, hidden]` each.
+    pub states: BTreeMap<HiddenState, Vec<f32>>,
+}
 
 /// A model that answers and is not trained, such as a teacher: the kernels compute it in f32.
 #[cfg(feature = "autodiff")]
@@ -372,26 +373,18 @@ impl FrozenModel {
         Ok(FrozenModel(PackedModel::load(config, source, kernel)?))
     }
 
-    /// The hidden states of `wanted` that the model has, `[batch, seq, hidden]`, and its logits: `[batch, seq, labels]` for token
-    /// classification, `[batch, 1, labels]` for text classification, on `device`. Padding is zeros. [`HiddenState::Attention`] is not kept.
-    /// Runs in rayon's current pool, on the processor.
+    /// What it gives of each sequence: its logits, and the hidden states of `wanted` that it has; [`HiddenState::Attention`] is not kept.
+    /// A sequence's values are the same bits whatever else is in the batch. Runs in rayon's current pool, on the processor.
     ///
     /// # Errors
     /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
-    pub fn compute(
-        &self,
-        batch: &Batch,
-        wanted: &BTreeSet<HiddenState>,
-        device: &Device,
-    ) -> Result<(BTreeMap<HiddenState, Tensor<3>>, Tensor<3>)> {
-        let (states, logits) = self.0.observed(batch, wanted)?;
-        let (sequences, config) = (batch.lengths().len(), &self.0.config);
-        let tensor = |values: Vec<f32>, width: usize| {
-            let shape = [sequences, values.len() / (sequences * width).max(1), width];
-            Tensor::<3>::from_data(TensorData::new(values, shape), device)
-        };
-        let states = states.into_iter().map(|(state, values)| (state, tensor(values, config.hidden_size))).collect();
-        Ok((states, tensor(logits, config.id2label.len())))
+    pub fn compute(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
+        self.0.observed(batch, wanted)
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.0.config
     }
 }
 

@@ -38,7 +38,7 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
     let run = |name: &str, stop_after: usize| {
         let stop = AtomicBool::new(false);
         let (path, mut listener) = (folder.path().join(name), After(stop_after, &stop));
-        train(start.clone(), Some(start.clone()), &data, &config, &path, &stop, &mut listener).unwrap()
+        train(start.clone(), Some(Teacher::new(start.clone())), &data, &config, &path, &stop, &mut listener).unwrap()
     };
     let model = |name: &str| {
         let model = Checkpoint::open(folder.path().join(name).join("model")).unwrap();
@@ -60,5 +60,57 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
         let Outcome::Finished { dev_score, .. } = run(&name, 0) else { panic!("{name}") };
         assert_eq!((model(&name), dev_score), (model("whole"), Some(score)), "{name}");
         assert_eq!(log(&name), log("whole"), "{name}");
+    }
+}
+
+#[test]
+fn a_second_run_computes_no_teacher_and_neither_the_cache_nor_its_damage_changes_a_bit() {
+    let text = "the pain of aspirin";
+    let annotation = |label: &str, range| Annotation { label: label.to_owned(), range };
+    let entities = vec![annotation("Disease", 4..8), annotation("Chemical", 12..19)];
+    let examples =
+        (0..9).map(|i| Example { id: String::new(), text: format!("{text} {i}"), entities: entities.clone() });
+    let covers = BTreeSet::from(["Chemical", "Disease"].map(str::to_owned));
+    let set = NerSet { examples: examples.collect(), covers };
+    let data = Data::Entities { train: vec![set.clone()], dev: vec![set], transfer: vec![format!("no {text}")] };
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let checkpoint = |name: &str| Checkpoint::open(format!("../tests/fixtures/checkpoints/{name}")).unwrap();
+    // With a teacher of other tokens, and one of the student's whose texts have noise.
+    for (name, noise) in [("roberta-token", false), ("bert-token", true)] {
+        let mut config: TrainConfig = serde_json::from_str(
+            r#"{"epochs": 2, "batch_size": 4, "threads": 2, "terms": [{"term": "soft_targets", "weight": 1, "temperature": 2}]}"#,
+        )
+        .unwrap();
+        config.noise = noise.then(crate::TypingNoise::default);
+        let run = |run: &str, cached: bool| {
+            let (stop, path) = (AtomicBool::new(false), folder.path().join(format!("{name}-{run}")));
+            let mut teacher = Teacher::new(checkpoint(name));
+            if cached {
+                teacher = teacher.with_cache(&cache, 1 << 20);
+            }
+            let student = checkpoint("bert-token");
+            train(student, Some(teacher), &data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
+            let log = std::fs::read_to_string(path.join("log.jsonl")).unwrap();
+            let line =
+                log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).find(|l| l["teacher"].is_object());
+            let count = |name: &str| line.as_ref().and_then(|line| line["teacher"][name].as_u64());
+            let weights = weights_sha256(&Checkpoint::open(path.join("model")).unwrap().weights);
+            (weights, count("computed"), count("cached"))
+        };
+        let (weights, computed, _) = run("plain", false);
+        assert_eq!(computed, None);
+        let (first, Some(computed), _) = run("first", true) else { panic!("nothing is logged") };
+        assert!(computed > 0);
+        let (second, none, cached) = run("second", true);
+        assert_eq!((none, cached.unwrap() >= computed), (Some(0), true));
+        let file = cache.join("answers.bin");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let (mended, again, _) = run("damaged", true);
+        assert!(again.unwrap() <= 2, "{again:?}");
+        assert_eq!([&first, &second, &mended], [&weights; 3]);
     }
 }

@@ -145,7 +145,7 @@ fn examples_and_labelled_texts_keep_their_labels() {
         entities: vec![entity("Chemical", 17..27), entity("Disease", 32..44)],
     };
     let noise = only(|noise| noise.abbreviation = 1.0);
-    let noisy = noise.example(&example, 1);
+    let (noisy, _) = noise.example(&example, 1);
     assert_eq!((noisy.id.as_str(), noisy.text.as_str()), ("7", "The pt took lisinopril for HTN"));
     assert_eq!(noisy.entities, [entity("Chemical", 12..22), entity("Disease", 27..30)]);
     let labelled = LabelledText { id: "a".to_owned(), text: example.text, labels: vec!["x".to_owned()] };

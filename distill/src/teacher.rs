@@ -1,0 +1,288 @@
+//! A teacher's answers, at the places of its student's tokens.
+//!
+//! A teacher need not read what its student reads: where its tokenizer is another one it reads the same characters as its own tokens,
+//! and where a text got noise it reads the clean text. Its answers then belong to the student's words of the same characters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ampoule::decode::Scheme;
+use ampoule::model::{FrozenModel, FrozenOutputs, HiddenState};
+use ampoule::text::{Token, Tokenizer};
+use ampoule::{Batch, Checkpoint, Error, Result, Task};
+use burn::tensor::{Device, Tensor, TensorData};
+use half::f16;
+
+use crate::cache::Cache;
+use crate::losses::{Outputs, Term};
+use crate::typing::Alignment;
+
+/// Who teaches a student.
+pub struct Teacher {
+    pub(crate) checkpoint: Checkpoint,
+    cache: Option<(PathBuf, u64)>,
+}
+
+impl Teacher {
+    /// This checkpoint, whose tokenizer may be another one than the student's.
+    pub fn new(checkpoint: Checkpoint) -> Self {
+        Teacher { checkpoint, cache: None }
+    }
+
+    /// Keeps its answers in `folder`, a file of at most `max_bytes`, and takes from there what is asked again: a second run with the same
+    /// texts computes none. They change no bit of the student. The file is as confidential as the texts; it is its owner's alone.
+    pub fn with_cache(self, folder: &Path, max_bytes: u64) -> Self {
+        Teacher { cache: Some((folder.to_owned(), max_bytes)), ..self }
+    }
+}
+
+/// A model that answers and is not trained.
+pub(crate) struct Answering {
+    model: FrozenModel,
+    /// By tag, that of a further word where one word is several; none for labels of whole texts.
+    goes_on: Vec<usize>,
+    cache: Option<Cache>,
+}
+
+impl Answering {
+    /// A teacher has to answer with the student's labels.
+    pub(crate) fn load(teacher: Teacher, sha256: &str, student: &Checkpoint) -> Result<Self> {
+        let Teacher { checkpoint: mut teacher, cache } = teacher;
+        let config = &teacher.config;
+        if config.id2label != student.config.id2label {
+            return Err(Error::incompatible(format!(
+                "teacher and student have different labels: {:?} and {:?}",
+                config.id2label, student.config.id2label
+            )));
+        }
+        let goes_on = match config.task {
+            Task::TokenClassification => Scheme::new(&config.id2label)?.continued(),
+            _ => Vec::new(),
+        };
+        let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, sha256, max_bytes)).transpose()?;
+        Ok(Answering { model: FrozenModel::load(config, &mut teacher.weights)?, goes_on, cache })
+    }
+
+    /// What the terms need of it, at the places of a batch `[batch, seq]` of which these are the readings; zeros elsewhere.
+    pub(crate) fn outputs(
+        &self,
+        terms: &[Term],
+        readings: &[Reading],
+        [batch, seq]: [usize; 2],
+        device: &Device,
+    ) -> Result<Outputs> {
+        let config = self.model.config();
+        let wanted: BTreeSet<HiddenState> = terms.iter().flat_map(Term::pairs).map(|(_, state)| state).collect();
+        let found = self.answers(readings, &wanted)?;
+        let (labels, h) = (config.id2label.len(), config.hidden_size);
+        let positions = if config.task == Task::TokenClassification { seq } else { 1 };
+        let mut logits = vec![0.0; batch * positions * labels];
+        let mut states: BTreeMap<HiddenState, Vec<f32>> = BTreeMap::new();
+        for (row, (reading, found)) in readings.iter().zip(&found).enumerate() {
+            for (column, answer) in reading.answers.iter().enumerate() {
+                let Some(Answer { at, is_further }) = *answer else { continue };
+                let into = &mut logits[(row * positions + column) * labels..][..labels];
+                into.copy_from_slice(&found.logits[at * labels..][..labels]);
+                if is_further {
+                    self.go_on(into);
+                }
+            }
+            for (&state, values) in &found.states {
+                let all = states.entry(state).or_insert_with(|| vec![0.0; batch * seq * h]);
+                for (column, at) in reading.tokens.iter().enumerate().filter_map(|(i, at)| Some((i, (*at)?))) {
+                    all[(row * seq + column) * h..][..h].copy_from_slice(&values[at * h..][..h]);
+                }
+            }
+        }
+        let tensor = |values: Vec<f32>, shape: [usize; 3]| Tensor::from_data(TensorData::new(values, shape), device);
+        let states = states.into_iter().map(|(state, values)| (state, tensor(values, [batch, seq, h]))).collect();
+        Ok(Outputs { logits: tensor(logits, [batch, positions, labels]), states })
+    }
+
+    /// What it gives of what it reads, from the cache where that has it; to the precision of the cache even where there is none.
+    fn answers(&self, readings: &[Reading], wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
+        let config = self.model.config();
+        let compute = |ids: &[&[u32]]| {
+            let outputs = self.model.compute(&Batch::new(ids, config.pad_token_id), wanted)?;
+            Ok(outputs.iter().map(packed).collect::<Vec<_>>())
+        };
+        let ids: Vec<&[u32]> = readings.iter().map(|reading| reading.ids.as_slice()).collect();
+        let packed = match &self.cache {
+            None => compute(&ids)?,
+            Some(cache) => cache.get_or_compute(&ids, wanted, &compute)?,
+        };
+        let labels = config.id2label.len();
+        let of = |(bytes, ids): (&Vec<u8>, &&[u32])| {
+            let positions = if config.task == Task::TokenClassification { ids.len() } else { 1 };
+            unpacked(bytes, positions * labels, ids.len() * config.hidden_size, wanted)
+        };
+        Ok(packed.iter().zip(&ids).map(of).collect())
+    }
+
+    /// How many sequences were computed, and how many were found in the cache.
+    pub(crate) fn counts(&self) -> Option<(usize, usize)> {
+        self.cache.as_ref().map(Cache::counts)
+    }
+
+    /// The logits of a word that an earlier one's answer was for too: what began an entity there goes on with it here.
+    fn go_on(&self, logits: &mut [f32]) {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = vec![0.0f32; logits.len()];
+        for (&x, &tag) in logits.iter().zip(&self.goes_on) {
+            sums[tag] += (x - largest).exp();
+        }
+        logits.iter_mut().zip(sums).for_each(|(x, sum)| *x = sum.max(1e-9).ln());
+    }
+}
+
+/// Logits and states as f16, one after the other.
+fn packed(outputs: &FrozenOutputs) -> Vec<u8> {
+    let values = std::iter::once(&outputs.logits).chain(outputs.states.values()).flatten();
+    values.flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
+}
+
+/// So many logits, and then those of the wanted states that are there, of so many values each.
+fn unpacked(bytes: &[u8], logits: usize, state: usize, wanted: &BTreeSet<HiddenState>) -> FrozenOutputs {
+    let values: Vec<f32> = bytes.as_chunks::<2>().0.iter().map(|&x| f16::from_le_bytes(x).to_f32()).collect();
+    let (logits, states) = values.split_at(logits.min(values.len()));
+    let states = wanted.iter().copied().zip(states.chunks(state.max(1)).map(<[f32]>::to_vec)).collect();
+    FrozenOutputs { logits: logits.to_vec(), states }
+}
+
+/// What the teacher reads in place of a student's sequence, and where its answers belong.
+#[derive(Clone)]
+pub(crate) struct Reading {
+    /// With special tokens.
+    ids: Vec<u32>,
+    /// For each token of the student's sequence, special ones too, the teacher's token of the same characters.
+    pub(crate) tokens: Vec<Option<usize>>,
+    /// For each position of the student's.
+    pub(crate) answers: Vec<Option<Answer>>,
+}
+
+/// Where the teacher answers for a position of the student's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    at: usize,
+    /// Whether it answers for an earlier word of the student's too.
+    is_further: bool,
+}
+
+impl Reading {
+    /// The student's own sequence; it has answers where `counts`.
+    pub(crate) fn same(ids: &[u32], counts: impl Iterator<Item = bool>) -> Self {
+        let answer = |(at, counts): (usize, bool)| counts.then_some(Answer { at, is_further: false });
+        let answers = counts.enumerate().map(answer).collect();
+        Reading { ids: ids.to_vec(), tokens: (0..ids.len()).map(Some).collect(), answers }
+    }
+}
+
+/// How a teacher reads its student's texts.
+pub(crate) struct Reader {
+    tokenizer: Tokenizer,
+    /// The most tokens of a sequence, special ones not counted.
+    window: usize,
+    is_of_words: bool,
+    /// Whether its tokens are the student's.
+    is_same: bool,
+}
+
+impl Reader {
+    pub(crate) fn new(teacher: &Checkpoint, student: &Checkpoint) -> Self {
+        Reader {
+            tokenizer: teacher.tokenizer.clone(),
+            window: teacher.config.max_tokens() - 2,
+            is_of_words: teacher.config.task == Task::TokenClassification,
+            is_same: teacher.tokenizer.to_json() == student.tokenizer.to_json(),
+        }
+    }
+
+    /// What the teacher reads where its student reads `tokens`, of a text that was `clean` before it got noise; none where that is the
+    /// same.
+    pub(crate) fn read(&self, tokens: &[Token], clean: &Clean) -> Result<Option<Reading>> {
+        if self.is_same && clean.back.changes().is_empty() {
+            return Ok(None);
+        }
+        let ranges: Vec<Range<usize>> = tokens.iter().map(|token| clean.back.map(token.range.clone())).collect();
+        let (start, end) = match (ranges.first(), ranges.last()) {
+            (Some(first), Some(last)) => (first.start, last.end.max(first.start)),
+            _ => (0, 0),
+        };
+        // What was left out just before belongs to the first word: it may be its first letter.
+        let left_out = clean.back.changes().iter().find(|(_, was)| was.end == start);
+        let start = clean.text.floor_char_boundary(left_out.map_or(start, |(_, was)| was.start));
+        let text = &clean.text[start..clean.text.ceil_char_boundary(end)];
+        let mut read = self.tokenizer.encode(text)?;
+        read.truncate(self.window);
+        read.iter_mut().for_each(|token| token.range = token.range.start + start..token.range.end + start);
+
+        let middle = read.iter().map(|token| token.id);
+        let ids = std::iter::once(self.tokenizer.cls_id()).chain(middle).chain([self.tokenizer.sep_id()]).collect();
+        let mut answers = vec![None; if self.is_of_words { tokens.len() + 2 } else { 1 }];
+        if self.is_of_words {
+            let words = words(tokens.iter().zip(&ranges).map(|(token, range)| (range, token.starts_word)));
+            let of_teacher = words_of(&read);
+            for ((word, _), answer) in words.iter().zip(answers_of(&words, &of_teacher)) {
+                answers[word + 1] = answer;
+            }
+        } else {
+            answers[0] = Some(Answer { at: 0, is_further: false });
+        }
+        let same = same_characters(&ranges, &read).into_iter().map(|at| at.map(|at| at + 1));
+        let tokens = std::iter::once(Some(0)).chain(same).chain([Some(read.len() + 1)]).collect();
+        Ok(Some(Reading { ids, tokens, answers }))
+    }
+}
+
+/// A text before it got noise, and the way back to it.
+pub(crate) struct Clean<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) back: Alignment,
+}
+
+/// The words of tokens, each as its first token and its range.
+fn words<'t>(tokens: impl Iterator<Item = (&'t Range<usize>, bool)>) -> Vec<(usize, Range<usize>)> {
+    let mut words: Vec<(usize, Range<usize>)> = Vec::new();
+    for (i, (range, starts_word)) in tokens.enumerate() {
+        match words.last_mut() {
+            Some((_, word)) if !starts_word => word.end = range.end,
+            _ => words.push((i, range.clone())),
+        }
+    }
+    words
+}
+
+fn words_of(tokens: &[Token]) -> Vec<(usize, Range<usize>)> {
+    words(tokens.iter().map(|token| (&token.range, token.starts_word)))
+}
+
+/// For each word of the student's, the teacher's first word that shares characters with it.
+fn answers_of(words: &[(usize, Range<usize>)], of_teacher: &[(usize, Range<usize>)]) -> Vec<Option<Answer>> {
+    // The teacher's word that an earlier one of the student's ended in.
+    let mut last = None;
+    let mut first = 0;
+    let each = words.iter().map(|(_, word)| {
+        first += of_teacher[first..].iter().take_while(|(_, other)| other.end <= word.start).count();
+        let shared = of_teacher[first..].iter().take_while(|(_, other)| other.start < word.end).count();
+        let (at, _) = of_teacher.get(first).filter(|_| shared > 0)?;
+        let answer = Answer { at: at + 1, is_further: last == Some(first) };
+        last = Some(first + shared - 1);
+        Some(answer)
+    });
+    each.collect()
+}
+
+/// For each range, the teacher's token of exactly these characters.
+fn same_characters(ranges: &[Range<usize>], read: &[Token]) -> Vec<Option<usize>> {
+    let mut at = 0;
+    let each = ranges.iter().map(|range| {
+        at += read[at..].iter().take_while(|token| token.range.start < range.start).count();
+        let is_same = |token: &&Token| token.range == *range && !range.is_empty();
+        read.get(at).filter(is_same).map(|_| at)
+    });
+    each.collect()
+}
+
+#[cfg(test)]
+mod tests;
