@@ -7,7 +7,7 @@ use ampoule::decode::Scheme;
 use ampoule::{ModelConfig, Task};
 use ampoule_distill::Data;
 use ampoule_distill::data::{
-    LabelledText, NerSet, OffsetUnit, read_folder, read_labelled, read_lines, read_ner, split,
+    LabelledText, NerSet, OffsetUnit, held_out, read_folder, read_labelled, read_lines, read_ner, split,
 };
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -16,8 +16,9 @@ use crate::ui::hint;
 
 #[derive(clap::Args)]
 pub struct DataArgs {
-    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl). `FOLDER=Label,…` says which labels it
-    /// covers, where they are not those that occur in its train file. May be given several times
+    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl), or one file. Where there is no dev file, every
+    /// twentieth text, by its hash, is held out in its place. `FOLDER=Label,…` says which labels it covers, where they are not those that
+    /// occur in its train file. May be given several times
     #[arg(long, required = true, value_name = "FOLDER[=LABELS]")]
     pub data: Vec<String>,
     /// Text without labels, one a line or .jsonl
@@ -80,6 +81,25 @@ impl Corpus {
             }
             _ => Corpus { path: argument.into(), covers: None },
         }
+    }
+
+    /// Whether a file of it is there to choose by; otherwise some of its texts to train on are held out.
+    fn has_dev(&self) -> bool {
+        self.path.is_dir() && split(&self.path, Split::Dev.as_str()).is_ok()
+    }
+
+    /// Parts its texts into those to train on and those to choose by.
+    fn held_out<T>(&self, texts: Vec<T>, text: impl Fn(&T) -> &str) -> Result<(Vec<T>, Vec<T>)> {
+        let (path, all) = (self.path.display(), texts.len());
+        let (train, dev) = held_out(texts, text);
+        if train.is_empty() || dev.is_empty() {
+            return Err(hint(
+                format!("{path}: {all} texts are too few to hold some out to choose by"),
+                "a folder with a train and a dev file",
+            ));
+        }
+        eprintln!("{path}: no dev file; {} of {all} texts are held out to choose by", dev.len());
+        Ok((train, dev))
     }
 
     fn file(&self, which: Split) -> ampoule::Result<PathBuf> {
@@ -145,12 +165,31 @@ impl DataArgs {
         match kinds.into_iter().collect::<Vec<_>>().as_slice() {
             [true] => {
                 let unit = self.offsets.unit();
-                let read = |split| corpora.iter().map(|c| c.entities(split, unit)).collect::<ampoule::Result<Vec<_>>>();
-                Ok(Data::Entities { train: read(Split::Train)?, dev: read(Split::Dev)?, transfer })
+                let (mut train, mut dev) = (Vec::new(), Vec::new());
+                for corpus in &corpora {
+                    let set = corpus.entities(Split::Train, unit)?;
+                    if corpus.has_dev() {
+                        train.push(set);
+                        dev.push(corpus.entities(Split::Dev, unit)?);
+                        continue;
+                    }
+                    let (examples, chosen_by) = corpus.held_out(set.examples, |example| &example.text)?;
+                    train.push(NerSet { examples, covers: set.covers.clone() });
+                    dev.push(NerSet { examples: chosen_by, covers: set.covers });
+                }
+                Ok(Data::Entities { train, dev, transfer })
             }
             [false] => {
-                let read = |split| corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>();
-                Ok(Data::Labels { train: read(Split::Train)?.concat(), dev: read(Split::Dev)?.concat(), transfer })
+                let (mut train, mut dev) = (Vec::new(), Vec::new());
+                for corpus in &corpora {
+                    let (texts, chosen_by) = match (corpus.labelled(Split::Train)?, corpus.has_dev()) {
+                        (texts, true) => (texts, corpus.labelled(Split::Dev)?),
+                        (texts, false) => corpus.held_out(texts, |text| &text.text)?,
+                    };
+                    train.extend(texts);
+                    dev.extend(chosen_by);
+                }
+                Ok(Data::Labels { train, dev, transfer })
             }
             _ => Err(hint("some of the data marks entities and some whole texts", "one kind of data in one run")),
         }

@@ -20,6 +20,9 @@ pub struct Args {
     /// The unit of "start" and "end" in JSON
     #[arg(long, value_enum, default_value = "utf8")]
     offsets: Offsets,
+    /// Put the text and the model's labels into the JSON too: such lines are labelled data for `train` and `distill`
+    #[arg(long, requires = "json")]
+    with_text: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,7 +66,13 @@ pub fn run(args: Args) -> Result<()> {
             .zip(&entities)
             .map(|((start, end), e)| json!({"label": *e.label, "start": start, "end": end, "score": e.score}))
             .collect();
-        print_json(&json!({"id": input.id, "entities": entities}))
+        let mut line = json!({"id": input.id, "entities": entities});
+        if args.with_text {
+            line["text"] = input.text.into();
+            line["offsets"] = args.offsets.to_possible_value().map(|unit| unit.get_name().to_owned()).into();
+            line["covers"] = json!(extractor.labels().iter().map(|label| &**label).collect::<Vec<&str>>());
+        }
+        print_json(&line)
     })
 }
 

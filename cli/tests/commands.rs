@@ -265,7 +265,16 @@ fn bad_data_is_refused_by_file_and_line() {
             "train.jsonl",
         ),
     ];
-    for (i, (file, content, part)) in cases.iter().enumerate() {
+    let entity = |start: usize, score: f32| {
+        format!("{{\"start\": {start}, \"end\": {}, \"label\": \"Disease\", \"score\": {score}}}", start + 3)
+    };
+    let line = |entities: &str| format!("{{\"text\": \"{CANARY}\", \"entities\": [{entities}]}}\n");
+    let cases = cases.into_iter().chain([
+        ("train.jsonl", line(&format!("{}, {}", entity(0, 1.0), entity(2, 1.0))), "overlaps"),
+        ("train.jsonl", line(&entity(0, 1.5)), "its score 1.5 is not in 0..=1"),
+        ("train.jsonl", line(&entity(0, 0.5)), "too few to hold some out"),
+    ]);
+    for (i, (file, content, part)) in cases.enumerate() {
         let corpus = folder.path().join(format!("c{i}"));
         fs::create_dir_all(&corpus).unwrap();
         fs::write(corpus.join(file), content).unwrap();
@@ -344,6 +353,11 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
             let run = path(&format!("{verb}-killed-{kill}"));
             let mut arguments = training(verb, corpus, &run);
             arguments.extend(&start);
+            // The teacher's answers, which killed runs leave half written, change nothing.
+            let cache = path("cache");
+            if verb == "distill" {
+                arguments.extend(["--cache", &cache]);
+            }
             let mut child = Command::new(env!("CARGO_BIN_EXE_ampoule"))
                 .args(&arguments)
                 .stdout(Stdio::null())
@@ -365,6 +379,9 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
             assert!(is_vocabulary || !holds, "{}", file.display());
         }
     }
+
+    let answers = fs::read(Path::new(&path("cache")).join("answers.bin")).unwrap();
+    assert!(answers.len() > 1000 && !answers.windows(CANARY.len()).any(|w| w == CANARY.as_bytes()));
 
     // What the last stage measured in int8 is what the bundle gives that a device gets.
     let (student, bundle) = (path("distill-unbroken"), path("x.int8.safetensors"));
@@ -553,6 +570,38 @@ impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
     }
+}
+
+/// A model writes labels for texts that have none, and another learns from them; no text has to be annotated by hand.
+#[test]
+fn what_a_model_found_is_data_to_train_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let letters: Vec<char> = ('a'..='z').collect();
+    let texts: Vec<String> =
+        letters.iter().map(|c| format!("{CANARY} {c} the pain of aspirin, angioede\u{301}ma")).collect();
+    fs::write(path("texts.txt"), texts.join("\n")).unwrap();
+    for unit in ["utf8", "utf16"] {
+        let (labels, run) = (path(&format!("{unit}.jsonl")), path(unit));
+        let texts = path("texts.txt");
+        let extract = ["extract", "--file", &texts, "--lines", "--json", "--with-text", "--offsets", unit];
+        let output = ampoule(&extract);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        fs::write(&labels, &output.stdout).unwrap();
+        let first: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().next().unwrap()).unwrap();
+        assert_eq!(first["covers"], serde_json::json!(["Chemical", "Disease"]));
+        assert!(first["entities"][0]["score"].as_f64().unwrap() > 0.1, "{first}");
+        let start = fixture("bert-encoder");
+        let mut arguments = training("train", &labels, &run);
+        arguments.extend(["--model", start.to_str().unwrap()]);
+        let output = ampoule(&arguments);
+        let said = text(&output.stderr);
+        assert!(output.status.success() && said.contains("of 26 texts are held out"), "{said}");
+        assert!(!said.contains(CANARY));
+    }
+    // Units are read from the file, so both runs saw the same.
+    assert!(model_of(Path::new(&path("utf8"))) == model_of(Path::new(&path("utf16"))));
+    assert_eq!(ampoule(&["extract", "--with-text", "a"]).status.code(), Some(2));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! | What | File | Function |
 //! |---|---|---|
 //! | entities | `.tsv`, `.conll`, `.iob2`: `token<TAB>tag`, strict IOB2, a blank line after each sentence | [`read_conll`] |
-//! | entities | `.jsonl`: `{"id"?, "text", "entities": [{"start", "end", "label", "text"?}], "offsets"?, "covers"?}` | [`read_ner`] |
+//! | entities | `.jsonl`: `{"id"?, "text", "entities": [{"start", "end", "label", "text"?, "score"?}], "offsets"?, "covers"?}` | [`read_ner`] |
 //! | labels | `.jsonl`: `{"id"?, "text", "label"}` or `{"id"?, "text", "labels": […]}` | [`read_labelled`] |
 //! | plain text | a sentence a line | [`read_lines`] |
 //!
@@ -24,6 +24,7 @@ use std::str::FromStr;
 
 use ampoule::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub use join::join;
 pub use jsonl::read_labelled;
@@ -33,7 +34,7 @@ pub use runs::{full_windows, runs};
 /// A text with its entities.
 ///
 /// `Debug` shows lengths, never the text.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Example {
     /// The line's own, or the number of the line on which the example begins. A run has that of its first sentence.
     pub id: String,
@@ -43,13 +44,15 @@ pub struct Example {
     pub entities: Vec<Annotation>,
 }
 
-/// An entity as an annotator marked it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// An entity as an annotator marked it: a human being, or a model.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Annotation {
     /// Without `B-` or `I-`.
     pub label: String,
     /// UTF-8 bytes of the text, on character boundaries and not empty.
     pub range: Range<usize>,
+    /// How sure the annotator is, in `0..=1`; 1 unless the file says otherwise. The entity's words weigh so much in training.
+    pub score: f32,
 }
 
 /// A text with the labels of the whole.
@@ -69,7 +72,7 @@ pub struct LabelledText {
 ///
 /// Where a label is not covered, an unmarked word says nothing against it: NCBI-disease marks no chemicals, yet its texts
 /// name many.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct NerSet {
     /// In the order of the file.
     pub examples: Vec<Example>,
@@ -242,6 +245,12 @@ pub fn read_folder(folder: &Path, unit: OffsetUnit, covers: Option<&[String]>) -
 /// [`NotFound`](ErrorKind::NotFound) if there is none, [`InvalidInput`](ErrorKind::InvalidInput) if there are two.
 pub fn split(folder: &Path, name: &str) -> Result<PathBuf> {
     find(folder, name)?.ok_or_else(|| missing(folder, name))
+}
+
+/// The texts to train on and those to choose by, about a twentieth, of a set that does not part them itself. A text's hash decides, so
+/// equal texts come to the same side.
+pub fn held_out<T>(texts: Vec<T>, text: impl Fn(&T) -> &str) -> (Vec<T>, Vec<T>) {
+    texts.into_iter().partition(|one| Sha256::digest(text(one))[0] >= 13)
 }
 
 /// The extensions of sentences of one token a line.

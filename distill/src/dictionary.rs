@@ -64,7 +64,9 @@ impl Dictionary {
     /// The entities of a text, from left to right, the longest one at each place; upper and lower case are the same to it.
     pub fn tag(&self, text: &str) -> Vec<Annotation> {
         let found = self.find(text).into_iter();
-        found.filter_map(|(node, range)| Some(Annotation { label: self.nodes[node].label.clone()?, range })).collect()
+        found
+            .filter_map(|(node, range)| Some(Annotation { label: self.nodes[node].label.clone()?, range, score: 1.0 }))
+            .collect()
     }
 
     fn insert(&mut self, key: &[String], label: &str) {
@@ -164,7 +166,7 @@ mod tests {
                         let start = example.text.len();
                         example.text.push_str(words);
                         let range = start..example.text.len();
-                        example.entities.push(Annotation { label: label.to_owned(), range });
+                        example.entities.push(Annotation { label: label.to_owned(), range, score: 1.0 });
                         example.text.push_str(after);
                     }
                     None => example.text.push_str(piece),

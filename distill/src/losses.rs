@@ -94,7 +94,7 @@ impl Term {
 pub struct Targets {
     /// Whether the teacher answers for a position, `[batch * positions]`; only first sub-words count, since only they decide.
     pub answered: Vec<f32>,
-    /// Whether a position is labelled, `[batch * positions]`.
+    /// How much a position's label weighs, `[batch * positions]`; 0 where it has none.
     pub labelled: Vec<f32>,
     /// Which tags a labelled position may have, 0 or 1, `[batch * positions, labels]`.
     pub allowed: Vec<f32>,

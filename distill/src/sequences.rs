@@ -73,6 +73,7 @@ impl Data {
                             add(entity.label.as_bytes());
                             add(&(entity.range.start as u64).to_le_bytes());
                             add(&(entity.range.end as u64).to_le_bytes());
+                            add(&entity.score.to_le_bytes());
                         }
                     }
                     add(b"");
@@ -109,8 +110,8 @@ struct Sequence {
 enum Allowed {
     /// Not labelled.
     Any,
-    /// The tag of an entity, or `O` where the corpus covers every label.
-    One(u32),
+    /// The tag of an entity, or `O` where the corpus covers every label, and how much it weighs.
+    One(u32, f32),
     /// `O` in a corpus that does not cover every label: the tags of [`Sequences::outside`] of that corpus.
     Outside(usize),
     /// All labels of a text of a multi-label set.
@@ -242,16 +243,16 @@ impl<'a> Sequences<'a> {
         let covers_all = self.outside[set].iter().sum::<f32>() <= 1.0;
         let tag = |tokens: &[Token]| {
             let words: Vec<Range<usize>> = tokens.iter().map(|t| t.range.clone()).collect();
-            scheme
-                .encode(&words, &spans)
-                .into_iter()
-                .map(|tag| {
-                    Some(match scheme.label_of(tag) {
-                        None if !covers_all => Allowed::Outside(set),
-                        _ => Allowed::One(tag),
-                    })
+            let mut entities = example.entities.iter().peekable();
+            let tags = scheme.encode(&words, &spans).into_iter().zip(&words).map(|(tag, word)| {
+                while entities.next_if(|entity| entity.range.end <= word.start).is_some() {}
+                Some(match scheme.label_of(tag) {
+                    None if !covers_all => Allowed::Outside(set),
+                    None => Allowed::One(tag, 1.0),
+                    Some(_) => Allowed::One(tag, entities.peek().map_or(1.0, |entity| entity.score)),
                 })
-                .collect::<Vec<_>>()
+            });
+            tags.collect::<Vec<_>>()
         };
         self.windows(&example.text, clean, window, tag, out)
     }
@@ -317,7 +318,7 @@ impl<'a> Sequences<'a> {
             .collect::<Result<Vec<_>>>()?;
         match (self.config.task, ids.as_slice()) {
             (Task::MultiLabel, _) => Ok(Allowed::All(ids)),
-            (_, &[one]) => Ok(Allowed::One(one)),
+            (_, &[one]) => Ok(Allowed::One(one, 1.0)),
             (_, _) => Err(Error::invalid_input(format!(
                 "a text has {} labels, and this model gives exactly one; train a multi-label head",
                 ids.len()
@@ -362,7 +363,7 @@ impl<'a> Sequences<'a> {
         for sequence in epoch.batches[step].iter().map(|&i| &epoch.sequences[i]) {
             let mut covers = vec![true; self.config.id2label.len()];
             let tag = |allowed: &Option<Allowed>| match allowed {
-                Some(Allowed::One(tag)) => i64::from(*tag),
+                Some(Allowed::One(tag, _)) => i64::from(*tag),
                 Some(Allowed::Outside(set)) => {
                     for (tag, covers) in covers.iter_mut().enumerate() {
                         *covers = tag == outside || self.outside[*set][tag] == 0.0;
@@ -416,7 +417,10 @@ impl<'a> Sequences<'a> {
                         targets.labelled[at] = 0.0;
                         slots.fill(1.0);
                     }
-                    Allowed::One(tag) => slots[*tag as usize] = 1.0,
+                    Allowed::One(tag, weight) => {
+                        targets.labelled[at] = *weight;
+                        slots[*tag as usize] = 1.0;
+                    }
                     Allowed::Outside(set) => slots.copy_from_slice(&self.outside[*set]),
                     Allowed::All(ids) => ids.iter().for_each(|&id| slots[id as usize] = 1.0),
                 }
@@ -505,12 +509,38 @@ mod tests {
     use crate::losses::Term;
 
     #[test]
+    fn an_entitys_words_weigh_what_its_score_says_and_all_others_one() {
+        let student = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
+        let entity = |label: &str, range, score| Annotation { label: label.to_owned(), range, score };
+        let text = "a pain of aspirin, naloxone and pain".to_owned();
+        let entities =
+            vec![entity("Disease", 2..6, 0.5), entity("Chemical", 10..17, 0.0), entity("Chemical", 19..27, 0.25)];
+        let covers = ["Chemical", "Disease"].map(str::to_owned).into();
+        let train = vec![NerSet { examples: vec![Example { id: String::new(), text, entities }], covers }];
+        let data = Data::Entities { train, dev: Vec::new(), transfer: Vec::new() };
+        let sequences = Sequences::new(&student, None, &data).unwrap();
+        let epoch = sequences.epoch(0, &TrainConfig::default()).unwrap();
+        let [Part { targets, .. }] = &sequences.parts(&epoch, 0, 1)[..] else { panic!("one part") };
+        let weights: Vec<f32> = targets
+            .allowed
+            .chunks(5)
+            .zip(&targets.labelled)
+            .filter(|(a, _)| a[0] < 1.0 && a.contains(&1.0))
+            .map(|(_, &w)| w)
+            .collect();
+        assert_eq!(weights, [0.5, 0.0, 0.25]);
+        let others = targets.allowed.chunks(5).zip(&targets.labelled).filter(|(allowed, _)| allowed[0] == 1.0);
+        let others: Vec<f32> = others.map(|(_, &w)| w).collect();
+        assert_eq!(others, [1.0; 5]);
+    }
+
+    #[test]
     fn noise_is_new_in_each_epoch_and_the_same_in_each_call_and_every_entity_stays_marked() {
         let student = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
         let mut examples = Vec::new();
         for letter in 'a'..='z' {
             let text = format!("{letter} the pain of aspirin, naloxone");
-            let entity = |label: &str, range| Annotation { label: label.to_owned(), range };
+            let entity = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
             let entities = vec![entity("Disease", 6..10), entity("Chemical", 14..21), entity("Chemical", 23..31)];
             examples.push(Example { id: String::new(), text, entities });
         }
@@ -530,7 +560,7 @@ mod tests {
         assert_eq!((ids(&first), &first.batches), (ids(&epoch(0, &noisy)), &epoch(0, &noisy).batches));
         assert_ne!(transferred(&first), transferred(&epoch(0, &clean)));
         assert_ne!(transferred(&first), transferred(&epoch(1, &noisy)));
-        let begins = |sequence: &&Option<Allowed>| matches!(sequence, Some(Allowed::One(1 | 3)));
+        let begins = |sequence: &&Option<Allowed>| matches!(sequence, Some(Allowed::One(1 | 3, _)));
         for number in 0..9 {
             let epoch = epoch(number, &noisy);
             assert_eq!(epoch.sequences.iter().flat_map(|s| &s.allowed).filter(begins).count(), 3 * 26);

@@ -149,6 +149,7 @@ impl TypingNoise {
         let moved = |entity: &Annotation| Annotation {
             label: entity.label.clone(),
             range: alignment.map(entity.range.clone()),
+            score: entity.score,
         };
         let entities = example.entities.iter().map(moved).collect();
         (Example { id: example.id.clone(), text, entities }, alignment)

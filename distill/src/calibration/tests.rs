@@ -184,7 +184,7 @@ fn set(covers: &[&str]) -> NerSet {
     let example = |text: &str, label: &str, range: Range<usize>| Example {
         id: String::new(),
         text: text.to_owned(),
-        entities: vec![Annotation { label: label.to_owned(), range }],
+        entities: vec![Annotation { label: label.to_owned(), range, score: 1.0 }],
     };
     let examples = vec![example("the pain of a patient", "Disease", 4..8), example("", "Disease", 0..0)];
     let covers: BTreeSet<String> = covers.iter().map(|l| (*l).to_owned()).collect();

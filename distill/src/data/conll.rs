@@ -81,7 +81,7 @@ impl Sentence {
         let mut entities: Vec<Annotation> = Vec::new();
         for (tag, range) in self.tags.into_iter().zip(ranges) {
             match (tag, entities.last_mut()) {
-                (Tag::Begin(label), _) => entities.push(Annotation { label, range }),
+                (Tag::Begin(label), _) => entities.push(Annotation { label, range, score: 1.0 }),
                 (Tag::Inside(_), Some(entity)) => entity.range.end = range.end,
                 _ => {}
             }

@@ -24,6 +24,7 @@ struct Entity {
     end: usize,
     label: String,
     text: Option<String>,
+    score: Option<f32>,
 }
 
 #[derive(Deserialize)]
@@ -143,10 +144,14 @@ fn annotations(text: &str, entities: Vec<Entity>, unit: OffsetUnit) -> Result<Ve
     let mut annotations = Vec::with_capacity(entities.len());
     let mut before: Option<(usize, usize)> = None;
     for (index, entity) in entities {
-        let Entity { start, end, label, text: words } = entity;
+        let Entity { start, end, label, text: words, score } = entity;
         let error = |message: String| Err(Error::invalid_input(format!("entity {index}: {message}")));
         if start >= end {
             return error(format!("start {start} is not before end {end}"));
+        }
+        let score = score.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&score) {
+            return error(format!("its score {score} is not in 0..=1"));
         }
         if label.is_empty() {
             return error("its label is empty".to_owned());
@@ -170,7 +175,7 @@ fn annotations(text: &str, entities: Vec<Entity>, unit: OffsetUnit) -> Result<Ve
                 "its \"text\" is not what stands at {start}..{end}, in units of {unit}: check the unit of the offsets"
             ));
         }
-        annotations.push(Annotation { label, range: from..to });
+        annotations.push(Annotation { label, range: from..to, score });
     }
     Ok(annotations)
 }

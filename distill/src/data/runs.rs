@@ -70,6 +70,7 @@ fn together(group: &[Example]) -> Option<Example> {
         run.entities.extend(example.entities.iter().map(|entity| Annotation {
             label: entity.label.clone(),
             range: entity.range.start + at..entity.range.end + at,
+            score: entity.score,
         }));
     }
     Some(run)

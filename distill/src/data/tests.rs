@@ -250,7 +250,7 @@ fn reads_labels_and_lines() {
 
 #[test]
 fn debug_shows_no_text() {
-    let entity = Annotation { label: "Disease".to_owned(), range: 0..8 };
+    let entity = Annotation { label: "Disease".to_owned(), range: 0..8, score: 1.0 };
     let example = Example { id: CANARY.to_owned(), text: CANARY.to_owned(), entities: vec![entity] };
     assert_eq!(format!("{example:?}"), "Example { text: 8 bytes, entities: 1 }");
     let set = NerSet { examples: vec![example], covers: covers(&["Disease"]) };
@@ -309,7 +309,7 @@ proptest! {
         let examples = sentences.iter().enumerate().map(|(index, sentence)| {
             let tokens: Vec<&str> = sentence.iter().map(|(token, _)| token.as_str()).collect();
             let (text, ranges) = join(&tokens);
-            let entities = ranges.into_iter().map(|range| Annotation { label: "A".to_owned(), range }).collect();
+            let entities = ranges.into_iter().map(|range| Annotation { label: "A".to_owned(), range, score: 1.0 }).collect();
             Example { id: index.to_string(), text, entities }
         });
         let set = NerSet { examples: examples.collect(), covers: covers(&["A"]) };

@@ -21,7 +21,7 @@ impl ProgressListener for After<'_> {
 #[test]
 fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
     let text = "the pain of aspirin";
-    let annotation = |label: &str, range| Annotation { label: label.to_owned(), range };
+    let annotation = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
     let entities = vec![annotation("Disease", 4..8), annotation("Chemical", 12..19)];
     let set = |count: usize| NerSet {
         examples: vec![Example { id: String::new(), text: text.to_owned(), entities: entities.clone() }; count],
@@ -66,7 +66,7 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
 #[test]
 fn a_second_run_computes_no_teacher_and_neither_the_cache_nor_its_damage_changes_a_bit() {
     let text = "the pain of aspirin";
-    let annotation = |label: &str, range| Annotation { label: label.to_owned(), range };
+    let annotation = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
     let entities = vec![annotation("Disease", 4..8), annotation("Chemical", 12..19)];
     let examples =
         (0..9).map(|i| Example { id: String::new(), text: format!("{text} {i}"), entities: entities.clone() });

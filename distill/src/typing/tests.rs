@@ -138,7 +138,7 @@ fn kinds_come_by_their_weights() {
 
 #[test]
 fn examples_and_labelled_texts_keep_their_labels() {
-    let entity = |label: &str, range| Annotation { label: label.to_owned(), range };
+    let entity = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
     let example = Example {
         id: "7".to_owned(),
         text: "The patient took lisinopril for hypertension".to_owned(),
