@@ -88,8 +88,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     args.run.train(student, Some(teacher), &data, &settings)?;
     match args.precision {
-        Some(precision) => quantize::run(args.run.bundle(precision, &args.data)),
-        None => Ok(()),
+        Some(precision) if !args.run.plan => quantize::run(args.run.bundle(precision, &args.data)),
+        _ => Ok(()),
     }
 }
 

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use ampoule::Checkpoint;
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
-use ampoule_distill::{Data, Outcome, Teacher, TrainConfig, dump_batches, merge, train};
+use ampoule_distill::{Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, merge, plan, train};
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::data::DataArgs;
 use crate::quantize;
-use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c};
+use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -49,6 +49,9 @@ pub struct RunArgs {
     /// Worker threads; 0 for as many as there are cores, at most four
     #[arg(long)]
     threads: Option<usize>,
+    /// Make a few steps, say how long the run will take and how much memory, and end
+    #[arg(long)]
+    pub plan: bool,
     /// Print each evaluation and the outcome as JSON objects
     #[arg(long)]
     json: bool,
@@ -89,6 +92,36 @@ impl RunArgs {
         args
     }
 
+    fn show(&self, plan: &Plan) -> Result<()> {
+        if self.json {
+            return print_json(&serde_json::to_value(plan)?);
+        }
+        let head =
+            ["stage", "steps", "tokens", "ms a step", "evaluations", "s each", "minutes"].map(str::to_owned).to_vec();
+        let row = |(number, stage): (usize, &PlannedStage)| {
+            let seconds = stage.seconds_per_step * stage.steps as f64;
+            vec![
+                number.to_string(),
+                stage.steps.to_string(),
+                stage.tokens.to_string(),
+                format!("{:.0}", 1e3 * stage.seconds_per_step),
+                stage.evaluations.to_string(),
+                format!("{:.1}", stage.seconds_per_evaluation),
+                format!("{:.0}", (seconds + stage.seconds_per_evaluation * stage.evaluations as f64) / 60.0),
+            ]
+        };
+        let rows: Vec<Vec<String>> = std::iter::once(head).chain((1..).zip(&plan.stages).map(row)).collect();
+        print_line(table(&rows).trim_end())?;
+        let mib = |bytes: f64| format!("{:.0} MiB", bytes / f64::from(1 << 20));
+        let memory = plan.peak_bytes.map(|bytes| format!(", {} of memory", mib(bytes as f64))).unwrap_or_default();
+        print_line(&format!(
+            "about {:.0} minutes with {} threads, if the machine stays as it was in the last seconds{memory}, {} of disk",
+            plan.seconds / 60.0,
+            plan.threads,
+            mib(2.0 * plan.state_bytes as f64),
+        ))
+    }
+
     /// Trains, and says how it ended.
     pub fn train(
         &self,
@@ -97,6 +130,9 @@ impl RunArgs {
         data: &Data,
         settings: &TrainConfig,
     ) -> Result<()> {
+        if self.plan {
+            return self.show(&plan(student, teacher, data, settings)?);
+        }
         let stop = stop_on_ctrl_c()?;
         let mut view = TrainingView::new(self.json);
         let outcome = train(student, teacher, data, settings, &self.run, &stop, &mut view)?;

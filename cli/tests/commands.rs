@@ -338,11 +338,27 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
         let unbroken = path(&format!("{verb}-unbroken"));
         let mut arguments = training(verb, corpus, &unbroken);
         arguments.extend(&start);
+        let planned = ampoule(&[arguments.as_slice(), &["--plan", "--json"]].concat());
+        assert!(planned.status.success() && !Path::new(&unbroken).exists(), "{}", text(&planned.stderr));
+        let planned: serde_json::Value = serde_json::from_slice(&planned.stdout).unwrap();
+        let shown = text(&ampoule(&[arguments.as_slice(), &["--plan"]].concat()).stdout);
+        assert!(shown.contains("minutes with 2 threads"), "{shown}");
         let begun = std::time::Instant::now();
         let output = ampoule(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let whole = begun.elapsed();
         let expected = model_of(Path::new(&unbroken));
+        let log = fs::read_to_string(format!("{unbroken}/log.jsonl")).unwrap();
+        let last: serde_json::Value = log
+            .lines()
+            .rev()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .find(|l| l["step"].is_object())
+            .unwrap();
+        let stages = planned["stages"].as_array().unwrap();
+        let sum = |name: &str| stages.iter().map(|stage| stage[name].as_f64().unwrap()).sum::<f64>();
+        assert_eq!(Some(sum("steps")), last["step"]["steps"].as_f64(), "{planned}");
+        assert!(sum("tokens") > sum("steps") && planned["seconds"].as_f64() > Some(0.0), "{planned}");
         // Finished again, it is the same: its temperature too.
         assert!(ampoule(&arguments).status.success());
         assert!(model_of(Path::new(&unbroken)) == expected);

@@ -61,5 +61,5 @@ pub use run::log_test_reading;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_teacher};
 pub use teacher::Teacher;
-pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, dump_batches, train};
+pub use trainer::{EvaluationLog, Outcome, Plan, PlannedStage, ProgressListener, StepLog, dump_batches, plan, train};
 pub use typing::{Alignment, TypingNoise};

@@ -68,6 +68,11 @@ impl RunFolder {
         Ok(RunFolder { path: path.to_owned(), _lock: lock })
     }
 
+    /// A folder in which nothing is to be written.
+    pub(crate) fn unopened(path: &Path) -> Self {
+        RunFolder { path: path.to_owned(), _lock: None }
+    }
+
     fn state_path(&self) -> PathBuf {
         self.path.join("state.safetensors")
     }
@@ -254,7 +259,7 @@ pub fn log_test_reading(model: &Path, data: &[String]) -> Result<()> {
     let Some(path) = model.parent().filter(|run| run.join("log.jsonl").is_file()) else {
         return Ok(());
     };
-    RunFolder { path: path.to_owned(), _lock: None }.log(&serde_json::json!({ "test_reading": { "data": data } }))
+    RunFolder::unopened(path).log(&serde_json::json!({ "test_reading": { "data": data } }))
 }
 
 pub(crate) fn pretty(value: &Value) -> String {

@@ -125,6 +125,13 @@ pub(crate) struct Epoch {
     pub(crate) batches: Vec<Vec<usize>>,
 }
 
+impl Epoch {
+    /// Tokens of a step, padding not counted.
+    pub(crate) fn tokens(&self, step: usize) -> usize {
+        self.batches[step].iter().map(|&i| self.sequences[i].ids.len()).sum()
+    }
+}
+
 /// A part of a step.
 pub(crate) struct Part {
     pub(crate) batch: Batch,

@@ -5,9 +5,10 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use ampoule::bundle::{Precision, weights_sha256};
-use ampoule::model::{Model, Noise, parameter_name};
+use ampoule::model::{Model, Noise, Weights, parameter_name};
 use ampoule::{Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
@@ -112,14 +113,73 @@ pub fn train(
 ) -> Result<Outcome> {
     let stages = config.checked_stages(teacher.is_some())?;
     // A run goes on with the threads that it began with: sums depend on their number.
+    let (config, stages) = with_threads(config, stages, threads_of(run));
+    let workers = (0..config.threads).map(|_| pool(1)).collect::<Result<_>>()?;
+    let all = || {
+        let (mut trainer, identity) = Trainer::new(student, teacher, data, &config, stages, workers)?;
+        trainer.resume(run, &identity)?;
+        trainer.run(stop, listener)
+    };
+    pool(config.threads)?.install(all)
+}
+
+/// The settings with a number of threads: `before` or as many as the machine has cores, where they name none.
+fn with_threads(
+    config: &TrainConfig,
+    stages: Vec<TrainConfig>,
+    before: Option<usize>,
+) -> (TrainConfig, Vec<TrainConfig>) {
     let threads = match config.threads {
-        0 => threads_of(run).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4))),
+        0 => before.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4))),
         n => n,
     };
-    let config = &TrainConfig { threads, ..config.clone() };
     let stages = stages.into_iter().map(|stage| TrainConfig { threads, ..stage }).collect();
-    let workers = (0..threads).map(|_| pool(1)).collect::<Result<_>>()?;
-    pool(threads)?.install(|| Trainer::new(student, teacher, data, config, stages, run, workers)?.run(stop, listener))
+    (TrainConfig { threads, ..config.clone() }, stages)
+}
+
+/// What a run of [`train`] with these arguments would take, from some of its steps, which are made and thrown away.
+///
+/// # Errors
+/// As [`train`]; no run folder is needed.
+pub fn plan(student: Checkpoint, teacher: Option<Teacher>, data: &Data, config: &TrainConfig) -> Result<Plan> {
+    let stages = config.checked_stages(teacher.is_some())?;
+    let (config, stages) = with_threads(config, stages, None);
+    let workers = (0..config.threads).map(|_| pool(1)).collect::<Result<_>>()?;
+    let measure = || {
+        let (trainer, _) = Trainer::new(student, teacher, data, &config, stages, workers)?;
+        trainer.measure()
+    };
+    pool(config.threads)?.install(measure)
+}
+
+/// What a run takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Threads that it is planned for.
+    pub threads: usize,
+    /// Part by part.
+    pub stages: Vec<PlannedStage>,
+    /// Of all stages, saving not counted.
+    pub seconds: f64,
+    /// The most bytes of memory that the process held by now; none where the system does not say.
+    pub peak_bytes: Option<u64>,
+    /// Bytes of a saved state, of which two lie in the run's folder while one is written.
+    pub state_bytes: usize,
+}
+
+/// A stage of a [`Plan`].
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedStage {
+    /// Steps.
+    pub steps: usize,
+    /// Tokens of these steps, padding not counted.
+    pub tokens: usize,
+    /// A step, on average.
+    pub seconds_per_step: f64,
+    /// An evaluation on the dev set, and how many there are.
+    pub seconds_per_evaluation: f64,
+    /// How often the dev set is evaluated.
+    pub evaluations: usize,
 }
 
 /// Writes what a run of [`train`] with these arguments begins with to `folder`: `start`, the checkpoint, and `batches.jsonl`,
@@ -194,15 +254,15 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
+    /// At its beginning, with what tells this run from another.
     fn new(
         mut student: Checkpoint,
         teacher: Option<Teacher>,
         data: &'a Data,
         config: &TrainConfig,
         stages: Vec<TrainConfig>,
-        run: &Path,
         workers: Vec<rayon::ThreadPool>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, serde_json::Value)> {
         if let Some(p) = config.dropout {
             student.config.hidden_dropout_prob = p;
             student.config.attention_probs_dropout_prob = p;
@@ -233,17 +293,8 @@ impl<'a> Trainer<'a> {
             "teacher_sha256": teacher_sha256,
             "data_sha256": data.sha256(),
         });
-        let folder = RunFolder::open(run, &identity)?;
-        let (state, optimizer) = match folder.load_state()? {
-            Some((state, weights, optimizer)) => {
-                student.weights = weights;
-                (state, optimizer)
-            }
-            None => (State::default(), OptimizerState::default()),
-        };
-        folder.truncate_log(state.step)?;
         let model = Model::load(&student.config, &mut student.weights, &Device::flex())?;
-        Ok(Trainer {
+        let trainer = Trainer {
             stages: planned,
             data,
             model,
@@ -251,11 +302,78 @@ impl<'a> Trainer<'a> {
             student,
             teacher,
             sequences,
-            folder,
-            optimizer,
-            stage: state.stage,
-            step: state.step,
-            best: state.best,
+            folder: RunFolder::unopened(Path::new("")),
+            optimizer: OptimizerState::default(),
+            stage: 0,
+            step: 0,
+            best: None,
+        };
+        Ok((trainer, identity))
+    }
+
+    /// Makes the run's folder, or goes on from the state in it.
+    fn resume(&mut self, run: &Path, identity: &serde_json::Value) -> Result<()> {
+        self.folder = RunFolder::open(run, identity)?;
+        if let Some((state, mut weights, optimizer)) = self.folder.load_state()? {
+            self.model = Model::load(&self.student.config, &mut weights, &Device::flex())?;
+            (self.stage, self.step, self.best, self.optimizer) = (state.stage, state.step, state.best, optimizer);
+        }
+        self.folder.truncate_log(self.step)
+    }
+
+    /// Makes some steps of each stage, of batches as long as its others.
+    fn measure(mut self) -> Result<Plan> {
+        const STEPS: usize = 6;
+        let mut stages = Vec::new();
+        let mut first = 0;
+        for stage in 0..self.stages.len() {
+            self.stage = stage;
+            let number = self.stages[..stage].iter().map(|stage| stage.epochs.len()).sum();
+            let epoch = self.sequences.epoch(number, self.config())?;
+            let mut order: Vec<usize> = (0..epoch.batches.len()).collect();
+            order.sort_by_key(|&batch| epoch.tokens(batch));
+            let chosen: Vec<usize> =
+                (0..STEPS).map(|i| order[((2 * i + 1) * order.len() / (2 * STEPS)).min(order.len() - 1)]).collect();
+            // The first step makes what the others find made.
+            self.step = first;
+            self.make_step(&epoch, chosen[STEPS / 2])?;
+            let begun = Instant::now();
+            for &batch in &chosen {
+                self.step = first;
+                self.make_step(&epoch, batch)?;
+            }
+            let (seconds, measured) =
+                (begun.elapsed().as_secs_f64(), chosen.iter().map(|&b| epoch.tokens(b)).sum::<usize>());
+            let (epochs, steps) = (self.stages[stage].epochs.len(), self.stages[stage].steps());
+            let tokens = epochs * order.iter().map(|&batch| epoch.tokens(batch)).sum::<usize>();
+            let evaluations = match self.config().teaches_labels() {
+                true => self.stages[stage].epochs.iter().map(|n| self.config().evaluations_per_epoch.min(*n)).sum(),
+                false => 0,
+            };
+            let begun = Instant::now();
+            if evaluations > 0 {
+                dev_score(self.snapshot(), self.data, None, &self.options())?;
+            }
+            stages.push(PlannedStage {
+                steps,
+                tokens,
+                seconds_per_step: seconds * tokens as f64 / measured.max(1) as f64 / steps as f64,
+                seconds_per_evaluation: begun.elapsed().as_secs_f64(),
+                evaluations,
+            });
+            first += steps;
+        }
+        let of = |stage: &PlannedStage| {
+            stage.seconds_per_step * stage.steps as f64 + stage.seconds_per_evaluation * stage.evaluations as f64
+        };
+        let values = |tensors: &Weights| tensors.0.values().map(|tensor| tensor.data.len()).sum::<usize>();
+        let trained = self.optimizer.moments.values().map(|moments| moments.first.len()).sum::<usize>();
+        Ok(Plan {
+            threads: self.workers.len(),
+            seconds: stages.iter().map(of).sum(),
+            stages,
+            peak_bytes: peak_bytes(),
+            state_bytes: 4 * (values(&self.model.weights()) + 2 * trained),
         })
     }
 
@@ -482,6 +600,13 @@ impl<'a> Trainer<'a> {
         }
         Ok(Outcome::Finished { dev_score, step, fit })
     }
+}
+
+/// The most memory that this process had at a time, by Linux's `VmHWM`.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
 
 /// What a worker makes of its part of a step.
