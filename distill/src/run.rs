@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::optimizer::{Moments, OptimizerState};
+use crate::trainer::{EvaluationLog, StepLog};
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -237,6 +238,55 @@ fn differences(found: &Value, expected: &Value) -> Vec<String> {
         all.push("settings".to_owned());
     }
     all
+}
+
+/// What a run's folder says of the run.
+#[derive(Clone, Debug)]
+pub struct RunLog {
+    /// `config.json`: the settings under `config`, the model's shape under `student`, and the digests of what it began with:
+    /// `student_sha256`, `teacher_sha256`, `data_sha256`.
+    pub config: Value,
+    /// The steps made, in order.
+    pub steps: Vec<StepLog>,
+    /// The evaluations on the dev set, in order.
+    pub evaluations: Vec<EvaluationLog>,
+    /// How often a model of the run was measured on a test set.
+    pub test_readings: usize,
+}
+
+impl RunLog {
+    /// Reads `config.json` and `log.jsonl` of the folder `run`; a line that a kill cut short is left out.
+    ///
+    /// # Errors
+    /// [`NotFound`](ampoule::ErrorKind::NotFound) where one of them is not there, [`Corrupt`](ampoule::ErrorKind::Corrupt) for a
+    /// `config.json` that is not JSON.
+    pub fn read(run: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = run.join(name);
+            fs::read_to_string(&path).map_err(|e| Error::io(&path, e))
+        };
+        let config = serde_json::from_str(&read("config.json")?)
+            .map_err(|_| Error::corrupt(format!("{}: not JSON", run.join("config.json").display())))?;
+        let mut log = RunLog { config, steps: Vec::new(), evaluations: Vec::new(), test_readings: 0 };
+        for line in read("log.jsonl")?.lines() {
+            match serde_json::from_str(line) {
+                Ok(Line::Step(step)) => log.steps.push(step),
+                Ok(Line::Evaluation(evaluation)) => log.evaluations.push(evaluation),
+                Ok(Line::TestReading(_)) => log.test_readings += 1,
+                Err(_) => {}
+            }
+        }
+        Ok(log)
+    }
+}
+
+/// A line of `log.jsonl`.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Step(StepLog),
+    Evaluation(EvaluationLog),
+    TestReading(serde::de::IgnoredAny),
 }
 
 /// The threads that the run in the folder `run` began with.
