@@ -684,7 +684,7 @@ fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_
     let log = fs::read_to_string(format!("{run}/log.jsonl")).unwrap();
     assert_eq!(log.matches("test_reading").count(), 2, "the student and its bundle");
 
-    assert_fails(&report(&["--timing", "-1"]), "--timing is not a time");
+    assert_fails(&report(&["--timing=-1"]), "--timing is not a time");
     assert_fails(&report(&["--noise", "2"]), "--noise is not a share");
     assert_fails(&report(&["--model", fixture("bert-encoder").to_str().unwrap()]), "its task is encoder");
     assert_fails(&ampoule(&["report", "--run", &path("none"), "--data", corpus]), "config.json");

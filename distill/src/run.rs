@@ -318,6 +318,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_log_is_read_but_for_the_line_that_a_kill_cut_short_and_older_ones_have_fewer_fields() {
+        let folder = tempfile::tempdir().unwrap();
+        let kind = |run: &Path| RunLog::read(run).map(|_| ()).unwrap_err().kind();
+        assert_eq!(kind(folder.path()), ampoule::ErrorKind::NotFound);
+        fs::write(folder.path().join("config.json"), "{\"config\": {\"seed\": 7}}").unwrap();
+        assert_eq!(kind(folder.path()), ampoule::ErrorKind::NotFound);
+        let log = "{\"step\":{\"step\":1,\"loss\":0.5,\"terms\":{\"hard\":0.5}}}\n\
+                   {\"evaluation\":{\"step\":1,\"dev_score\":0.25,\"precision\":null,\"recall\":null,\"best\":true}}\n\
+                   {\"test_reading\":{\"data\":[\"x\"]}}\n{\"step\":{\"step\":2,\"lo";
+        fs::write(folder.path().join("log.jsonl"), log).unwrap();
+        let read = RunLog::read(folder.path()).unwrap();
+        assert_eq!((read.steps.len(), read.evaluations.len(), read.test_readings), (1, 1, 1));
+        assert_eq!((read.steps[0].loss, read.steps[0].stage, read.evaluations[0].dev_score), (0.5, 0, 0.25));
+        assert_eq!(read.config["config"]["seed"], 7);
+        fs::write(folder.path().join("config.json"), "{").unwrap();
+        assert_eq!(kind(folder.path()), ampoule::ErrorKind::Corrupt);
+    }
+
+    #[test]
     fn one_process_at_a_time_trains_in_a_folder_and_another_run_is_told_what_differs() {
         let folder = tempfile::tempdir().unwrap();
         let identity =

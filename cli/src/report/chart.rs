@@ -26,13 +26,15 @@ pub struct Line<'a> {
     pub dots: bool,
     /// The point that is marked otherwise.
     pub best: Option<(f64, f64)>,
+    /// Whether values that are far apart may be shown by their logarithm.
+    pub may_be_logarithmic: bool,
 }
 
 impl Line<'_> {
-    /// Whether values so far apart are shown by their logarithm.
+    /// Whether they are.
     pub fn is_logarithmic(&self) -> bool {
         let (low, high) = self.range();
-        low > 0.0 && high / low > 20.0 && !self.dots
+        self.may_be_logarithmic && low > 0.0 && high / low > 20.0
     }
 
     fn values(&self) -> impl Iterator<Item = (f64, f64)> {
@@ -199,7 +201,7 @@ pub fn reliability(name: &str, reliability: &Reliability) -> String {
     for tick in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] {
         below(&mut svg, x(tick), base, &number(tick));
     }
-    let _ = write!(svg, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{most}</text>"#, LEFT - 5.0, base - 38.0);
+    let _ = write!(svg, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{most}</text>"#, LEFT - 5.0, base - 14.0);
     let middle = x(0.5);
     let _ = write!(
         svg,
@@ -295,7 +297,8 @@ mod tests {
 
     #[test]
     fn a_line_of_nothing_or_of_one_point_is_no_trouble() {
-        let line = |pieces, dots| Line { name: "<x>", pieces, stages: &[1, 1], dots, best: None };
+        let line =
+            |pieces, dots| Line { name: "<x>", pieces, stages: &[1, 1], dots, best: None, may_be_logarithmic: !dots };
         assert_eq!(line(vec![], false).svg(), "");
         for dots in [false, true] {
             let svg = line(vec![vec![(1.0, 0.0)]], dots).svg();

@@ -31,7 +31,7 @@ pub const VERSION: &str = "1.0";
 ///
 /// Shares and scores are in `0..=1`, sizes in bytes, times in milliseconds. An interval is one of 95 %, by the bootstrap that
 /// [`bootstraps`](Self::bootstraps) describes, over texts. Unless `holds_text` is true, no text, word or token id of the data is in it.
-/// All but [`ModelReport::speed`] follows from files, options and seeds.
+/// Files, options and seeds say all of it but [`machine`](Self::machine), [`ModelReport::device`] and [`ModelReport::speed`].
 #[derive(Serialize)]
 pub struct Report {
     /// [`FORMAT`].
@@ -317,7 +317,7 @@ pub struct WithNoise(Value);
 impl From<TypingNoise> for WithNoise {
     fn from(noise: TypingNoise) -> Self {
         let mut settings = serde_json::to_value(noise).unwrap_or_default();
-        settings.as_object_mut().map(|fields| fields.remove("words"));
+        settings.as_object_mut().map(|fields| fields.shift_remove("words"));
         WithNoise(settings)
     }
 }

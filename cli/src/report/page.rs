@@ -11,6 +11,8 @@ use super::figures::{ModelReport, Report, Role};
 /// Labels up to which the whole confusion is a table; of more, the commonest are listed.
 const MATRIX_LABELS: usize = 12;
 const LISTED: usize = 40;
+/// Rows of a table that is kept on one page of paper.
+const PAGE_ROWS: usize = 20;
 
 /// Text as HTML has to have it, inside elements and attributes. Characters that control a terminal, or turn the order of others, are
 /// shown as a replacement.
@@ -58,6 +60,11 @@ fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
 
 fn megabytes(bytes: u64) -> String {
     if bytes < 100_000 { format!("{:.1} kB", bytes as f64 / 1e3) } else { format!("{:.1} MB", bytes as f64 / 1e6) }
+}
+
+/// A row's first cell.
+fn heading_of(key: &str, model: &ModelReport) -> String {
+    format!("<th scope=\"row\"><strong>{key}</strong> {}</th>", escaped(&model.about.name))
 }
 
 /// A, B, … Z, AA.
@@ -117,12 +124,13 @@ impl Page<'_> {
         let _ = writeln!(self.out, "<h2 id=\"{id}\">{title}</h2>");
     }
 
-    /// A table that scrolls within itself; what it is given is HTML.
+    /// A table that scrolls within itself, and is on one page of paper unless it is long; what it is given is HTML.
     fn table(&mut self, class: &str, caption: &str, header: &[&str], body: &str) {
         let cells: String = header.iter().map(|cell| format!("<th scope=\"col\">{cell}</th>")).collect();
+        let whole = if body.matches("<tr").count() > PAGE_ROWS { "" } else { " whole" };
         let _ = writeln!(
             self.out,
-            "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{caption}\"><table class=\"{class}\">\
+            "<div class=\"scroll{whole}\" tabindex=\"0\" role=\"region\" aria-label=\"{caption}\"><table class=\"{class}\">\
              <caption>{caption}</caption><thead><tr>{cells}</tr></thead>{body}</table></div>"
         );
     }
@@ -185,14 +193,16 @@ impl Page<'_> {
         for (key, model) in self.models() {
             let _ = write!(
                 rows,
-                "<tr><th scope=\"row\"><strong>{key}</strong> {}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
-                escaped(&model.about.name),
+                "<tr>{}<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
+                heading_of(&key, model),
                 model.about.precision,
                 megabytes(model.about.bytes),
                 with_interval(&model.f1),
                 or_dash(model.retention.as_ref(), |kept| format!("{} %", with_interval(kept))),
                 or_dash(model.difference.as_ref(), |d| {
-                    format!("{:+.1} ({:+.1} to {:+.1})", 100.0 * d.difference, 100.0 * d.low, 100.0 * d.high)
+                    let text =
+                        format!("{:+.1} ({:+.1} to {:+.1})", 100.0 * d.difference, 100.0 * d.low, 100.0 * d.high);
+                    text.replace('-', "−")
                 }),
             );
             match (&model.micro, &model.accuracy) {
@@ -218,11 +228,7 @@ impl Page<'_> {
             for (key, model) in self.models() {
                 let cells: String =
                     model.sets.iter().map(|set| format!("<td>{}</td>", with_interval(&set.f1))).collect();
-                let _ = write!(
-                    rows,
-                    "<tr><th scope=\"row\"><strong>{key}</strong> {}</th>{cells}</tr>",
-                    escaped(&model.about.name)
-                );
+                let _ = write!(rows, "<tr>{}{cells}</tr>", heading_of(&key, model));
             }
             let names: Vec<String> = sets.iter().map(escaped).collect();
             let header: Vec<&str> = std::iter::once("model").chain(names.iter().map(String::as_str)).collect();
@@ -240,10 +246,12 @@ impl Page<'_> {
         let stages = match run.stages.len() {
             0 | 1 => String::new(),
             n => format!(
-                " The run had {n} stages, with a dashed line where one ends; each next began from the best weights of the one before."
+                " The run had {n} stages, with a dashed line where one ends; the next began from the best weights of the one before."
             ),
         };
-        let best = run.evaluations.iter().rev().find(|evaluation| evaluation.best);
+        // A last stage that teaches no labels has none, and its last weights are the run's.
+        let last = run.stages.last().copied().unwrap_or_default();
+        let best = run.evaluations.iter().rev().find(|evaluation| evaluation.best && evaluation.step >= last);
         let chosen = best.map_or(String::new(), |best| {
             format!(" The dev set chose the weights of step {}, with an F1 of {}.", best.step, points(best.dev_score))
         });
@@ -251,7 +259,7 @@ impl Page<'_> {
         self.paragraph(&text);
         self.out.push_str("<div class=\"figures\">\n");
         fn line<'a>(name: &'a str, pieces: Vec<Vec<(f64, f64)>>, stages: &'a [usize]) -> Line<'a> {
-            Line { name, pieces, stages, dots: false, best: None }
+            Line { name, pieces, stages, dots: false, best: None, may_be_logarithmic: false }
         }
         let by_stage = |of: &dyn Fn(&super::figures::CurvePoint) -> Option<f64>| -> Vec<Vec<(f64, f64)>> {
             let stages = run.curve.chunk_by(|a, b| a.stage == b.stage);
@@ -259,16 +267,16 @@ impl Page<'_> {
         };
         let dev: Vec<(f64, f64)> = run.evaluations.iter().map(|e| (e.step as f64, 100.0 * e.dev_score)).collect();
         let best = best.map(|best| (best.step as f64, 100.0 * best.dev_score));
-        let dev = Line { name: "F1 on the dev set", pieces: vec![dev], stages: &run.stages, dots: true, best };
+        let dev = Line { dots: true, best, ..line("F1 on the dev set", vec![dev], &run.stages) };
         self.figure("F1 on the dev set; ◆ chosen", &dev.svg());
         let mut lines = vec![("Loss, the weighted sum of its terms".to_owned(), by_stage(&|p| Some(p.loss)))];
         for term in run.terms() {
-            lines.push((format!("Term {}, unweighted", escaped(term)), by_stage(&|p| p.terms.get(term).copied())));
+            lines.push((format!("Term {term}, unweighted"), by_stage(&|p| p.terms.get(term).copied())));
         }
         for (name, pieces) in lines {
-            let line = line(&name, pieces, &run.stages);
+            let line = Line { may_be_logarithmic: true, ..line(&name, pieces, &run.stages) };
             let scale = if line.is_logarithmic() { " (logarithmic)" } else { "" };
-            self.figure(&format!("{name}{scale}"), &line.svg());
+            self.figure(&format!("{}{scale}", escaped(&name)), &line.svg());
         }
         self.figure("Learning rate", &line("Learning rate", by_stage(&|p| Some(p.rate)), &run.stages).svg());
         self.figure(
@@ -300,8 +308,8 @@ impl Page<'_> {
                 let Some(label) = model.labels.iter().find(|label| label.label == **name) else { continue };
                 let _ = write!(
                     body,
-                    "<tr><th scope=\"row\"><strong>{key}</strong> {}</th><td>{}</td><td>{}</td><td>{}</td><td>{} to {}</td><td>{}</td></tr>",
-                    escaped(&model.about.name),
+                    "<tr>{}<td>{}</td><td>{}</td><td>{}</td><td>{} to {}</td><td>{}</td></tr>",
+                    heading_of(&key, model),
                     points(label.precision),
                     points(label.recall),
                     points(label.f1.value),
@@ -312,7 +320,7 @@ impl Page<'_> {
                 rows.push((key, label.f1));
             }
             body.push_str("</tbody>");
-            pictures.push((escaped(name), rows));
+            pictures.push((*name, rows));
         }
         let pooled: Vec<(String, Interval)> = self.models().map(|(key, model)| (key, model.f1)).collect();
         let title = if self.is_of_entities() { "all labels (pooled)" } else { "all labels (macro)" };
@@ -323,9 +331,9 @@ impl Page<'_> {
                 [or_dash(model.micro, |m| points(m.precision)), or_dash(model.micro, |m| points(m.recall))];
             let _ = write!(
                 body,
-                "<tr><th scope=\"row\"><strong>{key}</strong> {}</th><td>{precision}</td><td>{recall}</td><td>{}</td>\
+                "<tr>{}<td>{precision}</td><td>{recall}</td><td>{}</td>\
                  <td>{} to {}</td><td>{support}</td></tr>",
-                escaped(&model.about.name),
+                heading_of(&key, model),
                 points(model.f1.value),
                 points(model.f1.low),
                 points(model.f1.high)
@@ -338,7 +346,7 @@ impl Page<'_> {
         self.figure(&format!("F1 of {title}, with its 95 % interval"), &chart::intervals(title, &pooled));
         if names.len() <= MATRIX_LABELS {
             for (name, rows) in pictures {
-                self.figure(&format!("F1 of {name}"), &chart::intervals(&name, &rows));
+                self.figure(&format!("F1 of {}", escaped(name)), &chart::intervals(name, &rows));
             }
         }
         self.out.push_str("</div>\n");
@@ -442,7 +450,7 @@ impl Page<'_> {
             return;
         }
         let text = format!(
-            "{} of the same texts with typing errors in a share of their words (seed {}), and in brackets what is lost, with its 95 % \
+            "{} of the same texts with typing errors in a share of their words (seed {}), and in brackets what is lost, and its 95 % \
              interval. The labels are exact in noisy text too.",
             if self.is_of_entities() { "Strict F1" } else { "Macro F1" },
             self.report.noise.seed
@@ -450,15 +458,11 @@ impl Page<'_> {
         self.paragraph(&text);
         let mut rows = String::new();
         for (key, model) in self.models() {
-            let _ = write!(
-                rows,
-                "<tr><th scope=\"row\"><strong>{key}</strong> {}</th><td>{}</td>",
-                escaped(&model.about.name),
-                points(model.f1.value)
-            );
+            let _ = write!(rows, "<tr>{}<td>{}</td>", heading_of(&key, model), points(model.f1.value));
             for noisy in &model.noise {
-                let [lost, low, high] = [noisy.lost.difference, noisy.lost.low, noisy.lost.high].map(points);
-                let _ = write!(rows, "<td>{} (−{lost}; {low} to {high})</td>", points(noisy.f1.value));
+                let [lost, low, high] = [noisy.lost.difference, noisy.lost.low, noisy.lost.high]
+                    .map(|share| points(share).replace('-', "−"));
+                let _ = write!(rows, "<td>{} ({lost}; {low} to {high})</td>", points(noisy.f1.value));
             }
             rows.push_str("</tr>");
         }
@@ -470,17 +474,17 @@ impl Page<'_> {
     fn reliability(&mut self) {
         self.heading("reliability", "Reliability");
         self.paragraph(
-            "Bars: the share of answers that is right, by their score; ◆ where their mean score lies. On the dashed line a score is what it \
-             says: a bar under it is of scores too high. Below, how many answers have such a score. The expected calibration error (ECE) \
-             is the mean distance from that line, in points.",
+            "Bars: the share of answers that is right, by their score; ◆ where their mean score lies. On the dashed line a score is what \
+             it says: a bar under it is of scores too high. Below, how many answers have such a score. The expected calibration error \
+             (ECE) is the mean distance from that line, in points.",
         );
         let mut rows = String::new();
         for (key, model) in self.models() {
             let ece = |share: Option<f64>| or_dash(share, |share| format!("{:.2}", 100.0 * share));
             let _ = write!(
                 rows,
-                "<tr><th scope=\"row\"><strong>{key}</strong> {}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-                escaped(&model.about.name),
+                "<tr>{}<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                heading_of(&key, model),
                 ece(model.calibration.at_one.ece),
                 model.about.temperature,
                 ece(model.calibration.at_own.ece),
@@ -510,8 +514,8 @@ impl Page<'_> {
         let is_timed = self.report.models.iter().any(|model| model.speed.is_some());
         let text = match is_timed {
             true => format!(
-                "Time of a call on a text of so many tokens, from text to answer, on {}; this is another at each measurement. Memory is the \
-                 most that a process held which opened the model and made these calls, and nothing else, the program itself counted.",
+                "Time of a call on a text of so many tokens, from text to answer, on {}; this is another at each measurement. Memory is \
+                 the most that a process held which opened the model and made these calls, and nothing else, the program itself counted.",
                 escaped(machine.processor.as_deref().unwrap_or(&machine.target))
             ),
             false => "Nothing was timed.".to_owned(),
@@ -521,8 +525,8 @@ impl Page<'_> {
         for (key, model) in self.models() {
             let _ = write!(
                 rows,
-                "<tr><th scope=\"row\"><strong>{key}</strong> {}</th><td>{}</td><td>{}</td><td>{:.2} M</td>",
-                escaped(&model.about.name),
+                "<tr>{}<td>{}</td><td>{}</td><td>{:.2} M</td>",
+                heading_of(&key, model),
                 model.about.precision,
                 megabytes(model.about.bytes),
                 model.about.parameters as f64 / 1e6
@@ -594,7 +598,8 @@ impl Page<'_> {
             };
             let _ = write!(
                 rows,
-                "<tr><td dir=\"auto\">{}{marked}{}</td><td>{verdict}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td dir=\"auto\">{}{marked}{}</td><td>{verdict}</td><td class=\"name\">{}</td><td class=\"name\">{}</td>\
+                 <td class=\"name\">{}</td></tr>",
                 escaped(&mistake.before),
                 escaped(&mistake.after),
                 names(&mistake.gold),
