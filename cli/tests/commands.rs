@@ -650,7 +650,7 @@ fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_
     let lines = |kind: &str| log.lines().filter(|line| line.starts_with(kind)).count();
     assert_eq!(said["run"]["evaluations"].as_array().unwrap().len(), lines("{\"evaluation\""));
     assert_eq!(said["run"]["steps"], lines("{\"step\""));
-    assert_eq!(said["run"]["stages"].as_array().unwrap().len(), 2);
+    assert_eq!(said["run"]["stages"].as_array().unwrap().len(), 3, "one more in int8");
     assert!(html.contains("stage 2") && html.contains("Term hidden"));
 
     // The same again, where nothing is timed; and where it is, all but the times.

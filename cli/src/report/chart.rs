@@ -31,7 +31,7 @@ pub struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Whether they are.
+    /// Whether its values are shown by their logarithm.
     pub fn is_logarithmic(&self) -> bool {
         let (low, high) = self.range();
         self.may_be_logarithmic && low > 0.0 && high / low > 20.0
@@ -255,7 +255,8 @@ fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
 fn decades(low: f64, high: f64) -> Vec<f64> {
     let exponents = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let factors: &[f64] = if high / low < 1e3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-    exponents.flat_map(|e| factors.iter().map(move |factor| factor * 10f64.powi(e))).collect()
+    let all = exponents.flat_map(|e| factors.iter().map(move |factor| factor * 10f64.powi(e)));
+    all.filter(|tick| (low..=high).contains(tick)).collect()
 }
 
 /// A number as briefly as it can be told apart from its neighbours on a scale.
@@ -288,6 +289,9 @@ mod tests {
             let step = ticks[1] - ticks[0];
             assert!(ticks[0] <= low && ticks[ticks.len() - 1] + 0.26 * step >= high, "{low}..{high}: {ticks:?}");
         }
+        let shown: Vec<String> = decades(0.013, 0.9).into_iter().map(number).collect();
+        assert_eq!(shown, ["0.02", "0.05", "0.1", "0.2", "0.5"]);
+        assert_eq!(decades(2e-7, 0.5).len(), 6);
         for (x, shown) in
             [(0.0, "0"), (0.00025, "2.5e-4"), (0.5, "0.5"), (82.5, "82.5"), (20000.0, "20k"), (1234.0, "1234")]
         {

@@ -64,7 +64,9 @@ fn megabytes(bytes: u64) -> String {
 
 /// A row's first cell.
 fn heading_of(key: &str, model: &ModelReport) -> String {
-    format!("<th scope=\"row\"><strong>{key}</strong> {}</th>", escaped(&model.about.name))
+    // A file's name may break where its parts meet.
+    let name = escaped(&model.about.name).replace('.', ".<wbr>");
+    format!("<th scope=\"row\"><strong>{key}</strong> {name}</th>")
 }
 
 /// A, B, … Z, AA.
