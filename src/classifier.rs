@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Output, Task};
 use crate::opened::{Opened, check_temperature};
 use crate::options::{Limit, Options};
+use crate::text::Tokenizer;
 
 /// One label of a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +66,11 @@ impl Classifier {
     /// The labels, in the model's order.
     pub fn labels(&self) -> &[Arc<str>] {
         &self.labels
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.opened.tokenizer
     }
 
     /// The model's shape.

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use ampoule::decode::Scheme;
 use ampoule::{ModelConfig, Task};
-use ampoule_distill::Data;
 use ampoule_distill::data::{
     LabelledText, NerSet, OffsetUnit, held_out, read_folder, read_labelled, read_lines, read_ner, split,
 };
+use ampoule_distill::{Data, TypingNoise, log_test_reading};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
@@ -102,7 +102,8 @@ impl Corpus {
         Ok((train, dev))
     }
 
-    fn file(&self, which: Split) -> ampoule::Result<PathBuf> {
+    /// The file of a split.
+    pub fn file(&self, which: Split) -> ampoule::Result<PathBuf> {
         if self.path.is_dir() { split(&self.path, which.as_str()) } else { Ok(self.path.clone()) }
     }
 
@@ -155,6 +156,59 @@ impl Corpus {
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
         read_labelled(&self.file(which)?)
     }
+}
+
+/// Labelled texts of one split: entities by corpus, or labels of whole texts.
+pub enum Labelled {
+    Entities(Vec<NerSet>),
+    Labels(Vec<LabelledText>),
+}
+
+impl Labelled {
+    pub fn read(corpora: &[Corpus], which: Split, unit: OffsetUnit) -> Result<Self> {
+        let kinds = corpora.iter().map(|c| c.has_entities(which)).collect::<Result<Vec<_>>>()?;
+        match kinds.contains(&false) {
+            true => Self::read_labels(corpora, which),
+            false => {
+                Ok(Labelled::Entities(corpora.iter().map(|c| c.entities(which, unit)).collect::<ampoule::Result<_>>()?))
+            }
+        }
+    }
+
+    pub fn read_labels(corpora: &[Corpus], which: Split) -> Result<Self> {
+        let texts = corpora.iter().map(|c| c.labelled(which)).collect::<ampoule::Result<Vec<_>>>()?;
+        Ok(Labelled::Labels(texts.concat()))
+    }
+
+    /// The same texts with noise of typing.
+    pub fn noisy(&self, noise: &TypingNoise, seed: u64) -> Self {
+        match self {
+            Labelled::Entities(sets) => Labelled::Entities(sets.iter().map(|set| noise.set(set, seed)).collect()),
+            Labelled::Labels(texts) => Labelled::Labels(texts.iter().map(|text| noise.labelled(text, seed)).collect()),
+        }
+    }
+
+    pub fn texts(&self) -> Vec<&str> {
+        match self {
+            Labelled::Entities(sets) => sets.iter().flat_map(|set| &set.examples).map(|e| e.text.as_str()).collect(),
+            Labelled::Labels(texts) => texts.iter().map(|text| text.text.as_str()).collect(),
+        }
+    }
+}
+
+/// Noise of typing in this share of words.
+pub fn typing_noise(words: f64) -> Result<TypingNoise> {
+    let noise = TypingNoise { words, ..TypingNoise::default() };
+    noise.check().map_err(|_| hint("--noise is not a share of words in 0..=1", "--noise 0.1 for one word in ten"))?;
+    Ok(noise)
+}
+
+/// Notes that models were measured on a test set, once nothing stands in the way of it.
+pub fn note_reading<'a>(split: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
+    if let Split::Test = split {
+        models.into_iter().try_for_each(|model| log_test_reading(model, data))?;
+    }
+    Ok(())
 }
 
 impl DataArgs {

@@ -1,98 +1,224 @@
-//! `ampoule doctor`: what this machine has, what Ampoule will use of it, and how fast that is.
+//! `ampoule doctor`: what this machine has, what Ampoule will use of it, how fast that is, and how much memory it takes.
 
 use std::time::{Duration, Instant};
 
-use ampoule::{Embedder, Extractor, gpu_adapters};
+use ampoule::text::Tokenizer;
+use ampoule::{Classifier, DeviceReport, Embedder, Extractor, Options, Task, gpu_adapters};
 use anyhow::Result;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::input::ModelArgs;
-use crate::ui::{print_json, print_line};
+use crate::inspect::config_of;
+use crate::ui::{hint, print_json, print_line};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// How long the measurement takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    seconds: f64,
     /// One JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// How long the measurement takes.
-const MEASURED: Duration = Duration::from_secs(5);
+/// Tokens of the text that is measured, special tokens counted.
+const TOKENS: usize = 128;
 
-/// A text of about a hundred tokens.
+/// Of this a text of so many tokens is made.
 const TEXT: &str = "The patient was started on lisinopril 10 mg daily for hypertension and developed angioedema of the lips \
 within two days. Lisinopril was stopped, and methylprednisolone and diphenhydramine were given. She has a history of type 2 \
 diabetes treated with metformin, and chronic kidney disease. There was no fever, cough or rash; amlodipine was begun instead, \
 and the swelling had gone by the next morning without any sign of airway obstruction or anaphylaxis.";
 
+/// What is measured: a text to what the model answers, as an app calls it.
+enum Model {
+    Extractor(Extractor),
+    Classifier(Classifier),
+    Embedder(Embedder),
+}
+
+impl Model {
+    fn open(args: &ModelArgs, options: &Options) -> ampoule::Result<Self> {
+        let Some(path) = &args.model else { return Ok(Model::Extractor(Extractor::embedded(options)?)) };
+        Ok(match config_of(path)?.task {
+            Task::TokenClassification => Model::Extractor(Extractor::open(path, options)?),
+            Task::SingleLabel | Task::MultiLabel => Model::Classifier(Classifier::open(path, options)?),
+            Task::Encoder => Model::Embedder(Embedder::open(path, options)?),
+        })
+    }
+
+    fn device(&self) -> &DeviceReport {
+        match self {
+            Model::Extractor(model) => model.device(),
+            Model::Classifier(model) => model.device(),
+            Model::Embedder(model) => model.device(),
+        }
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Model::Extractor(model) => model.tokenizer(),
+            Model::Classifier(model) => model.tokenizer(),
+            Model::Embedder(model) => model.tokenizer(),
+        }
+    }
+
+    fn run(&self, text: &str) -> ampoule::Result<()> {
+        match self {
+            Model::Extractor(model) => model.extract(text).map(drop),
+            Model::Classifier(model) => model.classify(text).map(drop),
+            Model::Embedder(model) => model.embed(text).map(drop),
+        }
+    }
+}
+
+/// A text of [`TOKENS`] tokens, or the nearest to it, and how many it has.
+fn text(tokenizer: &Tokenizer) -> ampoule::Result<(String, usize)> {
+    let tokens = |text: &str| Ok::<_, ampoule::Error>(tokenizer.encode(text)?.len() + 2);
+    let mut text = String::new();
+    // Words, and in the end full stops, which are a token each.
+    for word in TEXT.split_whitespace().cycle().take(TOKENS).chain(std::iter::repeat_n(".", TOKENS)) {
+        let longer = if text.is_empty() { word.to_owned() } else { format!("{text} {word}") };
+        if tokens(&longer)? <= TOKENS {
+            text = longer;
+        }
+    }
+    let count = tokens(&text)?;
+    Ok((text, count))
+}
+
+/// What a machine has.
+#[derive(Serialize)]
+pub struct Machine {
+    /// Processor and system that this program was built for.
+    pub target: String,
+    /// The processor's name, where the system says it.
+    pub processor: Option<String>,
+    /// Threads that the system lets this process run at once.
+    pub cores: usize,
+    /// Vector instructions that matter to matrix products.
+    pub simd: Vec<&'static str>,
+    /// The kernels that run here, the one that is used first.
+    pub kernels: Vec<&'static str>,
+}
+
+impl Machine {
+    pub fn this() -> Self {
+        Machine {
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            processor: after("/proc/cpuinfo", "model name").map(|line| line.trim_start_matches(':').trim().to_owned()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            simd: simd(),
+            kernels: ampoule::kernel_names(),
+        }
+    }
+}
+
+/// The most memory that this process has held so far, in bytes, where the system says it. Not `getrusage`'s, which begins with that of
+/// the process that started this one.
+fn peak_memory() -> Option<u64> {
+    let line = after("/proc/self/status", "VmHWM:")?;
+    Some(line.strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The rest of the first line that begins so.
+fn after(file: &str, name: &str) -> Option<String> {
+    let content = std::fs::read_to_string(file).ok()?;
+    content.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim().to_owned())
+}
+
 pub fn run(args: Args) -> Result<()> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let simd = simd();
-    let adapters = gpu_adapters();
-    let options = args.model.running.options();
-    let (report, tokens, run): (_, _, Box<dyn Fn() -> ampoule::Result<()>>) = match &args.model.model {
-        Some(path) => {
-            // Whatever its head is for; that is not measured.
-            let model = Embedder::open(path, &options)?;
-            let tokens = model.tokenizer().encode(TEXT)?.len() + 2;
-            (model.device().clone(), tokens, Box::new(move || model.embed(TEXT).map(drop)))
-        }
-        None => {
-            let model = Extractor::embedded(&options)?;
-            let tokens = model.tokenizer().encode(TEXT)?.len() + 2;
-            (model.device().clone(), tokens, Box::new(move || model.extract(TEXT).map(drop)))
-        }
-    };
-    run()?;
+    if !(args.seconds > 0.0 && args.seconds <= 3600.0) {
+        return Err(hint("--seconds is not a time above 0 and up to 3600", "--seconds 5"));
+    }
+    let model = Model::open(&args.model, &args.model.running.options())?;
+    let (text, tokens) = text(model.tokenizer())?;
+    let report = model.device();
+    model.run(&text)?;
     let mut times = Vec::new();
-    let end = Instant::now() + MEASURED;
-    while Instant::now() < end {
+    let end = Instant::now() + Duration::from_secs_f64(args.seconds);
+    while times.is_empty() || Instant::now() < end {
         let start = Instant::now();
-        run()?;
+        model.run(&text)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
     let (least, median) = (times[0], times[times.len() / 2]);
+    // Before drivers of GPUs are looked at, which are no part of the model.
+    let peak = peak_memory();
+    let (machine, adapters) = (Machine::this(), gpu_adapters());
     if args.json {
-        return print_json(&json!({
-            "version": env!("CARGO_PKG_VERSION"), "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-            "cores": cores, "simd": simd, "kernels": ampoule::kernel_names(), "gpu_adapters": adapters,
-            "device": report,
-            "speed": {"tokens": tokens, "milliseconds_min": least, "milliseconds_median": median, "runs": times.len()},
-        }));
+        let mut object = json!({"version": env!("CARGO_PKG_VERSION")});
+        if let (Some(object), Value::Object(machine)) = (object.as_object_mut(), json!(machine)) {
+            object.extend(machine);
+        }
+        object["gpu_adapters"] = json!(adapters);
+        object["device"] = json!(report);
+        object["speed"] = json!(Speed {
+            tokens,
+            milliseconds_min: least,
+            milliseconds_median: median,
+            runs: times.len(),
+            peak_memory_bytes: peak,
+        });
+        return print_json(&object);
     }
     let gpu = match adapters.is_empty() {
         true if cfg!(feature = "wgpu") => "none found".to_owned(),
         true => "not looked for: this build is without the feature `wgpu`".to_owned(),
         false => adapters.join(", "),
     };
-    let model = match &args.model.model {
+    let name = match &args.model.model {
         Some(path) => path.display().to_string(),
         None => "the embedded model".to_owned(),
     };
     let time_of = |name: &str| report.measured.iter().find(|time| time.kernel == name);
-    let kernels = ampoule::kernel_names().into_iter().map(|name| match time_of(name) {
+    let kernels = machine.kernels.iter().map(|name| match time_of(name) {
         Some(time) => format!("{name} ({:.1} ms)", time.microseconds as f64 / 1e3),
-        None => name.to_owned(),
+        None => (*name).to_owned(),
     });
     let kernels = kernels.collect::<Vec<_>>().join(", ");
     for (name, value) in [
-        ("ampoule", format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS)),
-        ("cores", cores.to_string()),
-        ("simd", simd.join(" ")),
+        ("ampoule", format!("{} for {}", env!("CARGO_PKG_VERSION"), machine.target)),
+        ("processor", machine.processor.unwrap_or_else(|| "the system does not say".to_owned())),
+        ("cores", machine.cores.to_string()),
+        ("simd", machine.simd.join(" ")),
         ("gpu", gpu),
         ("uses", format!("{}, {} thread(s): {}", report.name, report.threads, report.reason)),
         ("kernels", kernels),
         (
             "speed",
-            format!("{tokens} tokens with {model}: {least:.1} ms at best, {median:.1} ms median of {}", times.len()),
+            format!("{tokens} tokens with {name}: {least:.1} ms at best, {median:.1} ms median of {}", times.len()),
+        ),
+        (
+            "memory",
+            peak.map_or("the system does not say".to_owned(), |bytes| {
+                format!("{:.1} MB at most, of a process that does this alone", bytes as f64 / 1e6)
+            }),
         ),
     ] {
         print_line(&format!("{name:<9} {value}"))?;
     }
     Ok(())
+}
+
+/// How fast a model is here, and what it takes.
+#[derive(Serialize, Deserialize)]
+pub struct Speed {
+    /// Tokens of the text, special tokens counted.
+    pub tokens: usize,
+    /// The least time of a call from text to answer, tokenizing counted.
+    pub milliseconds_min: f64,
+    /// The median time.
+    pub milliseconds_median: f64,
+    /// Calls that were timed, after one that was not.
+    pub runs: usize,
+    /// The most memory that a process held which opened the model and made these calls, its program counted; none where the system does
+    /// not say.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// The vector instructions of this processor that matter to matrix products.

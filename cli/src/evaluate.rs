@@ -5,17 +5,19 @@ use std::path::PathBuf;
 use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
-use ampoule_distill::score::{Bootstrap, Counts, interval, paired_bootstrap, paired_label_bootstrap};
+use ampoule_distill::score::{Bootstrap, NerReport, Prf, interval, paired_bootstrap, paired_label_bootstrap};
 use ampoule_distill::{
-    Answers, Calibration, Dictionary, FoundEntities, FoundLabels, Judgements, Reliability, TemperatureFit, TypingNoise,
-    log_test_reading,
+    Calibration, Dictionary, FoundEntities, FoundLabels, Judgements, Reliability, TemperatureFit, TypingNoise,
 };
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::data::{Corpus, OffsetsArg, Split};
+use crate::data::{Corpus, Labelled, OffsetsArg, Split, note_reading, typing_noise};
 use crate::input::RunningArgs;
 use crate::ui::{counter, fitted, hint, print_json, print_line, table};
+
+/// Of the bootstraps.
+pub const SEED: u64 = 1;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -61,14 +63,6 @@ pub struct Args {
 }
 
 impl Args {
-    fn typing_noise(&self) -> Result<Option<TypingNoise>> {
-        let noise = self.noise.map(|words| TypingNoise { words, ..TypingNoise::default() });
-        match noise.as_ref().map_or(Ok(()), TypingNoise::check) {
-            Ok(()) => Ok(noise),
-            Err(_) => Err(hint("--noise is not a share of words in 0..=1", "--noise 0.1 for one word in ten")),
-        }
-    }
-
     /// What was done, and the results of each model.
     fn print(&self, noise: Option<&TypingNoise>, mut json: Value, models: Vec<Value>) -> Result<()> {
         if let Some(noise) = noise {
@@ -80,27 +74,17 @@ impl Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let noise = args.typing_noise()?;
+    let noise = args.noise.map(typing_noise).transpose()?;
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options();
     if let (true, Split::Test) = (args.fit, split) {
         return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
     }
-    let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
-    if has_texts {
-        let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
-        return labels(&args, noise.as_ref(), &texts, &options);
+    match Labelled::read(&corpora, split, args.offsets.unit())? {
+        Labelled::Entities(sets) => entities(&args, noise.as_ref(), &corpora, sets, &options),
+        Labelled::Labels(texts) => labels(&args, noise.as_ref(), texts, &options),
     }
-    entities(&args, noise.as_ref(), &corpora, &options)
-}
-
-/// Notes that the models were measured on a test set, once nothing stands in the way of it.
-fn note_reading(args: &Args) -> Result<()> {
-    if let Split::Test = args.split {
-        args.models.iter().try_for_each(|model| log_test_reading(model, &args.data))?;
-    }
-    Ok(())
 }
 
 /// What a model finds in some texts.
@@ -108,10 +92,8 @@ struct Scores {
     /// One for each set.
     json: Vec<Value>,
     sets: Vec<f64>,
-    /// Precision, recall and F1 of all sets together.
-    micro: (f64, f64, f64),
-    /// One for each text, for the bootstrap.
-    counts: Vec<Counts>,
+    /// Of all sets together.
+    pooled: NerReport,
     reliability: ScoreReliability,
 }
 
@@ -195,29 +177,32 @@ fn bar(share: f64, score: f64) -> String {
 impl Scores {
     /// Scores what `run` finds in each set.
     fn new(sets: &[NerSet], temperature: Option<f32>, run: impl Fn(&NerSet) -> Result<FoundEntities>) -> Result<Self> {
-        let mut answers = Answers::default();
-        let (mut by_set, mut json, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut all = FoundEntities::default();
+        let (mut by_set, mut json) = (Vec::new(), Vec::new());
         for set in sets {
             let found = run(set)?;
             let report = found.scores();
             by_set.push(report.micro.f1);
             let at_score = json!({"0.5": found.at_threshold(0.5), "0.9": found.at_threshold(0.9)});
             json.push(json!({"scores": report, "at_score": at_score}));
-            counts.extend(report.counts);
-            answers.extend(found.answers());
+            all.extend(found);
         }
-        let reliability = ScoreReliability { temperature, calibration: answers.calibration()?, fit: None };
-        Ok(Scores { json, sets: by_set, micro: pooled(&counts), counts, reliability })
+        let reliability = ScoreReliability { temperature, calibration: all.answers().calibration()?, fit: None };
+        Ok(Scores { json, sets: by_set, pooled: all.scores(), reliability })
     }
 
     fn pooled(&self, args: &Args) -> Value {
-        let ((precision, recall, f1), interval) = (self.micro, interval(&self.counts, args.resamples as usize, 1));
-        json!({"precision": precision, "recall": recall, "f1": f1, "interval": interval})
+        let Prf { precision, recall, f1, .. } = self.pooled.micro;
+        json!({"precision": precision, "recall": recall, "f1": f1, "interval": self.interval(args)})
+    }
+
+    fn interval(&self, args: &Args) -> (f64, f64) {
+        interval(&self.pooled.counts, args.resamples as usize, SEED)
     }
 
     /// How much better these are than `other`, of the same texts.
     fn difference(&self, other: &Scores, args: &Args) -> Bootstrap {
-        paired_bootstrap(&self.counts, &other.counts, args.resamples as usize, 1)
+        paired_bootstrap(&self.pooled.counts, &other.pooled.counts, args.resamples as usize, SEED)
     }
 }
 
@@ -237,13 +222,7 @@ struct Texts {
 
 impl Texts {
     fn new(clean: Vec<NerSet>, noise: Option<&TypingNoise>, seed: u64) -> Self {
-        let noisy = noise.map(|noise| {
-            let set = |set: &NerSet| NerSet {
-                examples: set.examples.iter().map(|example| noise.example(example, seed).0).collect(),
-                covers: set.covers.clone(),
-            };
-            clean.iter().map(set).collect()
-        });
+        let noisy = noise.map(|noise| clean.iter().map(|set| noise.set(set, seed)).collect());
         Texts { clean, noisy }
     }
 
@@ -263,10 +242,13 @@ impl Texts {
     }
 }
 
-fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options: &Options) -> Result<()> {
-    let read =
-        |split| corpora.iter().map(|c| c.entities(split, args.offsets.unit())).collect::<ampoule::Result<Vec<_>>>();
-    let mut sets = read(args.split)?;
+fn entities(
+    args: &Args,
+    noise: Option<&TypingNoise>,
+    corpora: &[Corpus],
+    mut sets: Vec<NerSet>,
+    options: &Options,
+) -> Result<()> {
     // Each is opened before any is scored, so that what is wrong with the last is known at once; and again, so that one is in memory.
     let config = |path| Extractor::open(path, options).map(|extractor| extractor.config().clone());
     let configs = args.models.iter().map(config).collect::<ampoule::Result<Vec<ModelConfig>>>()?;
@@ -280,11 +262,12 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
                 );
                 return Err(hint(message, "the folder, with --split"));
             }
-            Some(Dictionary::build(&read(Split::Train)?))
+            let train = |corpus: &Corpus| corpus.entities(Split::Train, args.offsets.unit());
+            Some(Dictionary::build(&corpora.iter().map(train).collect::<ampoule::Result<Vec<_>>>()?))
         }
         false => None,
     };
-    note_reading(args)?;
+    note_reading(args.split, &args.models, &args.data)?;
     if args.full_windows {
         // The first model's length serves all, so that all are measured on the same texts.
         let extractor = Extractor::open(&args.models[0], options)?;
@@ -323,7 +306,7 @@ fn entities(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], option
 
 impl Row {
     fn retention(&self, first: &Row) -> f64 {
-        self.clean.micro.2 / first.clean.micro.2
+        self.clean.pooled.micro.f1 / first.clean.pooled.micro.f1
     }
 
     fn json(&self, first: &Row, args: &Args) -> Value {
@@ -355,15 +338,15 @@ impl Row {
         let percent = |x: f64| format!("{:.2}", 100.0 * x);
         let mut line = vec![self.name.clone()];
         line.extend(self.clean.sets.iter().map(|&f1| percent(f1)));
-        let (precision, recall, f1) = self.clean.micro;
+        let Prf { precision, recall, f1, .. } = self.clean.pooled.micro;
         line.extend([precision, recall, f1].map(percent));
-        let (low, high) = interval(&self.clean.counts, args.resamples as usize, 1);
+        let (low, high) = self.clean.interval(args);
         line.push(format!("{}..{}", percent(low), percent(high)));
         let retention = self.retention(first);
         line.push(if retention.is_finite() { format!("{}%", percent(retention)) } else { "-".to_owned() });
         line.push(with_interval(&self.clean.difference(&first.clean, args)));
         if let Some(noisy) = &self.noisy {
-            line.push(percent(noisy.micro.2));
+            line.push(percent(noisy.pooled.micro.f1));
             line.push(with_interval(&self.clean.difference(noisy, args)));
         }
         line.extend(self.clean.reliability.cells());
@@ -388,15 +371,6 @@ fn header(args: &Args) -> Vec<String> {
     header
 }
 
-/// Precision, recall and F1 of all texts together.
-fn pooled(counts: &[Counts]) -> (f64, f64, f64) {
-    let sum = |f: fn(&Counts) -> u32| counts.iter().map(|c| f64::from(f(c))).sum::<f64>();
-    let (tp, fp, missed) = (sum(|c| c.tp), sum(|c| c.fp), sum(|c| c.fn_));
-    let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / b };
-    let (p, r) = (ratio(tp, tp + fp), ratio(tp, tp + missed));
-    (p, r, ratio(2.0 * p * r, p + r))
-}
-
 fn long_texts(set: &NerSet, extractor: &Extractor) -> Result<NerSet> {
     let tokenizer: &Tokenizer = extractor.tokenizer();
     let length = |example: &Example| tokenizer.encode(&example.text).map_or(1, |tokens| tokens.len());
@@ -404,14 +378,15 @@ fn long_texts(set: &NerSet, extractor: &Extractor) -> Result<NerSet> {
     Ok(NerSet { examples, covers: set.covers.clone() })
 }
 
-fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], options: &Options) -> Result<()> {
+fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, options: &Options) -> Result<()> {
     let noisy: Option<Vec<LabelledText>> =
         noise.map(|noise| texts.iter().map(|text| noise.labelled(text, args.noise_seed)).collect());
+    let texts = texts.as_slice();
     // As with entities, each is opened before any is scored.
     for path in &args.models {
         Classifier::open(path, options)?;
     }
-    note_reading(args)?;
+    note_reading(args.split, &args.models, &args.data)?;
     let mut objects = Vec::new();
     let mut reliabilities = Vec::new();
     let mut header = ["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec();
@@ -442,7 +417,7 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: &[LabelledText], opti
         let mut object =
             json!({"model": path, "scores": clean, "calibration": reliability.json(), "device": classifier.device()});
         if let Some(noisy) = noisy {
-            let lost = paired_label_bootstrap(&clean, &noisy, args.resamples as usize, 1);
+            let lost = paired_label_bootstrap(&clean, &noisy, args.resamples as usize, SEED);
             for (score, lost) in [(noisy.accuracy, lost.accuracy), (noisy.macro_f1, lost.macro_f1)] {
                 let Bootstrap { difference, low, high, .. } = lost;
                 line.extend([three(score), format!("{difference:+.3} ({low:+.3}..{high:+.3})")]);

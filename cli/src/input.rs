@@ -53,6 +53,16 @@ pub enum DeviceArg {
 }
 
 impl RunningArgs {
+    /// As they are given to another process of this program, which has the same environment.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut all = vec![format!("--threads={}", self.threads)];
+        all.extend(self.device.to_possible_value().map(|device| format!("--device={}", device.get_name())));
+        all.extend(self.kernel.iter().map(|kernel| format!("--kernel={kernel}")));
+        all.extend(self.autotune.then(|| "--autotune".to_owned()));
+        all.extend(self.window.map(|window| format!("--window={window}")));
+        all
+    }
+
     pub fn options(&self) -> Options {
         Options {
             device: match self.device {

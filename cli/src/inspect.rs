@@ -100,25 +100,35 @@ fn folder(args: &Args) -> Result<()> {
     print_rows(rows)
 }
 
+/// What the model at `path` is, without its weights.
+pub fn config_of(path: &Path) -> ampoule::Result<ModelConfig> {
+    Ok(if path.is_dir() { Checkpoint::inspect(path)?.0 } else { Bundle::inspect(path)?.metadata.config })
+}
+
+/// How many numbers a model has.
+pub fn parameters(config: &ModelConfig) -> usize {
+    config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
+
+/// How large a model's parts are, in words.
+pub fn shape(config: &ModelConfig) -> String {
+    format!(
+        "{}: {} layers, hidden {}, {} heads, feed-forward {}, vocabulary {}, {} tokens at most",
+        config.model_type.as_str(),
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.intermediate_size,
+        config.vocab_size,
+        config.max_tokens()
+    )
+}
+
 fn config_rows(config: &ModelConfig) -> Vec<(&'static str, String)> {
-    let count = |shape: &[usize]| shape.iter().product::<usize>();
-    let parameters: usize = config.tensors().iter().map(|(_, shape)| count(shape)).sum();
     let mut rows = vec![
         ("task", config.task.as_str().to_owned()),
-        (
-            "model",
-            format!(
-                "{}: {} layers, hidden {}, {} heads, feed-forward {}, vocabulary {}, {} tokens at most",
-                config.model_type.as_str(),
-                config.num_hidden_layers,
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.vocab_size,
-                config.max_tokens()
-            ),
-        ),
-        ("parameters", format!("{:.1} million", parameters as f64 / 1e6)),
+        ("model", shape(config)),
+        ("parameters", format!("{:.1} million", parameters(config) as f64 / 1e6)),
     ];
     if !config.id2label.is_empty() {
         rows.push(("labels", config.id2label.join(", ")));

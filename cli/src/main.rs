@@ -10,6 +10,7 @@ mod extract;
 mod input;
 mod inspect;
 mod quantize;
+mod report;
 mod train;
 mod ui;
 
@@ -36,6 +37,8 @@ enum Verb {
     Quantize(quantize::Args),
     /// Score models on labelled text, side by side
     Evaluate(evaluate::Args),
+    /// Write a page about a run: how it learned, and what its models score, cost and get wrong
+    Report(report::Args),
     /// Find entities in text
     Extract(extract::Args),
     /// Give texts labels
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Distill(args) => distill::run(args),
         Verb::Quantize(args) => quantize::run(args),
         Verb::Evaluate(args) => evaluate::run(args),
+        Verb::Report(args) => report::run(args),
         Verb::Extract(args) => extract::run(args),
         Verb::Classify(args) => classify::run(args),
         Verb::Embed(args) => embed::run(args),

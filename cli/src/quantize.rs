@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use ampoule::bundle::Precision;
 use ampoule::{Checkpoint, Classifier, Extractor, ModelConfig, Options, Task};
-use ampoule_distill::data::{LabelledText, NerSet, read_lines};
+use ampoule_distill::data::{NerSet, read_lines};
 use ampoule_distill::{FoundEntities, FoundLabels, Judgements, TemperatureFit};
 use ampoule_quantize::{FitTemperature, Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
-use crate::data::{Corpus, DataArgs, OffsetsArg, Split};
+use crate::data::{Corpus, DataArgs, Labelled, OffsetsArg, Split};
 use crate::ui::{fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
@@ -175,7 +175,7 @@ fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
             }
             texts
         }
-        None => dev.texts(),
+        None => dev.0.texts().into_iter().map(str::to_owned).collect(),
     };
     let step = texts.len().div_ceil(CALIBRATION_TEXTS).max(1);
     let mut at = 0;
@@ -187,42 +187,31 @@ fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
 }
 
 /// The dev files of the data.
-enum Dev {
-    Entities(Vec<NerSet>),
-    Labels(Vec<LabelledText>),
-}
+struct Dev(Labelled);
 
 impl Dev {
     fn read(args: &Args, config: &ModelConfig) -> Result<Self> {
-        let corpora = args.data.iter().map(|argument| Corpus::parse(argument));
+        let corpora: Vec<Corpus> = args.data.iter().map(|argument| Corpus::parse(argument)).collect();
         if config.task != Task::TokenClassification {
-            let texts = corpora.map(|corpus| corpus.labelled(Split::Dev)).collect::<ampoule::Result<Vec<_>>>()?;
-            return Ok(Dev::Labels(texts.concat()));
+            return Ok(Dev(Labelled::read_labels(&corpora, Split::Dev)?));
         }
-        let read = |corpus: Corpus| {
+        let read = |corpus: &Corpus| {
             let set = corpus.entities(Split::Dev, args.offsets.unit())?;
             corpus.check_known(&set, std::slice::from_ref(config))?;
             Ok(set)
         };
-        Ok(Dev::Entities(corpora.map(read).collect::<Result<_>>()?))
-    }
-
-    fn texts(&self) -> Vec<String> {
-        match self {
-            Dev::Entities(sets) => sets.iter().flat_map(|set| &set.examples).map(|e| e.text.clone()).collect(),
-            Dev::Labels(texts) => texts.iter().map(|text| text.text.clone()).collect(),
-        }
+        Ok(Dev(Labelled::Entities(corpora.iter().map(read).collect::<Result<Vec<NerSet>>>()?)))
     }
 
     /// F1 of 100 of the model at `path`: micro of entities, macro of labels.
     fn metric(&self, path: &Path) -> ampoule::Result<f64> {
         let options = Options::default();
         Ok(100.0
-            * match self {
-                Dev::Entities(sets) => {
+            * match &self.0 {
+                Labelled::Entities(sets) => {
                     FoundEntities::run(&Extractor::open(path, &options)?, sets, || ())?.scores().micro.f1
                 }
-                Dev::Labels(texts) => {
+                Labelled::Labels(texts) => {
                     FoundLabels::run(&Classifier::open(path, &options)?, texts, || ())?.scores().macro_f1
                 }
             })
@@ -231,9 +220,9 @@ impl Dev {
     /// The temperature of the model at `path`, where the texts determine one.
     fn fit(&self, path: &Path) -> ampoule::Result<Option<TemperatureFit>> {
         let options = Options::default();
-        let judgements = match self {
-            Dev::Entities(sets) => Judgements::of_entities(&Extractor::open(path, &options)?, sets)?,
-            Dev::Labels(texts) => Judgements::of_labels(&Classifier::open(path, &options)?, texts)?,
+        let judgements = match &self.0 {
+            Labelled::Entities(sets) => Judgements::of_entities(&Extractor::open(path, &options)?, sets)?,
+            Labelled::Labels(texts) => Judgements::of_labels(&Classifier::open(path, &options)?, texts)?,
         };
         Ok(judgements.fit())
     }

@@ -566,6 +566,165 @@ fn temperatures_are_fitted_and_shown(model: &str, corpus: &str, folder: &Path) {
     assert!(shown.lines().filter(|line| line.starts_with("0.933..1.000 ")).count() >= 3, "{shown}");
 }
 
+/// Where `ids` stand one after the other among the numbers of a text.
+fn holds_ids(text: &str, ids: &[u32]) -> bool {
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
+    let numbers: Vec<Option<u32>> = numbers.map(|number| number.parse().ok()).collect();
+    numbers.windows(ids.len()).any(|some| some.iter().zip(ids).all(|(a, b)| *a == Some(*b)))
+}
+
+/// What a page has to be that is read by people and their machines, and by nobody else.
+fn assert_is_a_sound_page(html: &str) {
+    assert!(html.starts_with("<!DOCTYPE html>\n<html lang=\"en\">") && html.contains("name=\"viewport\""));
+    for part in ["http:", "https:", "url(", "@import", "<script", "<link", "<img", "<iframe", " src=", " onload", "NaN"]
+    {
+        assert!(!html.contains(part), "{part}");
+    }
+    let levels: Vec<u32> =
+        html.match_indices("<h").filter_map(|(at, _)| html[at + 2..].chars().next()?.to_digit(10)).collect();
+    assert!(levels[0] == 1 && levels[1..].iter().all(|&level| level > 1), "{levels:?}");
+    assert!(levels.windows(2).all(|two| two[1] <= two[0] + 1), "{levels:?}");
+    let pictures = html.matches("<svg").count();
+    assert!(pictures > 0 && html.matches("role=\"img\" aria-label=\"").count() == pictures);
+    for element in ["svg", "table", "figure", "tbody", "thead", "tr", "th", "td", "div", "p", "main", "text"] {
+        let opened = html.matches(&format!("<{element}>")).count() + html.matches(&format!("<{element} ")).count();
+        assert_eq!(opened, html.matches(&format!("</{element}>")).count(), "{element}");
+    }
+    let anchors: Vec<&str> = html.split("href=\"#").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(anchors.iter().all(|id| html.contains(&format!("id=\"{id}\""))), "{anchors:?}");
+}
+
+#[test]
+fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_texts() {
+    const HOSTILE: &str = "<script>alert(\"d\")</script>";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let corpus = corpus(folder.path());
+    for file in ["train.tsv", "dev.tsv", "test.tsv"] {
+        let texts = fs::read_to_string(corpus.join(file)).unwrap();
+        fs::write(corpus.join(file), texts.replace("Disease", HOSTILE)).unwrap();
+    }
+    let corpus = corpus.to_str().unwrap();
+    let (teacher, run) = (path("teacher"), path("run <b>&'1'"));
+    let checkpoint = fixture("bert-token");
+    let mut arguments = training("train", corpus, &teacher);
+    arguments.extend(["--model", checkpoint.to_str().unwrap()]);
+    let output = ampoule(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let teacher = format!("{teacher}/model");
+    let stages =
+        r#"stages=[{"epochs": 2, "terms": [{"term": "hidden", "weight": 1, "layer_map": [[1, 2]]}]}, {"epochs": 4}]"#;
+    let mut arguments = training("distill", corpus, &run);
+    arguments.extend(["--teacher", &teacher, "--layers", "2", "--set", stages, "--precision", "int8"]);
+    let output = ampoule(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let report = |options: &[&str]| {
+        let report = ["report", "--run", &run, "--teacher", &teacher, "--data", corpus, "--resamples", "50"];
+        ampoule(&[report.as_slice(), options].concat())
+    };
+    let files = |folder: &str| {
+        ["report.html", "report.json"].map(|name| fs::read_to_string(Path::new(folder).join(name)).unwrap())
+    };
+    let plain = ["--split", "dev", "--noise", "0.2,0.9", "--timing", "0"];
+    let output = report(&[plain.as_slice(), &["--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let (out, stdout) = (format!("{run}/report"), text(&output.stdout));
+    let [html, json] = files(&out);
+    let said: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(said, serde_json::from_str::<serde_json::Value>(&stdout).unwrap());
+    assert_eq!([&said["format"], &said["version"]], ["ampoule-report", "1.0"]);
+    assert_is_a_sound_page(&html);
+    assert!(html.contains("&lt;script&gt;alert(&quot;d&quot;)&lt;/script&gt;") && !html.contains("<b>&"));
+
+    // Not a text, not a word, not an id.
+    let log = fs::read_to_string(format!("{run}/log.jsonl")).unwrap();
+    let tokenizer =
+        ampoule::text::Tokenizer::from_json(&fs::read(format!("{run}/model/tokenizer.json")).unwrap()).unwrap();
+    let ids = |text: &str| tokenizer.encode(text).unwrap().iter().map(|token| token.id).collect::<Vec<u32>>();
+    assert!(ids(CANARY).len() > 2 && holds_ids(&format!("{:?}", ids(CANARY)), &ids(CANARY)));
+    for content in [&html, &json, &stdout, &text(&output.stderr), &log] {
+        assert!(!content.contains(CANARY) && !content.contains("aspirin") && !holds_ids(content, &ids(CANARY)));
+    }
+
+    // The teacher, the student, its bundle; the figures are those of `evaluate`.
+    let models = said["models"].as_array().unwrap();
+    let field = |name: &str| models.iter().map(|model| model[name].clone()).collect::<Vec<_>>();
+    assert_eq!(field("role"), ["teacher", "run", "bundle"]);
+    assert_eq!(field("precision"), ["f32", "f32", "int8"]);
+    assert_eq!(field("is_runs_teacher"), [serde_json::json!(true), serde_json::Value::Null, serde_json::Value::Null]);
+    assert!(models[1]["weights_sha256"] == models[2]["weights_sha256"] && models[0] != models[1]);
+    let bundle = format!("{run}/model.int8.safetensors");
+    assert_eq!(models[2]["bytes"], fs::metadata(&bundle).unwrap().len());
+    let student = format!("{run}/model");
+    let evaluate =
+        ["evaluate", "--model", &teacher, "--model", &student, "--model", &bundle, "--data", corpus, "--json"];
+    let evaluate = [evaluate.as_slice(), &["--split", "dev", "--noise", "0.9", "--resamples", "50"]].concat();
+    let expected: serde_json::Value = serde_json::from_slice(&ampoule(&evaluate).stdout).unwrap();
+    for (model, expected) in models.iter().zip(expected["models"].as_array().unwrap()) {
+        let pooled = &expected["pooled"];
+        assert_eq!(model["f1"]["value"], pooled["f1"]);
+        assert_eq!(serde_json::json!([model["f1"]["low"], model["f1"]["high"]]), pooled["interval"]);
+        assert_eq!(model["noise"][1]["f1"]["value"], pooled["noisy"]["f1"]);
+        assert_eq!(model["noise"][1]["lost"], pooled["noisy"]["lost"]);
+        assert_eq!(model["calibration"]["at_own"], expected["calibration"]["at_own"]);
+        if model["role"] != "teacher" {
+            assert_eq!(model["retention"]["value"], pooled["retention"]);
+            assert_eq!(model["difference"], pooled["difference_from_first"]);
+        }
+        let confusion = &model["confusion"];
+        for (at, label) in model["labels"].as_array().unwrap().iter().enumerate() {
+            let count = |list: &str| confusion[list][at].as_u64().unwrap();
+            let row: u64 = confusion["pairs"][at].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+            assert_eq!(confusion["labels"][at], label["label"]);
+            assert_eq!(row + count("gold_boundary") + count("missed"), label["support"].as_u64().unwrap());
+        }
+    }
+    let lines = |kind: &str| log.lines().filter(|line| line.starts_with(kind)).count();
+    assert_eq!(said["run"]["evaluations"].as_array().unwrap().len(), lines("{\"evaluation\""));
+    assert_eq!(said["run"]["steps"], lines("{\"step\""));
+    assert_eq!(said["run"]["stages"].as_array().unwrap().len(), 3, "one more in int8");
+    assert!(html.contains("stage 2") && html.contains("Term hidden"));
+
+    // The same again, where nothing is timed; and where it is, all but the times.
+    assert!(report(&plain).status.success());
+    assert!(files(&out) == [html, json]);
+    let timed = path("timed");
+    let output =
+        report(&["--split", "dev", "--noise", "0.2,0.9", "--timing", "0.05", "--threads", "1", "--out", &timed]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut with_times: serde_json::Value = serde_json::from_str(&files(&timed)[1]).unwrap();
+    for (model, untimed) in with_times["models"].as_array_mut().unwrap().iter_mut().zip(models) {
+        let speed = model["speed"].take();
+        assert!(speed["tokens"].as_u64().is_some_and(|n| (120..=128).contains(&n)), "{speed}");
+        assert!(speed["milliseconds_min"].as_f64() <= speed["milliseconds_median"].as_f64(), "{speed}");
+        assert!(!cfg!(target_os = "linux") || speed["peak_memory_bytes"].as_u64() > Some(1 << 20), "{speed}");
+        model["device"] = untimed["device"].clone();
+        assert_eq!(model, untimed);
+    }
+
+    // Texts are shown where that is asked for, under a banner; and a reading of the test set is noted.
+    let shown = path("shown");
+    let output = report(&["--with-text", "--timing", "0", "--noise", "0.1", "--out", &shown]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let [html, json] = files(&shown);
+    assert_is_a_sound_page(&html);
+    assert!(text(&output.stdout).contains("with texts") && json.contains("\"holds_text\": true"));
+    let banner = "This file holds texts of the data";
+    assert!(html.contains(banner) && !files(&out)[0].contains(banner));
+    let mistakes = serde_json::from_str::<serde_json::Value>(&json).unwrap()["mistakes"].as_array().unwrap().len();
+    assert_eq!(html.contains(CANARY), mistakes > 0, "{mistakes}");
+    let log = fs::read_to_string(format!("{run}/log.jsonl")).unwrap();
+    assert_eq!(log.matches("test_reading").count(), 2, "the student and its bundle");
+
+    assert_fails(&report(&["--timing=-1"]), "--timing is not a time");
+    assert_fails(&report(&["--noise", "2"]), "--noise is not a share");
+    assert_fails(&report(&["--model", fixture("bert-encoder").to_str().unwrap()]), "its task is encoder");
+    assert_fails(&ampoule(&["report", "--run", &path("none"), "--data", corpus]), "config.json");
+    fs::rename(&student, path("away")).unwrap();
+    assert_fails(&report(&[]), "the run has no model yet");
+}
+
 /// A mounted tmpfs, unmounted at the end; none where this user may not mount.
 struct Mount(PathBuf);
 
@@ -735,6 +894,7 @@ fn classifiers_are_trained_quantized_and_used() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         let noisy: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let (clean, noisy) = (&noisy["models"][0]["scores"], &noisy["models"][0]["noisy"]);
+        let noisy_f1 = &noisy["scores"]["macro_f1"];
         assert_eq!(clean, &said["models"][1]["scores"]);
         for score in ["accuracy", "macro_f1"] {
             let lost = clean[score].as_f64().unwrap() - noisy["scores"][score].as_f64().unwrap();
@@ -743,6 +903,28 @@ fn classifiers_are_trained_quantized_and_used() {
         }
         let shown = text(&ampoule(&["evaluate", "--noise", "0.9", "--model", &bundle, "--data", &corpus]).stdout);
         assert!(shown.contains("F1 macro noisy"), "{shown}");
+
+        let out = path(&format!("{kind}-report"));
+        let report =
+            ["report", "--run", &run, "--model", &bundle, "--data", &corpus, "--noise", "0.9", "--timing", "0"];
+        let output = ampoule(&[report.as_slice(), &["--resamples", "50", "--out", &out, "--json"]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["models"][0]["retention"].is_null());
+        for (model, expected) in report["models"].as_array().unwrap().iter().zip(said["models"].as_array().unwrap()) {
+            assert_eq!(model["f1"]["value"], expected["scores"]["macro_f1"]);
+            assert_eq!(model["accuracy"]["value"], expected["scores"]["accuracy"]);
+            let sum =
+                |list: &serde_json::Value| list.as_array().unwrap().iter().filter_map(|n| n.as_u64()).sum::<u64>();
+            let confusion = &model["confusion"];
+            let pairs: u64 = confusion["pairs"].as_array().unwrap().iter().map(sum).sum();
+            let support = model["labels"].as_array().unwrap().iter().filter_map(|label| label["support"].as_u64());
+            assert_eq!(pairs + sum(&confusion["missed"]), support.sum::<u64>(), "{model}");
+        }
+        assert_eq!(report["models"][1]["noise"][0]["f1"]["value"], *noisy_f1);
+        let html = fs::read_to_string(format!("{out}/report.html")).unwrap();
+        assert_is_a_sound_page(&html);
+        assert!(!html.contains(CANARY) && !html.contains("aspirin"));
 
         let input: String = (0..3).map(|i| format!("{CANARY} {}\n", sentence(i))).collect();
         let output = with_stdin(&["classify", "--json", "--model", &bundle, "-"], input.as_bytes());

@@ -10,11 +10,38 @@ use ampoule::{Checkpoint, Classifier, Entity, Extractor, Options, Result, Task};
 use crate::calibration::Answers;
 use crate::data::{Example, LabelledText, NerSet};
 use crate::dictionary::Dictionary;
-use crate::score::{ClassReport, LabelledSpan, NerReport, Prf, at_threshold, classification_scores, ner_scores};
+use crate::score::{
+    ClassReport, Confusion, LabelledSpan, NerReport, Prf, Verdict, at_threshold, classification_scores, judge,
+    ner_scores,
+};
 use crate::sequences::Data;
 
 /// Found spans of a text, with their scores.
 type Found = Vec<(String, Range<usize>, f32)>;
+
+/// What a model got wrong of a text, by its place among the texts; for people who may read them.
+#[derive(Clone, PartialEq)]
+pub struct EntityError {
+    /// Index of the text, in the order of the sets.
+    pub text: usize,
+    /// In which way.
+    pub verdict: Verdict,
+    /// What the gold standard has.
+    pub gold: Option<LabelledSpan>,
+    /// What was found.
+    pub found: Option<LabelledSpan>,
+}
+
+/// The same of a text's labels.
+#[derive(Clone, PartialEq)]
+pub struct LabelError {
+    /// Index of the text.
+    pub text: usize,
+    /// What the gold standard has.
+    pub gold: Vec<String>,
+    /// What it was given.
+    pub given: Vec<String>,
+}
 
 /// Entities of texts beside those that a model, or a dictionary, found.
 #[derive(Default)]
@@ -60,6 +87,14 @@ impl FoundEntities {
         all
     }
 
+    /// Adds those of other texts.
+    pub fn extend(&mut self, others: FoundEntities) {
+        self.gold.extend(others.gold);
+        self.found.extend(others.found);
+        self.at_one.extend(others.at_one);
+        self.covers.extend(others.covers);
+    }
+
     fn add(&mut self, set: &NerSet, example: &Example, found: Found, at_one: Found) {
         self.gold.push(example.entities.iter().map(|e| (e.label.clone(), e.range.clone())).collect());
         self.found.push(found);
@@ -69,12 +104,32 @@ impl FoundEntities {
 
     /// Strict scores; what is found of labels that a set does not cover is left out.
     pub fn scores(&self) -> NerReport {
-        let found: Vec<Vec<LabelledSpan>> = self
-            .found
-            .iter()
-            .map(|text| text.iter().map(|(label, range, _)| (label.clone(), range.clone())).collect())
-            .collect();
-        ner_scores(&self.gold, &found, &self.covers.iter().collect::<Vec<_>>())
+        ner_scores(&self.gold, &self.spans(), &self.covers.iter().collect::<Vec<_>>())
+    }
+
+    /// Which labels are taken for which; of labels that a set covers.
+    pub fn confusion(&self) -> Confusion {
+        Confusion::of_entities(&self.gold, &self.spans(), &self.covers.iter().collect::<Vec<_>>())
+    }
+
+    /// What is wrong, in the order of the texts; of labels that a set covers.
+    pub fn errors(&self) -> Vec<EntityError> {
+        let mut errors = Vec::new();
+        for (text, ((gold, found), covers)) in self.gold.iter().zip(self.spans()).zip(&self.covers).enumerate() {
+            let judged = judge(gold, &found, covers).into_iter().filter(|judged| judged.verdict != Verdict::Right);
+            errors.extend(judged.map(|judged| EntityError {
+                text,
+                verdict: judged.verdict,
+                gold: judged.gold.cloned(),
+                found: judged.found.cloned(),
+            }));
+        }
+        errors
+    }
+
+    fn spans(&self) -> Vec<Vec<LabelledSpan>> {
+        let spans = |text: &Found| text.iter().map(|(label, range, _)| (label.clone(), range.clone())).collect();
+        self.found.iter().map(spans).collect()
     }
 
     /// The same of the entities whose score is at least `threshold`, all labels together.
@@ -140,6 +195,27 @@ impl FoundLabels {
     pub fn scores(&self) -> ClassReport {
         // No temperature changes the order of labels, but one may make scores equal.
         classification_scores(&self.gold, &self.at_one, &self.labels, self.multi_label)
+    }
+
+    /// Which labels are taken for which.
+    pub fn confusion(&self) -> Confusion {
+        Confusion::of_labels(&self.gold, &self.given(), self.multi_label)
+    }
+
+    /// The texts that have other labels than they were given, in order.
+    pub fn errors(&self) -> Vec<LabelError> {
+        let texts = self.gold.iter().zip(self.given()).enumerate();
+        let error = |(text, (gold, given)): (usize, (&Vec<String>, Vec<String>))| {
+            let set = |labels: &[String]| labels.iter().cloned().collect::<BTreeSet<String>>();
+            (set(gold) != set(&given)).then(|| LabelError { text, gold: gold.clone(), given })
+        };
+        texts.filter_map(error).collect()
+    }
+
+    /// The labels that each text is given by [`scores`](Self::scores).
+    fn given(&self) -> Vec<Vec<String>> {
+        let names = |of: &crate::score::Decisions| of.given().map(|at| self.labels[at].clone()).collect();
+        self.scores().decisions.iter().map(names).collect()
     }
 
     /// The score of each text's likeliest label, and whether it is right; where labels are independent, of each label.

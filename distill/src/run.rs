@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::optimizer::{Moments, OptimizerState};
+use crate::trainer::{EvaluationLog, StepLog};
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -244,6 +245,55 @@ fn differences(found: &Value, expected: &Value) -> Vec<String> {
     all
 }
 
+/// What a run's folder says of the run.
+#[derive(Clone, Debug)]
+pub struct RunLog {
+    /// `config.json`: the settings under `config`, the model's shape under `student`, and the digests of what it began with:
+    /// `student_sha256`, `teacher_sha256`, `data_sha256`.
+    pub config: Value,
+    /// The steps made, in order.
+    pub steps: Vec<StepLog>,
+    /// The evaluations on the dev set, in order.
+    pub evaluations: Vec<EvaluationLog>,
+    /// How often a model of the run was measured on a test set.
+    pub test_readings: usize,
+}
+
+impl RunLog {
+    /// Reads `config.json` and `log.jsonl` of the folder `run`; a line that a kill cut short is left out.
+    ///
+    /// # Errors
+    /// [`NotFound`](ampoule::ErrorKind::NotFound) where one of them is not there, [`Corrupt`](ampoule::ErrorKind::Corrupt) for a
+    /// `config.json` that is not JSON.
+    pub fn read(run: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = run.join(name);
+            fs::read_to_string(&path).map_err(|e| Error::io(&path, e))
+        };
+        let config = serde_json::from_str(&read("config.json")?)
+            .map_err(|_| Error::corrupt(format!("{}: not JSON", run.join("config.json").display())))?;
+        let mut log = RunLog { config, steps: Vec::new(), evaluations: Vec::new(), test_readings: 0 };
+        for line in read("log.jsonl")?.lines() {
+            match serde_json::from_str(line) {
+                Ok(Line::Step(step)) => log.steps.push(step),
+                Ok(Line::Evaluation(evaluation)) => log.evaluations.push(evaluation),
+                Ok(Line::TestReading(_)) => log.test_readings += 1,
+                Err(_) => {}
+            }
+        }
+        Ok(log)
+    }
+}
+
+/// A line of `log.jsonl`.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Step(StepLog),
+    Evaluation(EvaluationLog),
+    TestReading(serde::de::IgnoredAny),
+}
+
 /// The threads that the run in the folder `run` began with.
 pub(crate) fn threads_of(run: &Path) -> Option<usize> {
     let config: Value = serde_json::from_slice(&fs::read(run.join("config.json")).ok()?).ok()?;
@@ -271,6 +321,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_log_is_read_but_for_the_line_that_a_kill_cut_short_and_older_ones_have_fewer_fields() {
+        let folder = tempfile::tempdir().unwrap();
+        let kind = |run: &Path| RunLog::read(run).map(|_| ()).unwrap_err().kind();
+        assert_eq!(kind(folder.path()), ampoule::ErrorKind::NotFound);
+        fs::write(folder.path().join("config.json"), "{\"config\": {\"seed\": 7}}").unwrap();
+        assert_eq!(kind(folder.path()), ampoule::ErrorKind::NotFound);
+        let log = "{\"step\":{\"step\":1,\"loss\":0.5,\"terms\":{\"hard\":0.5}}}\n\
+                   {\"evaluation\":{\"step\":1,\"dev_score\":0.25,\"precision\":null,\"recall\":null,\"best\":true}}\n\
+                   {\"test_reading\":{\"data\":[\"x\"]}}\n{\"step\":{\"step\":2,\"lo";
+        fs::write(folder.path().join("log.jsonl"), log).unwrap();
+        let read = RunLog::read(folder.path()).unwrap();
+        assert_eq!((read.steps.len(), read.evaluations.len(), read.test_readings), (1, 1, 1));
+        assert_eq!((read.steps[0].loss, read.steps[0].stage, read.evaluations[0].dev_score), (0.5, 0, 0.25));
+        assert_eq!(read.config["config"]["seed"], 7);
+        fs::write(folder.path().join("config.json"), "{").unwrap();
+        assert_eq!(kind(folder.path()), ampoule::ErrorKind::Corrupt);
+    }
 
     #[test]
     fn one_process_at_a_time_trains_in_a_folder_and_another_run_is_told_what_differs() {

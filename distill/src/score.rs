@@ -11,8 +11,11 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
+mod confusion;
 #[cfg(test)]
 mod tests;
+
+pub use confusion::{Confusion, Judged, Verdict, judge};
 
 /// A label and where it stands: UTF-8 bytes of the text, or positions in a sequence of tags.
 pub type LabelledSpan = (String, Range<usize>);
@@ -51,9 +54,12 @@ pub struct NerReport {
     pub micro: Prf,
     /// The unweighted mean over `per_label`.
     pub macro_avg: Prf,
-    /// One entry a text, for [`interval`] and [`paired_bootstrap`].
+    /// One entry a text, for [`interval`], [`paired_bootstrap`] and [`retention`].
     #[serde(skip)]
     pub counts: Vec<Counts>,
+    /// The same of each label.
+    #[serde(skip)]
+    pub by_label: BTreeMap<String, Vec<Counts>>,
 }
 
 /// How well texts were labelled.
@@ -71,9 +77,12 @@ pub struct ClassReport {
     pub auroc: Option<f64>,
     /// Of each of the model's labels.
     pub per_label: BTreeMap<String, Prf>,
-    /// One entry a text, for [`paired_label_bootstrap`].
+    /// One entry a text, for [`label_intervals`], [`paired_label_bootstrap`] and [`label_retention`].
     #[serde(skip)]
     pub decisions: Vec<Decisions>,
+    /// Of each label one entry a text, for [`interval`].
+    #[serde(skip)]
+    pub by_label: BTreeMap<String, Vec<Counts>>,
 }
 
 /// What was decided on one text's labels.
@@ -83,6 +92,26 @@ pub struct Decisions {
     exact: bool,
     /// The labels, by index, that it has or was given: whether it has it, whether it was given it.
     labels: Vec<(usize, bool, bool)>,
+}
+
+/// A score, and how sure one may be of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Interval {
+    /// The score of the texts as they are.
+    pub value: f64,
+    /// The lower end of its 95 % interval.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+/// How sure one may be of a labelling of texts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LabelIntervals {
+    /// Of [`ClassReport::accuracy`].
+    pub accuracy: Interval,
+    /// Of [`ClassReport::macro_f1`].
+    pub macro_f1: Interval,
 }
 
 /// How far one labelling of texts lies from another.
@@ -116,9 +145,11 @@ pub struct Bootstrap {
 /// # Panics
 /// When the three lists differ in length.
 pub fn ner_scores(gold: &[Vec<LabelledSpan>], found: &[Vec<LabelledSpan>], covers: &[&BTreeSet<String>]) -> NerReport {
-    let (per_label, counts) = count(gold, found, covers, |(label, range)| Some((label, range)));
+    let (by_label, counts) = count(gold, found, covers, |(label, range)| Some((label, range)));
+    let by_label: BTreeMap<String, Vec<Counts>> =
+        by_label.into_iter().map(|(label, counts)| (label.to_owned(), counts)).collect();
     let per_label: BTreeMap<String, Prf> =
-        per_label.into_iter().map(|(label, tally)| (label.to_string(), tally.prf())).collect();
+        by_label.iter().map(|(label, counts)| (label.clone(), Tally::of(counts).prf())).collect();
     let mean = |of: fn(&Prf) -> f64| mean(&per_label.values().map(of).collect::<Vec<_>>()).unwrap_or_default();
     let micro = Tally::of(&counts).prf();
     let macro_avg = Prf {
@@ -127,7 +158,7 @@ pub fn ner_scores(gold: &[Vec<LabelledSpan>], found: &[Vec<LabelledSpan>], cover
         f1: mean(|x| x.f1),
         support: micro.support,
     };
-    NerReport { per_label, micro, macro_avg, counts }
+    NerReport { per_label, micro, macro_avg, counts, by_label }
 }
 
 /// The micro average that would be had by keeping found spans of at least `threshold` alone; otherwise as [`ner_scores`].
@@ -178,10 +209,10 @@ pub fn classification_scores(
 ) -> ClassReport {
     assert_eq!(gold.len(), scores.len(), "one list of labels and one of scores a text");
     let columns: HashMap<&str, usize> = labels.iter().enumerate().map(|(at, label)| (label.as_str(), at)).collect();
-    let mut tallies = vec![Tally::default(); labels.len()];
+    let mut by_label = vec![vec![Counts::default(); gold.len()]; labels.len()];
     let mut ranked: Vec<Vec<(f32, bool)>> = vec![Vec::with_capacity(gold.len()); labels.len()];
     let mut decisions = Vec::with_capacity(gold.len());
-    for (gold, scores) in gold.iter().zip(scores) {
+    for (number, (gold, scores)) in gold.iter().zip(scores).enumerate() {
         let mut row = vec![(0.0, false); labels.len()];
         for (label, score) in scores {
             if let Some(&at) = columns.get(label.as_str()) {
@@ -198,7 +229,7 @@ pub fn classification_scores(
         let likeliest = (0..row.len()).rev().max_by(|&a, &b| row[a].0.total_cmp(&row[b].0));
         for (at, &(score, held)) in row.iter().enumerate() {
             let said = if multi_label { score >= 0.5 } else { likeliest == Some(at) };
-            tallies[at].add(held, said);
+            by_label[at][number].add(held, said);
             ranked[at].push((score, held));
             text.exact &= held == said;
             text.labels.extend((held || said).then_some((at, held, said)));
@@ -206,6 +237,7 @@ pub fn classification_scores(
         decisions.push(text);
     }
 
+    let tallies: Vec<Tally> = by_label.iter().map(Tally::of).collect();
     let per_label: Vec<Prf> = tallies.iter().map(|tally| Prf { f1: tally.f1(), ..tally.prf() }).collect();
     let second_only = !multi_label && labels.len() == 2;
     let areas: Vec<f64> = ranked.into_iter().skip(usize::from(second_only)).filter_map(area_under_roc).collect();
@@ -217,6 +249,7 @@ pub fn classification_scores(
         auroc: mean(&areas),
         per_label: labels.iter().cloned().zip(per_label).collect(),
         decisions,
+        by_label: labels.iter().cloned().zip(by_label).collect(),
     }
 }
 
@@ -248,14 +281,57 @@ pub fn paired_label_bootstrap(a: &ClassReport, b: &ClassReport, resamples: usize
     let compare = |score: &dyn Fn(&ClassReport, &[usize]) -> f64| {
         paired(a.decisions.len(), resamples, seed, |picks| score(a, picks) - score(b, picks))
     };
-    LabelBootstrap {
-        accuracy: compare(&|report, picks| accuracy(picks.iter().map(|&at| &report.decisions[at]))),
-        macro_f1: compare(&|report, picks| {
-            let mut tallies = vec![Tally::default(); report.per_label.len()];
-            let decided = picks.iter().flat_map(|&at| &report.decisions[at].labels);
-            decided.for_each(|&(label, held, said)| tallies[label].add(held, said));
-            mean(&tallies.iter().map(Tally::f1).collect::<Vec<_>>()).unwrap_or_default()
-        }),
+    LabelBootstrap { accuracy: compare(&accuracy_of), macro_f1: compare(&macro_f1) }
+}
+
+/// The 95 % intervals of a labelling's scores, by bootstrap samples of its texts as in [`interval`].
+pub fn label_intervals(report: &ClassReport, resamples: usize, seed: u64) -> LabelIntervals {
+    let of = |score: &dyn Fn(&ClassReport, &[usize]) -> f64, value: f64| {
+        let values = resampled(report.decisions.len(), resamples, seed, |picks| score(report, picks));
+        Interval::of(value, &values)
+    };
+    LabelIntervals { accuracy: of(&accuracy_of, report.accuracy), macro_f1: of(&macro_f1, report.macro_f1) }
+}
+
+/// The share of the micro F1 of `b` that `a` has on the same texts, by bootstrap samples of texts as in [`paired_bootstrap`]; those
+/// in which `b` has none are left out. `None` where `b` has none at all.
+///
+/// # Panics
+/// When `a` and `b` differ in length.
+pub fn retention(a: &[Counts], b: &[Counts], resamples: usize, seed: u64) -> Option<Interval> {
+    assert_eq!(a.len(), b.len(), "the same texts for both models");
+    share(a.len(), resamples, seed, |picks| micro_f1(a, picks), |picks| micro_f1(b, picks))
+}
+
+/// The same of the macro F1 of whole texts' labels.
+///
+/// # Panics
+/// When `a` and `b` differ in texts.
+pub fn label_retention(a: &ClassReport, b: &ClassReport, resamples: usize, seed: u64) -> Option<Interval> {
+    assert_eq!(a.decisions.len(), b.decisions.len(), "the same texts for both");
+    share(a.decisions.len(), resamples, seed, |picks| macro_f1(a, picks), |picks| macro_f1(b, picks))
+}
+
+/// Resamples the quotient of two scores of the same texts.
+fn share(
+    texts: usize,
+    resamples: usize,
+    seed: u64,
+    part: impl Fn(&[usize]) -> f64,
+    whole: impl Fn(&[usize]) -> f64,
+) -> Option<Interval> {
+    let all = Vec::from_iter(0..texts);
+    let value = Some(part(&all) / whole(&all)).filter(|value| value.is_finite())?;
+    let mut values = resampled(texts, resamples, seed, |picks| part(picks) / whole(picks));
+    values.retain(|value| value.is_finite());
+    Some(Interval::of(value, &values))
+}
+
+impl Interval {
+    /// Of a score and the sorted scores of resamples; of no resamples the score itself.
+    fn of(value: f64, resampled: &[f64]) -> Self {
+        let end = |share| percentile(resampled, share).unwrap_or(value);
+        Interval { value, low: end(0.025), high: end(0.975) }
     }
 }
 
@@ -273,9 +349,38 @@ fn paired(texts: usize, resamples: usize, seed: u64, difference: impl Fn(&[usize
     }
 }
 
+fn accuracy_of(report: &ClassReport, picks: &[usize]) -> f64 {
+    accuracy(picks.iter().map(|&at| &report.decisions[at]))
+}
+
+fn macro_f1(report: &ClassReport, picks: &[usize]) -> f64 {
+    let mut tallies = vec![Tally::default(); report.per_label.len()];
+    let decided = picks.iter().flat_map(|&at| &report.decisions[at].labels);
+    decided.for_each(|&(label, held, said)| tallies[label].add(held, said));
+    mean(&tallies.iter().map(Tally::f1).collect::<Vec<_>>()).unwrap_or_default()
+}
+
 fn accuracy<'a>(texts: impl ExactSizeIterator<Item = &'a Decisions>) -> f64 {
     let count = texts.len() as u64;
     ratio(texts.filter(|text| text.exact).count() as u64, count)
+}
+
+impl Counts {
+    fn add(&mut self, held: bool, said: bool) {
+        match (held, said) {
+            (true, true) => self.tp += 1,
+            (true, false) => self.fn_ += 1,
+            (false, true) => self.fp += 1,
+            (false, false) => {}
+        }
+    }
+}
+
+impl Decisions {
+    /// The labels that it was given, by their index.
+    pub fn given(&self) -> impl Iterator<Item = usize> {
+        self.labels.iter().filter(|(_, _, said)| *said).map(|(label, ..)| *label)
+    }
 }
 
 /// Sums over texts: how many are right, how many were found, how many there are.
@@ -328,30 +433,24 @@ fn count<'a, T>(
     found: &'a [Vec<T>],
     covers: &[&BTreeSet<String>],
     of: impl Fn(&'a T) -> Option<(&'a String, &'a Range<usize>)>,
-) -> (BTreeMap<&'a str, Tally>, Vec<Counts>) {
+) -> (BTreeMap<&'a str, Vec<Counts>>, Vec<Counts>) {
     assert!(
         gold.len() == found.len() && gold.len() == covers.len(),
         "one list of gold spans, one of found spans and one set of labels a text"
     );
-    let mut labels: BTreeMap<&str, Tally> = BTreeMap::new();
-    let mut texts = Vec::with_capacity(gold.len());
-    for ((gold, found), covers) in gold.iter().zip(found).zip(covers) {
+    let mut labels: BTreeMap<&str, Vec<Counts>> = BTreeMap::new();
+    let mut texts = vec![Counts::default(); gold.len()];
+    for (at, ((gold, found), covers)) in gold.iter().zip(found).zip(covers).enumerate() {
         let key = |(label, range): (&'a String, &'a Range<usize>)| {
             covers.contains(label).then_some((label.as_str(), range.start, range.end))
         };
         let gold: BTreeSet<_> = gold.iter().filter_map(|(label, range)| key((label, range))).collect();
         let found: BTreeSet<_> = found.iter().filter_map(|span| of(span).and_then(key)).collect();
-        let mut text = Counts::default();
         for span in gold.union(&found) {
             let (held, said) = (gold.contains(span), found.contains(span));
-            labels.entry(span.0).or_default().add(held, said);
-            match (held, said) {
-                (true, true) => text.tp += 1,
-                (true, false) => text.fn_ += 1,
-                _ => text.fp += 1,
-            }
+            labels.entry(span.0).or_insert_with(|| vec![Counts::default(); texts.len()])[at].add(held, said);
+            texts[at].add(held, said);
         }
-        texts.push(text);
     }
     (labels, texts)
 }

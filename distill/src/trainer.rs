@@ -14,7 +14,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::calibration::{TemperatureFit, fit_on_dev};
@@ -26,8 +26,9 @@ use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Part, Sequences};
 use crate::teacher::{Answering, Reader, Teacher};
 
-/// One step, as it is logged.
-#[derive(Clone, Debug, Serialize)]
+/// One step, as it is logged; what an older log lacks is 0 when it is read.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StepLog {
     /// Steps made.
     pub step: usize,
@@ -48,7 +49,7 @@ pub struct StepLog {
 }
 
 /// One evaluation on the dev set, as it is logged.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvaluationLog {
     /// Steps made.
     pub step: usize,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use unicode_segmentation::UnicodeSegmentation;
 
-use crate::data::{Annotation, Example, LabelledText};
+use crate::data::{Annotation, Example, LabelledText, NerSet};
 
 /// Noise of clinical typing: how many words get some, and of which kinds.
 ///
@@ -158,6 +158,12 @@ impl TypingNoise {
     /// [`apply`](Self::apply) to a text with labels of the whole, which stay.
     pub fn labelled(&self, text: &LabelledText, seed: u64) -> LabelledText {
         LabelledText { text: self.apply(&text.text, &[], seed).0, ..text.clone() }
+    }
+
+    /// [`example`](Self::example) of each text of a set.
+    pub fn set(&self, set: &NerSet, seed: u64) -> NerSet {
+        let examples = set.examples.iter().map(|example| self.example(example, seed).0).collect();
+        NerSet { examples, covers: set.covers.clone() }
     }
 
     /// Whether this is a noise.

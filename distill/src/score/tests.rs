@@ -95,6 +95,7 @@ fn label_scores_equal_scikit_learn_to_the_last_digit() {
             auroc: case["auroc"].is_string().then(|| number(&case["auroc"])),
             per_label: by_label(&case["per_label"]),
             decisions: report.decisions.clone(),
+            by_label: report.by_label.clone(),
         };
         assert_eq!(report, expected);
 
@@ -357,4 +358,135 @@ fn percentiles_are_interpolated() {
     assert_eq!(percentile(&values, 0.975), Some(9.75));
     assert_eq!(percentile(&[4.0], 0.975), Some(4.0));
     assert_eq!(percentile(&[], 0.5), None);
+}
+
+/// Spans without overlap of three labels, and what a poor model makes of them.
+fn gold_and_found(seed: u64) -> (Vec<LabelledSpan>, Vec<LabelledSpan>) {
+    let mut rng = rng(seed);
+    let (mut gold, mut found) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < 60 {
+        let (length, other) = (rng.random_range(1..6usize), ["A", "B", "C"][rng.random_range(0..3)]);
+        let label = ["A", "B", "C"][rng.random_range(0..3)];
+        let (whole, half) = (at..at + length, at..at + length.div_ceil(2));
+        match rng.random_range(0..7) {
+            0 => gold.push(span(label, whole)),
+            1 => found.push(span(label, whole)),
+            2 => (gold.push(span(label, whole.clone())), found.push(span(other, whole))).0,
+            3 => (gold.push(span(label, whole)), found.push(span(other, half))).0,
+            4 => {
+                gold.push(span(label, whole.clone()));
+                found.push(span(label, half.clone()));
+                found.extend((half.end < whole.end).then(|| span(other, half.end..whole.end)));
+            }
+            5 => {
+                found.push(span(label, whole.clone()));
+                gold.push(span(label, half.clone()));
+                gold.extend((half.end < whole.end).then(|| span(other, half.end..whole.end)));
+            }
+            _ => (gold.push(span(label, whole.clone())), found.push(span(label, whole))).0,
+        }
+        at += length + 1;
+    }
+    (gold, found)
+}
+
+#[test]
+fn a_confusion_has_every_entity_once_and_the_right_ones_on_its_diagonal() {
+    let covers = labels(&["A", "B"]);
+    for seed in 0..50 {
+        let texts: Vec<_> = (0..4).map(|text| gold_and_found(seed * 4 + text)).collect();
+        let (gold, found): (Vec<_>, Vec<_>) = texts.into_iter().unzip();
+        let all = vec![&covers; gold.len()];
+        let confusion = Confusion::of_entities(&gold, &found, &all);
+        let report = ner_scores(&gold, &found, &all);
+        assert!(confusion.labels.iter().eq(report.per_label.keys()));
+        for (at, label) in confusion.labels.iter().enumerate() {
+            let counts = &report.by_label[label];
+            let sum = |of: fn(&Counts) -> u32| counts.iter().map(of).sum::<u32>() as usize;
+            let row: usize = confusion.pairs[at].iter().sum();
+            let column: usize = confusion.pairs.iter().map(|row| row[at]).sum();
+            assert_eq!(confusion.pairs[at][at], sum(|c| c.tp));
+            assert_eq!(row + confusion.gold_boundary[at] + confusion.missed[at], sum(|c| c.tp + c.fn_));
+            assert_eq!(column + confusion.found_boundary[at] + confusion.spurious[at], sum(|c| c.tp + c.fp));
+        }
+        for (text, (gold, found)) in gold.iter().zip(&found).enumerate() {
+            let counts = |counts: &Counts| (counts.tp, counts.fp, counts.fn_);
+            let by_label = report.by_label.values().map(|texts| counts(&texts[text]));
+            let sum = by_label.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
+            assert_eq!(sum, counts(&report.counts[text]));
+            // Swapped, what was missed is spurious, and the other way round.
+            let of = |a, b, verdict| judge(a, b, &covers).iter().filter(|one| one.verdict == verdict).count();
+            assert_eq!(of(gold, found, Verdict::Missed), of(found, gold, Verdict::Spurious));
+            assert_eq!(of(gold, found, Verdict::Label), of(found, gold, Verdict::Label));
+        }
+    }
+}
+
+#[test]
+fn what_became_of_an_entity_is_told_apart() {
+    let covers = labels(&["A", "B"]);
+    let verdicts = |gold: &[LabelledSpan], found: &[LabelledSpan]| -> Vec<(Verdict, bool, bool)> {
+        let judged = judge(gold, found, &covers);
+        judged.iter().map(|one| (one.verdict, one.gold.is_some(), one.found.is_some())).collect()
+    };
+    let (a, b) = (span("A", 0..4), span("B", 0..4));
+    assert_eq!(verdicts(&[a.clone()], &[a.clone(), a.clone()]), [(Verdict::Right, true, true)]);
+    assert_eq!(verdicts(&[a.clone()], &[b.clone()]), [(Verdict::Label, true, true)]);
+    // Of two labels over one range the right one is the pair.
+    let both = verdicts(&[a.clone()], &[b.clone(), a.clone()]);
+    assert_eq!(both, [(Verdict::Right, true, true), (Verdict::Spurious, false, true)]);
+    assert_eq!(verdicts(&[a.clone()], &[span("A", 4..6)])[0].0, Verdict::Missed);
+    let halves = [span("A", 0..2), span("A", 2..4)];
+    let wide = verdicts(&halves, &[a.clone()]);
+    assert_eq!(wide, [(Verdict::Boundary, true, true), (Verdict::Boundary, true, false)]);
+    let narrow = verdicts(&[a.clone()], &halves);
+    assert_eq!(narrow, [(Verdict::Boundary, true, true), (Verdict::Boundary, false, true)]);
+    assert_eq!(verdicts(&[span("C", 0..4)], &[a]), [(Verdict::Spurious, false, true)]);
+}
+
+#[test]
+fn texts_with_one_label_are_taken_for_another_and_those_with_several_are_not() {
+    let of = |texts: &[&[&str]]| -> Vec<Vec<String>> {
+        texts.iter().map(|text| text.iter().map(|label| label.to_string()).collect()).collect()
+    };
+    let single = Confusion::of_labels(&of(&[&["x"], &["x"], &["y"]]), &of(&[&["x"], &["y"], &["y"]]), false);
+    assert_eq!((single.labels, single.pairs), (of(&[&["x", "y"]]).remove(0), vec![vec![1, 1], vec![0, 1]]));
+    let several = Confusion::of_labels(&of(&[&["x"], &["x", "y"], &[]]), &of(&[&["y"], &["x"], &["x"]]), true);
+    assert_eq!(several.pairs, [[1, 0], [0, 0]]);
+    assert_eq!((several.missed, several.spurious), (vec![1, 1], vec![1, 1]));
+}
+
+#[test]
+fn what_is_kept_of_a_score_is_one_of_oneself_and_lies_in_its_interval() {
+    let (a, b) = two_models(200, 5);
+    assert_eq!(retention(&a, &a, 100, 1), Some(Interval { value: 1.0, low: 1.0, high: 1.0 }));
+    let kept = retention(&b, &a, 500, 1).unwrap();
+    let f1 = |counts: &[Counts]| Tally::of(counts).prf().f1;
+    assert_eq!(kept.value, f1(&b) / f1(&a));
+    assert!(kept.low < kept.value && kept.value < kept.high && kept.high < 1.0, "{kept:?}");
+    let none = vec![Counts { tp: 0, fp: 1, fn_: 1 }; 3];
+    assert_eq!(retention(&none, &none, 100, 1), None);
+    assert_eq!(retention(&[], &[], 100, 1), None);
+    // Resamples in which there is nothing to keep say nothing.
+    let rare: Vec<Counts> = (0..3).map(|at| Counts { tp: u32::from(at == 0), fp: 0, fn_: 0 }).collect();
+    assert_eq!(retention(&rare, &rare, 100, 1).map(|kept| (kept.low, kept.high)), Some((1.0, 1.0)));
+
+    let names: Vec<String> = ["x", "y"].map(str::to_owned).to_vec();
+    let gold: Vec<Vec<String>> = (0..40).map(|at| vec![names[at % 2].clone()]).collect();
+    let scores = |wrong: usize| -> Vec<Vec<(String, f32)>> {
+        let right = |at: usize| at % 2 == usize::from(at % 10 < wrong);
+        (0..40).map(|at| vec![("x".to_owned(), if right(at) { 0.9 } else { 0.1 }), ("y".to_owned(), 0.5)]).collect()
+    };
+    let [most, some] = [1, 4].map(|wrong| classification_scores(&gold, &scores(wrong), &names, false));
+    let kept = label_retention(&some, &most, 500, 1).unwrap();
+    assert_eq!(kept.value, some.macro_f1 / most.macro_f1);
+    let intervals = label_intervals(&some, 500, 1);
+    for (interval, value) in [(intervals.accuracy, some.accuracy), (intervals.macro_f1, some.macro_f1)] {
+        assert!(interval.value == value && interval.low < value && value < interval.high, "{interval:?}");
+    }
+    assert_eq!(label_intervals(&some, 0, 1).macro_f1.low, some.macro_f1);
+    for (label, prf) in &some.per_label {
+        assert!((interval(&some.by_label[label], 0, 1).0 - prf.f1).abs() < 1e-12);
+    }
 }
