@@ -68,6 +68,12 @@ fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> 
     config.hidden_size = width("hidden_size", shape.hidden_size, teacher.hidden_size, teacher.hidden_size)?;
     if teacher.embedding_size == teacher.hidden_size {
         config.embedding_size = config.hidden_size;
+    } else if config.embedding_size == config.hidden_size {
+        return Err(Error::invalid_input(format!(
+            "a student with hidden_size {0}: its teacher's embeddings are {0} wide too and projected, and between equal widths an \
+             ELECTRA projects nothing; name another width",
+            config.hidden_size
+        )));
     }
     let proportional = (teacher.intermediate_size * config.hidden_size).div_ceil(teacher.hidden_size);
     config.intermediate_size =
@@ -390,6 +396,21 @@ mod tests {
             let error = student_from_teacher(&teacher, &shape).err().unwrap();
             assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(part), "{shape:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_projection_is_not_lost_where_widths_would_meet() {
+        let teacher = checkpoint("electra-token");
+        let width = teacher.config.embedding_size;
+        assert_ne!(width, teacher.config.hidden_size);
+        let shape = StudentShape {
+            layers: vec![1],
+            hidden_size: Some(width),
+            num_attention_heads: Some(1),
+            ..StudentShape::default()
+        };
+        let error = student_from_teacher(&teacher, &shape).err().unwrap();
+        assert!(error.to_string().contains("name another width"), "{error}");
     }
 
     #[test]
