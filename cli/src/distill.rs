@@ -7,7 +7,7 @@ use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, Task};
 use ampoule_distill::{
     Data, StudentShape, Term, TrainConfig, VocabularyReport, factorize_embeddings, prune_vocabulary, relation_heads,
-    student_from_teacher,
+    student_from_states, student_from_teacher,
 };
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -42,6 +42,9 @@ pub struct Args {
     /// folder is an ELECTRA's
     #[arg(long, value_name = "N")]
     embedding: Option<usize>,
+    /// What narrower hidden states keep of the teacher's
+    #[arg(long, value_enum, default_value = "importance", requires = "hidden")]
+    basis: Basis,
     /// Checkpoint folder of the student, in place of --layers; an encoder without a head gets one for the teacher's labels
     #[arg(long, value_name = "FOLDER")]
     student: Option<PathBuf>,
@@ -53,6 +56,15 @@ pub struct Args {
     data: DataArgs,
     #[command(flatten)]
     run: RunArgs,
+}
+
+/// What a narrower student keeps of hidden states.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Basis {
+    /// The dimensions that weigh most for what reads them
+    Importance,
+    /// The principal components of the teacher's on the train and transfer texts
+    Components,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -71,7 +83,11 @@ pub fn run(args: Args) -> Result<()> {
                 num_attention_heads: args.heads,
                 intermediate_size: args.intermediate,
             };
-            student_from_teacher(&args.reduced(teacher.clone(), &data, &mut start)?, &shape)?
+            let teacher = args.reduced(teacher.clone(), &data, &mut start)?;
+            match args.basis {
+                Basis::Importance => student_from_teacher(&teacher, &shape)?,
+                Basis::Components => student_from_states(&teacher, &shape, &data.training_texts())?,
+            }
         }
     };
     let mut terms = vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }];

@@ -85,9 +85,17 @@ fn tokens(tokenizer: &Tokenizer, texts: &[&str], max_tokens: usize) -> Result<Ve
 
 /// `[n, n - 1]`: the cosines of the discrete cosine transform (DCT-II) but for the constant one. Its columns are orthonormal, and none has
 /// a mean.
-fn cosines(n: usize) -> DMatrix<f64> {
+pub(crate) fn cosines(n: usize) -> DMatrix<f64> {
     let angle = |i: usize, k: usize| std::f64::consts::PI * (i as f64 + 0.5) * (k + 1) as f64 / n as f64;
     DMatrix::from_fn(n, n - 1, |i, k| (2.0 / n as f64).sqrt() * angle(i, k).cos())
+}
+
+/// The eigenvectors of the `count` largest eigenvalues of a symmetric matrix, as columns.
+pub(crate) fn leading(symmetric: DMatrix<f64>, count: usize) -> DMatrix<f64> {
+    let eigen = symmetric.symmetric_eigen();
+    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+    order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
+    eigen.eigenvectors.select_columns(&order[..count])
 }
 
 /// An embedding block with its layer norm's factors and its projection in one: `linear * norm(rows) + offset`. A token's row is a column.
@@ -168,10 +176,7 @@ impl Embeddings {
             sum += outputs.column_sum();
         }
         squares.ger(-1.0 / tokens.len() as f64, &sum, &sum, 1.0);
-        let eigen = squares.symmetric_eigen();
-        let mut order: Vec<usize> = (0..hidden).collect();
-        order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
-        eigen.eigenvectors.select_columns(&order[..count])
+        leading(squares, count)
     }
 
     /// Sets what follows the norm so that the outputs are nearest to those of `target`; gives the share of their variance that is left.
@@ -199,5 +204,120 @@ impl Embeddings {
             all += wanted.column_iter().map(|column: DVectorView<f64>| (column - &mean).norm_squared()).sum::<f64>();
         }
         Ok(if all > 0.0 { left / all } else { 0.0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ampoule::model::{HiddenState, Model};
+    use ampoule::{Batch, ErrorKind};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    const TEXTS: [&str; 2] = ["The patient was given aspirin, 0.4 mg of it", "pain of the joints, arthritis 20%"];
+
+    fn checkpoint(name: &str) -> Checkpoint {
+        Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints").join(name))
+            .unwrap()
+    }
+
+    /// What the layers read of the texts, a token after the other, and the logits of each token.
+    fn computed(checkpoint: &Checkpoint) -> (Vec<Vec<f32>>, Vec<f32>) {
+        let device = Device::flex();
+        let model = Model::load(&checkpoint.config, &mut checkpoint.weights.clone(), &device).unwrap();
+        let (mut read, mut logits) = (Vec::new(), Vec::new());
+        for text in TEXTS {
+            let ids: Vec<u32> =
+                tokens(&checkpoint.tokenizer, &[text], 1000).unwrap().into_iter().map(|(id, _)| id as u32).collect();
+            let batch = Batch::new(&[ids], checkpoint.config.pad_token_id);
+            let states = model
+                .hidden_states(&batch, &device, &mut None, &mut |state, x| {
+                    if state == HiddenState::Layer(0) {
+                        let values: Vec<f32> = x.clone().into_data().try_into_vec().unwrap();
+                        read.extend(values.chunks(checkpoint.config.hidden_size).map(<[f32]>::to_vec));
+                    }
+                    Ok(())
+                })
+                .unwrap();
+            logits.extend(model.logits(states, &mut None).unwrap().into_data().try_into_vec::<f32>().unwrap());
+        }
+        (read, logits)
+    }
+
+    fn apart(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    /// The model's own arithmetic gives the loss that is said, in every architecture.
+    #[test]
+    fn the_share_that_is_lost_is_what_the_model_loses() {
+        for name in ["bert-token", "distilbert-token", "roberta-token", "electra-token", "bert-sequence"] {
+            let before = checkpoint(name);
+            let mut last = f64::INFINITY;
+            for width in [4, 9, 14] {
+                let (after, lost) = factorize_embeddings(&before, &TEXTS, width).unwrap();
+                let ((wanted, _), (found, _)) = (computed(&before), computed(&after));
+                let hidden = before.config.hidden_size;
+                let mean: Vec<f64> = (0..hidden)
+                    .map(|j| wanted.iter().map(|row| f64::from(row[j])).sum::<f64>() / wanted.len() as f64)
+                    .collect();
+                let (mut left, mut all) = (0.0, 0.0);
+                for (wanted, found) in wanted.iter().zip(&found) {
+                    for j in 0..hidden {
+                        left += f64::from(wanted[j] - found[j]).powi(2);
+                        all += (f64::from(wanted[j]) - mean[j]).powi(2);
+                    }
+                }
+                assert!((left / all - lost).abs() < 1e-4, "{name}: {lost} said, {} found", left / all);
+                assert!(lost < last, "{name}: {lost} at width {width}");
+                last = lost;
+            }
+            assert!(last < 0.5, "{name}: {last}");
+        }
+    }
+
+    /// Rows that lie in few dimensions, whose directions all matter alike, lose nothing.
+    #[test]
+    fn what_is_narrow_already_is_the_same_model() {
+        let mut before = checkpoint("bert-token");
+        let hidden = before.config.hidden_size;
+        // Seven directions of no mean.
+        let directions = cosines(hidden).columns(0, 7).into_owned();
+        for name in ["word", "position", "token_type"] {
+            let tensor = before.weights.0.get_mut(&format!("embeddings.{name}_embeddings.weight")).unwrap();
+            let rows = DMatrix::from_iterator(hidden, tensor.shape[0], tensor.data.iter().map(|&x| f64::from(x)));
+            let flat = &directions * (directions.transpose() * rows);
+            tensor.data = flat.iter().map(|&x| x as f32).collect();
+        }
+        before.weights.0.get_mut("embeddings.LayerNorm.weight").unwrap().data.fill(1.5);
+        let (after, lost) = factorize_embeddings(&before, &TEXTS, 8).unwrap();
+        assert!(lost < 1e-8, "{lost}");
+        assert!(apart(&computed(&before).1, &computed(&after).1) < 1e-3);
+        assert!(factorize_embeddings(&before, &TEXTS, 7).unwrap().1 > 1e-4);
+    }
+
+    #[test]
+    fn widths_that_cannot_be_are_refused() {
+        for (name, most) in [("bert-token", 31), ("electra-token", 15)] {
+            for width in [0, 1, most + 1, 64] {
+                let error = factorize_embeddings(&checkpoint(name), &TEXTS, width).unwrap_err();
+                assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(&format!("2 to {most}")));
+            }
+        }
+        let error = factorize_embeddings(&checkpoint("bert-token"), &[], 8).unwrap_err();
+        assert!(error.to_string().contains("no text"), "{error}");
+    }
+
+    #[test]
+    fn cosines_are_orthonormal_and_have_no_mean() {
+        for n in [2, 3, 16, 129] {
+            let all = cosines(n);
+            assert!((all.transpose() * &all - DMatrix::identity(n - 1, n - 1)).norm() < 1e-9);
+            assert!(all.row_sum().norm() < 1e-9);
+        }
     }
 }

@@ -60,7 +60,7 @@ pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::{log_start, log_test_reading};
 pub use sequences::Data;
-pub use student::{StudentShape, relation_heads, student_from_teacher};
+pub use student::{StudentShape, relation_heads, student_from_states, student_from_teacher};
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, dump_batches, train};
 pub use typing::{Alignment, TypingNoise};
 pub use vocabulary::{VocabularyReport, prune_vocabulary};

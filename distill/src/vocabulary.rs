@@ -317,3 +317,237 @@ impl Data {
         texts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use ampoule::ErrorKind;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const TOKENIZERS: [&str; 4] = ["uncased", "cased", "bpe", "bpe_prefix"];
+
+    fn fixtures() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+    }
+
+    /// A checkpoint with this tokenizer, the rows of whose embedding are their ids.
+    fn with_tokenizer(json: &[u8]) -> Checkpoint {
+        let mut checkpoint = Checkpoint::open(fixtures().join("checkpoints/bert-token")).unwrap();
+        checkpoint.tokenizer = Tokenizer::from_json(json).unwrap();
+        checkpoint.config.vocab_size = checkpoint.tokenizer.max_id() as usize + 1;
+        let (rows, width) = (checkpoint.config.vocab_size, checkpoint.config.embedding_size);
+        let data = (0..rows * width).map(|i| (i / width) as f32).collect();
+        let name = "embeddings.word_embeddings.weight".to_owned();
+        checkpoint.weights.0.insert(name, HostTensor { shape: vec![rows, width], data });
+        checkpoint
+    }
+
+    fn fixture(name: &str) -> Checkpoint {
+        with_tokenizer(&std::fs::read(fixtures().join(format!("tokenizers/{name}.json"))).unwrap())
+    }
+
+    fn json_of(checkpoint: &Checkpoint) -> Value {
+        serde_json::from_slice(&checkpoint.tokenizer.to_json()).unwrap()
+    }
+
+    /// Piece by the row that it has in the first checkpoint.
+    fn pieces_by_row(checkpoint: &Checkpoint) -> BTreeMap<String, u32> {
+        let rows = &checkpoint.weights.0["embeddings.word_embeddings.weight"];
+        let ids = Vocabulary::read(&json_of(checkpoint)).unwrap().ids;
+        ids.into_iter().map(|(piece, id)| (piece, rows.data[id as usize * rows.shape[1]] as u32)).collect()
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        let words = [
+            "patient",
+            "fever",
+            "the",
+            "given",
+            "aspirin",
+            "10",
+            "mg",
+            "arthritis",
+            "naïve",
+            "e\u{301}",
+            "\u{301}",
+            "İ",
+            "\u{200d}",
+            "👩‍⚕️",
+            "क्षि",
+            "\r\n",
+            "\t",
+            "한국",
+            "ﬁ",
+            " ",
+            "  ",
+            "\u{a0}",
+            "中",
+            ",",
+            ".",
+            "(",
+            "'s",
+            "[SEP]",
+            "<s>",
+            "-",
+            "12",
+            "ß",
+            "\u{fffd}",
+            "evening",
+            "Fever",
+            "xyz",
+        ];
+        let letters = "[a-z]{1,9}";
+        let part = prop_oneof![prop::sample::select(words.to_vec()).prop_map(str::to_owned), letters];
+        prop::collection::vec((part, prop::bool::ANY), 0..25)
+            .prop_map(|parts| parts.into_iter().map(|(part, space)| if space { part + " " } else { part }).collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn pruned_tokenizers_are_sound(corpus in prop::collection::vec(text(), 1..4), other in text(), share in 0.0..1.0f64) {
+            let corpus: Vec<&str> = corpus.iter().map(String::as_str).chain(["fever"]).collect();
+            for name in TOKENIZERS {
+                let before = fixture(name);
+                let least = prune_vocabulary(&before, &corpus, 0).unwrap_err().to_string();
+                let least: usize = least.split("expected ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+                let all = before.config.vocab_size;
+                let count = least + ((all - least) as f64 * share) as usize;
+                let (pruned, report) = prune_vocabulary(&before, &corpus, count).unwrap();
+                let rows = pruned.weights.0["embeddings.word_embeddings.weight"].shape[0];
+                prop_assert_eq!((pruned.config.vocab_size, rows, report.pieces), (count, count, count));
+                prop_assert_eq!(pruned.tokenizer.max_id() as usize + 1, count);
+                prop_assert_eq!(pruned.tokenizer.special_tokens(), before.tokenizer.special_tokens());
+
+                // Each piece has the row that it had.
+                let (old, new) = (pieces_by_row(&before), pieces_by_row(&pruned));
+                prop_assert!(new.iter().all(|(piece, row)| old.get(piece) == Some(row)));
+                let special = pruned.tokenizer.special_tokens();
+                let ids = Vocabulary::read(&json_of(&pruned)).unwrap().ids;
+                prop_assert_eq!(ids[&special.cls], pruned.tokenizer.cls_id());
+                prop_assert_eq!(ids[&special.sep], pruned.tokenizer.sep_id());
+                prop_assert_eq!(pruned.config.pad_token_id, ids.get(&special.pad).map_or(0, |&id| id as usize));
+
+                let (mut now_lost, mut tokens) = (0, 0);
+                for text in corpus.iter().copied().chain([other.as_str()]) {
+                    let (a, b) = (before.tokenizer.encode(text).unwrap(), pruned.tokenizer.encode(text).unwrap());
+                    // As the crate has it.
+                    let mut theirs = tokenizers::Tokenizer::from_bytes(pruned.tokenizer.to_json()).unwrap();
+                    theirs.set_encode_special_tokens(true);
+                    let theirs = theirs.encode(text, false).unwrap();
+                    let floor = |&(from, to): &(usize, usize)| text.floor_char_boundary(from)..text.floor_char_boundary(to);
+                    prop_assert_eq!(b.iter().map(|t| t.id).collect::<Vec<_>>(), theirs.get_ids());
+                    prop_assert!(b.iter().map(|t| t.range.clone()).eq(theirs.get_offsets().iter().map(floor)));
+                    // Words and the characters that they cover are the same.
+                    let cover = |word: &[Token]| (word[0].range.start, word[word.len() - 1].range.end);
+                    prop_assert!(words(&a).map(cover).eq(words(&b).map(cover)), "{name}");
+                    let unknown = ids.get(&special.unk).copied();
+                    for (a, b) in words(&a).zip(words(&b)) {
+                        let as_before = a.iter().map(|t| new.values().find(|&&row| row == t.id)).collect::<Option<Vec<_>>>();
+                        if let Some(rows) = as_before {
+                            let now = b.iter().map(|t| new.values().nth(new.keys().position(|p| ids[p] == t.id).unwrap()));
+                            prop_assert!(now.eq(rows.into_iter().map(Some)), "{name}");
+                        }
+                        now_lost += usize::from(b.iter().any(|t| Some(t.id) == unknown));
+                        now_lost -= usize::from(a.iter().any(|t| t.id == old[&special.unk]));
+                    }
+                    tokens += b.len();
+                }
+                prop_assert_eq!((now_lost, report.newly_unknown), (0, 0), "{}", name);
+                prop_assert_eq!(tokens - pruned.tokenizer.encode(&other).unwrap().len(), report.tokens);
+                prop_assert!(report.tokens_kept <= report.tokens_before);
+            }
+        }
+    }
+
+    #[test]
+    fn all_pieces_are_the_same_checkpoint() {
+        for name in TOKENIZERS {
+            let before = fixture(name);
+            let (same, report) = prune_vocabulary(&before, &["a fever"], before.config.vocab_size).unwrap();
+            assert_eq!(json_of(&same), json_of(&before), "{name}");
+            assert!(same.weights == before.weights && same.config == before.config, "{name}");
+            assert_eq!((report.tokens_kept, report.tokens), (report.tokens_before, report.tokens_before));
+        }
+    }
+
+    #[test]
+    fn the_report_counts_what_it_says() {
+        let vocab = [
+            "[PAD]",
+            "[unused0]",
+            "[UNK]",
+            "[CLS]",
+            "[SEP]",
+            "[MASK]",
+            "a",
+            "b",
+            "[",
+            "##a",
+            "##b",
+            "##]",
+            "ab",
+            "##ab",
+            "bb",
+        ];
+        // `x` stands within a word alone.
+        let vocab = [&vocab[..], &["##x", "xa", "aa"]].concat();
+        let special = ampoule::text::SpecialTokens::from_settings(false, |_| None);
+        let tokenizer = Tokenizer::from_vocab_txt(&vocab.join("\n"), true, None, true, &special).unwrap();
+        let before = with_tokenizer(&tokenizer.to_json());
+        let texts = ["ab abab xa", "ab bb zz aaa"];
+        // 5 special tokens, 7 characters, `xa`; `[unused0]` has characters that are no pieces, so it stays too.
+        let error = prune_vocabulary(&before, &texts, 13).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("expected 14 to 18"), "{error}");
+        let (pruned, report) = prune_vocabulary(&before, &texts, 15).unwrap();
+        let pieces: Vec<String> = pieces_by_row(&pruned).into_keys().collect();
+        assert!(pieces.contains(&"ab".to_owned()) && pieces.contains(&"xa".to_owned()), "{pieces:?}");
+        assert!(!pieces.contains(&"##ab".to_owned()) && !pieces.contains(&"bb".to_owned()));
+        // Of the words ab, ab ##ab, xa, ab, bb, [UNK] and aa ##a, the second, the fifth and the last are cut anew.
+        let expected = VocabularyReport {
+            pieces_before: 18,
+            pieces: 15,
+            always_kept: 14,
+            words: 7,
+            unknown_before: 1,
+            newly_unknown: 0,
+            tokens_before: 9,
+            tokens: 12,
+            tokens_kept: 4,
+        };
+        assert_eq!(report, expected);
+        assert!(prune_vocabulary(&before, &[" "], 15).unwrap_err().to_string().contains("no text"));
+    }
+
+    #[test]
+    fn pieces_that_no_text_gives_go_first() {
+        let mut json = json_of(&fixture("uncased"));
+        let next = json["model"]["vocab"].as_object().unwrap().len();
+        // Not to be given: capitals are made small. Their characters stand alone, so they need not stay.
+        for (i, piece) in ["Q", "##Q", "QQ", "qqq"].into_iter().enumerate() {
+            json["model"]["vocab"][piece] = json!(next + i);
+        }
+        let before = with_tokenizer(json.to_string().as_bytes());
+        let (pruned, _) = prune_vocabulary(&before, &["fever"], before.config.vocab_size - 1).unwrap();
+        let pieces = pieces_by_row(&pruned);
+        assert!(!pieces.contains_key("QQ") && pieces.contains_key("qqq"), "{pieces:?}");
+    }
+
+    /// Its positions are counted from the padding token's id.
+    #[test]
+    fn the_positions_of_roberta_do_not_move() {
+        let before = Checkpoint::open(fixtures().join("checkpoints/roberta-token")).unwrap();
+        let mut moved = before.clone();
+        moved.config.pad_token_id = 20;
+        for checkpoint in [before, moved] {
+            let pad = checkpoint.config.pad_token_id;
+            let (pruned, report) = prune_vocabulary(&checkpoint, &["it was given"], 110).unwrap();
+            assert_eq!((pruned.config.pad_token_id, pruned.config.max_tokens()), (pad, checkpoint.config.max_tokens()));
+            assert!(report.pieces == 110 && report.always_kept > pad);
+        }
+    }
+}
