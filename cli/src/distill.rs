@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, Task};
-use ampoule_distill::{StudentShape, Teacher, Term, TrainConfig, relation_heads, student_from_teacher};
+use ampoule_distill::{
+    Data, StudentShape, Teacher, Term, TrainConfig, VocabularyReport, factorize_embeddings, prune_vocabulary,
+    relation_heads, student_from_states, student_from_teacher,
+};
 use anyhow::Result;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::data::DataArgs;
 use crate::quantize;
@@ -31,6 +34,17 @@ pub struct Args {
     /// Width of the student's feed-forward blocks; narrowed as the hidden states are unless it is named
     #[arg(long, value_name = "N", requires = "layers")]
     intermediate: Option<usize>,
+    /// Number of word pieces that the student's vocabulary keeps: those that the train and transfer texts use most, special tokens and
+    /// single characters
+    #[arg(long, value_name = "N")]
+    vocabulary: Option<usize>,
+    /// Width of the student's embeddings, where they are to be narrower than its hidden states, to which they are then projected; its
+    /// folder is an ELECTRA's
+    #[arg(long, value_name = "N")]
+    embedding: Option<usize>,
+    /// What narrower hidden states keep of the teacher's
+    #[arg(long, value_enum, default_value = "importance", requires = "hidden")]
+    basis: Basis,
     /// Checkpoint folder of the student, in place of --layers; an encoder without a head gets one for the teacher's labels
     #[arg(long, value_name = "FOLDER")]
     student: Option<PathBuf>,
@@ -50,10 +64,21 @@ pub struct Args {
     run: RunArgs,
 }
 
+/// What a narrower student keeps of hidden states.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Basis {
+    /// The dimensions that weigh most for what reads them
+    Importance,
+    /// The principal components of the teacher's on the train and transfer texts
+    Components,
+}
+
 pub fn run(args: Args) -> Result<()> {
     let teacher = Checkpoint::open(&args.teacher)?;
+    let data = args.data.read()?;
+    let mut start = Map::new();
     let (student, layer_map) = match &args.student {
-        Some(path) => (args.open(path, &teacher)?, Vec::new()),
+        Some(path) => (args.reduced(args.open(path, &teacher)?, &data, &mut start)?, Vec::new()),
         None if args.layers.is_empty() => {
             return Err(hint("no student is named", "--layers 2,4,6, or --student FOLDER"));
         }
@@ -64,7 +89,11 @@ pub fn run(args: Args) -> Result<()> {
                 num_attention_heads: args.heads,
                 intermediate_size: args.intermediate,
             };
-            student_from_teacher(&teacher, &shape)?
+            let teacher = args.reduced(teacher.clone(), &data, &mut start)?;
+            match args.basis {
+                Basis::Importance => student_from_teacher(&teacher, &shape)?,
+                Basis::Components => student_from_states(&teacher, &shape, &data.training_texts())?,
+            }
         }
     };
     let mut terms = vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }];
@@ -81,12 +110,14 @@ pub fn run(args: Args) -> Result<()> {
         let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});
         settings.stages.extend(last.as_object().cloned());
     }
-    let data = args.data.read()?;
     let mut teacher = Teacher::new(teacher);
     if let Some(folder) = &args.cache {
         teacher = teacher.with_cache(folder, u64::from(args.cache_gib) << 30);
     }
     args.run.train(student, Some(teacher), &data, &settings)?;
+    if !start.is_empty() && !args.run.plan {
+        args.run.log_start(&start.into())?;
+    }
     match args.precision {
         Some(precision) if !args.run.plan => quantize::run(args.run.bundle(precision, &args.data)),
         _ => Ok(()),
@@ -94,6 +125,28 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 impl Args {
+    /// The checkpoint with the vocabulary and the embeddings that are asked for; what that costs is said, and put into `start`.
+    fn reduced(&self, mut checkpoint: Checkpoint, data: &Data, start: &mut Map<String, Value>) -> Result<Checkpoint> {
+        let texts = data.training_texts();
+        if let Some(pieces) = self.vocabulary {
+            let (pruned, report) = prune_vocabulary(&checkpoint, &texts, pieces)?;
+            self.run.say(start, "vocabulary", json!(report), &pruned_to(&report))?;
+            checkpoint = pruned;
+        }
+        if let Some(width) = self.embedding {
+            let before = checkpoint.config.embedding_size;
+            let (factorized, lost) = factorize_embeddings(&checkpoint, &texts, width)?;
+            let report = json!({"width_before": before, "width": width, "variance_lost": lost});
+            let line = format!(
+                "embeddings {width} wide in place of {before}: {:.1} % of the variance of what the layers read of these texts is lost",
+                100.0 * lost
+            );
+            self.run.say(start, "embedding", report, &line)?;
+            checkpoint = factorized;
+        }
+        Ok(checkpoint)
+    }
+
     /// The student's folder, with a new head where it has none.
     fn open(&self, path: &Path, teacher: &Checkpoint) -> Result<Checkpoint> {
         if Checkpoint::inspect(path)?.0.task != Task::Encoder {
@@ -103,4 +156,20 @@ impl Args {
         let seed = self.run.settings(&TrainConfig::default())?.seed;
         Ok(Checkpoint::open_with_head(path, &NewHead { task, labels, seed })?)
     }
+}
+
+/// What a smaller vocabulary made of the texts.
+fn pruned_to(report: &VocabularyReport) -> String {
+    let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
+    format!(
+        "vocabulary of {} pieces in place of {}: {:.2} % of the tokens are as they were, {:+.2} % tokens in all; of {} words {} \
+         were unknown and {} more are now",
+        report.pieces,
+        report.pieces_before,
+        percent(report.tokens_kept, report.tokens_before),
+        percent(report.tokens, report.tokens_before) - 100.0,
+        report.words,
+        report.unknown_before,
+        report.newly_unknown
+    )
 }

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use ampoule::Checkpoint;
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
-use ampoule_distill::{Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, merge, plan, train};
+use ampoule_distill::{
+    Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, log_start, merge, plan, train,
+};
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::data::DataArgs;
 use crate::quantize;
@@ -82,6 +84,21 @@ impl RunArgs {
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.threads = self.threads.unwrap_or(settings.threads);
         Ok(settings)
+    }
+
+    /// Says what the student begins with, as a line or as an object, and puts it into `start`.
+    pub fn say(&self, start: &mut Map<String, Value>, name: &str, report: Value, line: &str) -> Result<()> {
+        match self.json {
+            true => print_json(&json!({ name: report }))?,
+            false => print_line(line)?,
+        }
+        start.insert(name.to_owned(), report);
+        Ok(())
+    }
+
+    /// Notes in the run's log what its student began with.
+    pub fn log_start(&self, start: &Value) -> Result<()> {
+        Ok(log_start(&self.run, start)?)
     }
 
     /// The quantization of the run's model, measured on the dev sets of `data`.

@@ -312,6 +312,19 @@ pub fn log_test_reading(model: &Path, data: &[String]) -> Result<()> {
     RunFolder::unopened(path).log(&serde_json::json!({ "test_reading": { "data": data } }))
 }
 
+/// Notes in the log of `run` what is to be known of the student that it began with, unless it stands there.
+///
+/// # Errors
+/// [`NotFound`](ampoule::ErrorKind::NotFound) where the log cannot be written.
+pub fn log_start(run: &Path, start: &Value) -> Result<()> {
+    let line = serde_json::json!({ "start": start });
+    let log = fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
+    match log.lines().any(|known| serde_json::from_str(known).is_ok_and(|known: Value| known == line)) {
+        true => Ok(()),
+        false => RunFolder { path: run.to_owned(), _lock: None }.log(&line),
+    }
+}
+
 pub(crate) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }

@@ -1,7 +1,11 @@
 //! A student's beginning: some of its teacher's layers, whole or narrowed.
 
-use ampoule::model::HostTensor;
-use ampoule::{Checkpoint, Error, ModelConfig, Result};
+use ampoule::model::{HiddenState, HostTensor, Model};
+use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result};
+use burn::tensor::Device;
+use nalgebra::DMatrix;
+
+use crate::embeddings::{cosines, leading};
 
 /// The shape of a student that starts from its teacher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +32,32 @@ pub struct StudentShape {
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where a layer is not there or they are not rising, and where a width is none
 /// or larger than the teacher's.
 pub fn student_from_teacher(teacher: &Checkpoint, shape: &StudentShape) -> Result<(Checkpoint, Vec<(usize, usize)>)> {
+    student(teacher, shape, |_| Ok(None))
+}
+
+/// [`student_from_teacher`], but that hidden states of a narrower student are its teacher's in a basis: that of the principal components
+/// (not centred, since no bias takes a mean's place) of the states between the kept layers' blocks on `texts`. What reads states is
+/// multiplied by the basis, and what writes them by its transpose; a layer norm's factors are averaged by its squares.
+///
+/// # Errors
+/// As [`student_from_teacher`], and [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where the texts have no token.
+pub fn student_from_states(
+    teacher: &Checkpoint,
+    shape: &StudentShape,
+    texts: &[&str],
+) -> Result<(Checkpoint, Vec<(usize, usize)>)> {
+    student(teacher, shape, |width| match width == teacher.config.hidden_size {
+        true => Ok(None),
+        false => state_basis(teacher, &shape.layers, texts, width).map(Some),
+    })
+}
+
+/// `basis` gives that of hidden states of a width, or none to choose dimensions.
+fn student(
+    teacher: &Checkpoint,
+    shape: &StudentShape,
+    basis: impl FnOnce(usize) -> Result<Option<DMatrix<f64>>>,
+) -> Result<(Checkpoint, Vec<(usize, usize)>)> {
     let (layers, most) = (&shape.layers, teacher.config.num_hidden_layers);
     let is_rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
     if layers.is_empty() || !is_rising || layers[0] == 0 || layers.iter().any(|&l| l > most) {
@@ -36,7 +66,7 @@ pub fn student_from_teacher(teacher: &Checkpoint, shape: &StudentShape) -> Resul
         )));
     }
     let config = narrowed(&teacher.config, shape)?;
-    let kept = Kept::choose(teacher, layers, &config)?;
+    let kept = Kept { basis: basis(config.hidden_size)?, ..Kept::choose(teacher, layers, &config)? };
     let mut student = Checkpoint { config, temperature: 1.0, quantization_aware: false, ..teacher.clone() };
     student.weights.0.clear();
     for (name, expected) in student.config.tensors() {
@@ -54,6 +84,48 @@ pub fn student_from_teacher(teacher: &Checkpoint, shape: &StudentShape) -> Resul
     Ok((student, layers.iter().enumerate().map(|(to, &from)| (to + 1, from)).collect()))
 }
 
+/// The most tokens whose states are looked at.
+const MAX_TOKENS: usize = 1 << 13;
+
+/// `[hidden, width]`: the first components of what the embeddings and the blocks of these layers write, spread over all values, as int8
+/// wants them, and such that a layer norm, which takes the mean away, takes nothing.
+fn state_basis(teacher: &Checkpoint, layers: &[usize], texts: &[&str], width: usize) -> Result<DMatrix<f64>> {
+    let (config, device) = (&teacher.config, Device::flex());
+    let wanted = |state: HiddenState| match state {
+        HiddenState::Layer(number) => number == 0 || layers.contains(&number),
+        HiddenState::Attention(number) => layers.contains(&number),
+        HiddenState::Query(_) | HiddenState::Key(_) | HiddenState::Value(_) => false,
+    };
+    let model = Model::load(config, &mut teacher.weights.clone(), &device)?;
+    let (mut squares, mut tokens) = (DMatrix::zeros(config.hidden_size, config.hidden_size), 0);
+    // Evenly taken, each token with the text around it: about as many texts as have the most tokens.
+    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    for text in texts.iter().step_by(bytes.div_ceil(4 * MAX_TOKENS).max(1)) {
+        let ids: Vec<u32> =
+            teacher.tokenizer.encode(text)?.iter().map(|t| t.id).take(config.max_tokens() - 2).collect();
+        if ids.is_empty() || tokens >= MAX_TOKENS {
+            continue;
+        }
+        let ids = [&[teacher.tokenizer.cls_id()], &*ids, &[teacher.tokenizer.sep_id()]].concat();
+        tokens += ids.len();
+        let batch = Batch::new(&[ids], config.pad_token_id);
+        model.hidden_states(&batch, &device, &mut None, &mut |state, x| {
+            if wanted(state) {
+                let values: Vec<f32> =
+                    x.clone().into_data().try_into_vec().map_err(|_| Error::internal("a state is no f32"))?;
+                let values = values.into_iter().map(f64::from).collect();
+                let states = DMatrix::from_vec(config.hidden_size, batch.lengths().iter().sum(), values);
+                squares.gemm(1.0, &states, &states.transpose(), 1.0);
+            }
+            Ok(())
+        })?;
+    }
+    match tokens {
+        0 => Err(Error::invalid_input("there is no text to look at hidden states on")),
+        _ => Ok(leading(squares, width - 1) * cosines(width).transpose()),
+    }
+}
+
 /// The teacher's configuration in the student's shape.
 fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> {
     let width = |name: &str, asked: Option<usize>, most: usize, default: usize| match asked {
@@ -68,6 +140,12 @@ fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> 
     config.hidden_size = width("hidden_size", shape.hidden_size, teacher.hidden_size, teacher.hidden_size)?;
     if teacher.embedding_size == teacher.hidden_size {
         config.embedding_size = config.hidden_size;
+    } else if config.embedding_size == config.hidden_size {
+        return Err(Error::invalid_input(format!(
+            "a student with hidden_size {0}: its teacher's embeddings are {0} wide too and projected, and between equal widths an \
+             ELECTRA projects nothing; name another width",
+            config.hidden_size
+        )));
     }
     let proportional = (teacher.intermediate_size * config.hidden_size).div_ceil(teacher.hidden_size);
     config.intermediate_size =
@@ -95,6 +173,8 @@ fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> 
 /// The dimensions of the teacher that its student has, each list rising.
 struct Kept {
     hidden: Vec<usize>,
+    /// In place of `hidden`, `[teacher's hidden, student's hidden]`.
+    basis: Option<DMatrix<f64>>,
     is_embedding_as_wide: bool,
     /// By the student's layer.
     layers: Vec<KeptOfLayer>,
@@ -212,47 +292,77 @@ impl Kept {
             Ok(KeptOfLayer { query_key, value, intermediate: largest(&wide, student.intermediate_size) })
         });
         let layers = kept.collect::<Result<_>>()?;
-        Ok(Kept { hidden: largest(&weights, student.hidden_size), is_embedding_as_wide, layers })
+        Ok(Kept { hidden: largest(&weights, student.hidden_size), basis: None, is_embedding_as_wide, layers })
     }
 
     /// What the student has of the teacher's tensor.
     fn cut(&self, part: &Part, from: &HostTensor) -> HostTensor {
-        let hidden = Some(self.hidden.as_slice());
-        let embedding = hidden.filter(|_| self.is_embedding_as_wide);
+        let hidden = match &self.basis {
+            Some(basis) => Side::Projected(basis),
+            None => Side::Chosen(&self.hidden),
+        };
+        let embedding = if self.is_embedding_as_wide { hidden } else { Side::Whole };
         let (name, kind) = part.rest.rsplit_once('.').unwrap_or((part.rest, ""));
         let (outputs, inputs) = match (part.layer.and_then(|i| self.layers.get(i)), name) {
-            (Some(kept), "attention.self.query" | "attention.self.key") => (Some(&*kept.query_key), hidden),
-            (Some(kept), "attention.self.value") => (Some(&*kept.value), hidden),
-            (Some(kept), "attention.output.dense") => (hidden, Some(&*kept.value)),
-            (Some(kept), "intermediate.dense") => (Some(&*kept.intermediate), hidden),
-            (Some(kept), "output.dense") => (hidden, Some(&*kept.intermediate)),
-            (None, "embeddings.LayerNorm") => (embedding, None),
-            (None, "embeddings_project") => (hidden, None),
-            (None, "classifier") => (None, hidden),
+            (Some(kept), "attention.self.query" | "attention.self.key") => (Side::Chosen(&kept.query_key), hidden),
+            (Some(kept), "attention.self.value") => (Side::Chosen(&kept.value), hidden),
+            (Some(kept), "attention.output.dense") => (hidden, Side::Chosen(&kept.value)),
+            (Some(kept), "intermediate.dense") => (Side::Chosen(&kept.intermediate), hidden),
+            (Some(kept), "output.dense") => (hidden, Side::Chosen(&kept.intermediate)),
+            (None, "embeddings.LayerNorm") => (embedding, Side::Whole),
+            (None, "embeddings_project") => (hidden, Side::Whole),
+            (None, "classifier") => (Side::Whole, hidden),
             (None, "pooler.dense") => (hidden, hidden),
-            (None, _) => (None, embedding),
-            (Some(_), _) => (hidden, None),
+            (None, _) => (Side::Whole, embedding),
+            (Some(_), _) => (hidden, Side::Whole),
         };
-        match (kind, from.shape.as_slice()) {
-            ("weight", &[all, width]) => {
-                let rows = outputs.map_or_else(|| (0..all).collect(), <[usize]>::to_vec);
-                let data: Vec<f32> = match inputs {
-                    None => rows.iter().flat_map(|r| &from.data[r * width..][..width]).copied().collect(),
-                    Some(columns) => {
-                        rows.iter().flat_map(|r| columns.iter().map(move |c| from.data[r * width + c])).collect()
-                    }
-                };
-                HostTensor { shape: vec![rows.len(), inputs.map_or(width, <[usize]>::len)], data }
-            }
+        match (kind, from.shape.len()) {
+            ("weight", 2) => outputs.rows(&transposed(&inputs.rows(&transposed(from)))),
             // A bias or a norm has its layer's outputs.
-            _ => match outputs {
-                None => from.clone(),
-                Some(outputs) => {
-                    HostTensor { shape: vec![outputs.len()], data: outputs.iter().map(|&o| from.data[o]).collect() }
-                }
-            },
+            ("weight", _) => outputs.factors(from),
+            _ => outputs.rows(from),
         }
     }
+}
+
+/// What the student has of one side of a tensor.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    Whole,
+    Chosen(&'a [usize]),
+    Projected(&'a DMatrix<f64>),
+}
+
+impl Side<'_> {
+    /// Of the rows of a matrix, or the values of a vector.
+    fn rows(self, from: &HostTensor) -> HostTensor {
+        let width = from.shape.get(1).copied().unwrap_or(1);
+        let data: Vec<f32> = match self {
+            Side::Whole => return from.clone(),
+            Side::Chosen(rows) => rows.iter().flat_map(|r| &from.data[r * width..][..width]).copied().collect(),
+            Side::Projected(basis) => {
+                // Columns, of which each is in one piece.
+                let rows = DMatrix::from_iterator(width, from.shape[0], from.data.iter().map(|&x| f64::from(x)));
+                (rows * basis).iter().map(|&x| x as f32).collect()
+            }
+        };
+        let rows = data.len() / width;
+        HostTensor { shape: std::iter::once(rows).chain(from.shape.get(1).copied()).collect(), data }
+    }
+
+    /// Of the factors of a layer norm.
+    fn factors(self, from: &HostTensor) -> HostTensor {
+        match self {
+            Side::Projected(basis) => Side::Projected(&basis.component_mul(basis)).rows(from),
+            other => other.rows(from),
+        }
+    }
+}
+
+fn transposed(matrix: &HostTensor) -> HostTensor {
+    let (rows, width) = (matrix.shape[0], matrix.shape[1]);
+    let data = (0..width).flat_map(|c| (0..rows).map(move |r| matrix.data[r * width + c])).collect();
+    HostTensor { shape: vec![width, rows], data }
 }
 
 /// Relation heads for models of these widths: as many as divide both, in parts of at least 16 of the teacher's values.
@@ -390,6 +500,81 @@ mod tests {
             let error = student_from_teacher(&teacher, &shape).err().unwrap();
             assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(part), "{shape:?}: {error}");
         }
+    }
+
+    /// States that lie in few dimensions lose nothing in the basis of their components.
+    #[test]
+    fn states_of_few_dimensions_are_the_same_in_their_basis() {
+        let texts = ["The patient was given aspirin, 0.4 mg of it", "pain of the joints, arthritis 20%"];
+        for name in ["bert-token", "electra-token", "roberta-sequence"] {
+            let mut teacher = checkpoint(name);
+            let hidden = teacher.config.hidden_size;
+            // What writes states writes in 23 directions of no mean, and norms treat all alike, so that states stay in them.
+            let span = cosines(hidden).columns(0, 23).into_owned();
+            let span = &span * span.transpose();
+            for (tensor_name, tensor) in &mut teacher.weights.0 {
+                let writes = tensor_name.ends_with("output.dense.weight") || tensor_name == "embeddings_project.weight";
+                if writes || tensor_name.ends_with("output.dense.bias") || tensor_name == "embeddings_project.bias" {
+                    *tensor = Side::Projected(&span).rows(tensor);
+                } else if tensor_name.ends_with("_embeddings.weight") && tensor.shape[1] == hidden {
+                    *tensor = transposed(&Side::Projected(&span).rows(&transposed(tensor)));
+                } else if tensor_name.ends_with("LayerNorm.weight") && tensor.shape[0] == hidden {
+                    // A norm divides by the deviation over all values, of which the student has fewer.
+                    tensor.data.fill(1.0);
+                } else if tensor_name.ends_with("LayerNorm.bias") && tensor.shape[0] == hidden {
+                    tensor.data.fill(0.0);
+                }
+            }
+            let width = 24;
+            let basis = state_basis(&teacher, &[1, 2], &texts, width).unwrap();
+            assert!(
+                (basis.transpose() * &basis - (DMatrix::identity(width, width).add_scalar(-1.0 / width as f64))).norm()
+                    < 1e-9
+            );
+            assert!((&basis * basis.transpose() - span).norm() < 1e-3, "{name}");
+            let cut = Kept {
+                basis: Some(basis),
+                ..Kept::choose(
+                    &teacher,
+                    &[1, 2],
+                    &ModelConfig { num_attention_heads: 3, hidden_size: width, ..teacher.config.clone() },
+                )
+                .unwrap()
+            };
+            let before = tensor(&teacher, "encoder.layer.0.intermediate.dense.weight").unwrap();
+            let read = cut.cut(&Part::of("encoder.layer.0.intermediate.dense.weight"), before);
+            let written = cut.cut(
+                &Part::of("encoder.layer.0.output.dense.weight"),
+                tensor(&teacher, "encoder.layer.0.output.dense.weight").unwrap(),
+            );
+            // What is read of what is written is what it was.
+            let matrix = |t: &HostTensor| {
+                DMatrix::from_row_iterator(t.shape[0], t.shape[1], t.data.iter().map(|&x| f64::from(x)))
+            };
+            let whole = matrix(before) * matrix(tensor(&teacher, "encoder.layer.0.output.dense.weight").unwrap());
+            let kept = &cut.layers[0].intermediate;
+            let whole = whole.select_rows(kept).select_columns(kept);
+            assert!((matrix(&read) * matrix(&written) - &whole).norm() < 1e-3 * whole.norm(), "{name}");
+            let shape = StudentShape { layers: vec![1, 2], hidden_size: Some(width), ..StudentShape::default() };
+            let (student, _) = student_from_states(&teacher, &shape, &texts).unwrap();
+            assert!(logits(&student).iter().all(|x| x.is_finite()));
+            assert!(student_from_states(&teacher, &shape, &[""]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_projection_is_not_lost_where_widths_would_meet() {
+        let teacher = checkpoint("electra-token");
+        let width = teacher.config.embedding_size;
+        assert_ne!(width, teacher.config.hidden_size);
+        let shape = StudentShape {
+            layers: vec![1],
+            hidden_size: Some(width),
+            num_attention_heads: Some(1),
+            ..StudentShape::default()
+        };
+        let error = student_from_teacher(&teacher, &shape).err().unwrap();
+        assert!(error.to_string().contains("name another width"), "{error}");
     }
 
     #[test]
