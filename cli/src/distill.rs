@@ -22,18 +22,8 @@ pub struct Args {
     /// Checkpoint folder of the teacher
     #[arg(long, value_name = "FOLDER")]
     teacher: PathBuf,
-    /// The teacher's layers that the student starts from, counted from 1, as in `--layers 2,4,6`
-    #[arg(long, value_delimiter = ',', conflicts_with = "student")]
-    layers: Vec<usize>,
-    /// Width of the student's hidden states, where it is to be narrower than its teacher
-    #[arg(long, value_name = "N", requires = "layers")]
-    hidden: Option<usize>,
-    /// Number of the student's attention heads; as many as leave a head as wide as the teacher's unless it is named
-    #[arg(long, value_name = "N", requires = "layers")]
-    heads: Option<usize>,
-    /// Width of the student's feed-forward blocks; narrowed as the hidden states are unless it is named
-    #[arg(long, value_name = "N", requires = "layers")]
-    intermediate: Option<usize>,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Number of word pieces that the student's vocabulary keeps: those that the train and transfer texts use most, special tokens and
     /// single characters
     #[arg(long, value_name = "N")]
@@ -46,7 +36,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "importance", requires = "hidden")]
     basis: Basis,
     /// Checkpoint folder of the student, in place of --layers; an encoder without a head gets one for the teacher's labels
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "layers")]
     student: Option<PathBuf>,
     /// Also write the student's bundle in this precision, `model.PRECISION.safetensors` in the run's folder, measured on the dev sets. Before
     /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute
@@ -64,6 +54,34 @@ pub struct Args {
     run: RunArgs,
 }
 
+/// What a smaller model has of a larger one.
+#[derive(clap::Args)]
+pub struct ShapeArgs {
+    /// The layers that it starts from, counted from 1, as in `--layers 2,4,6`
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub layers: Vec<usize>,
+    /// Width of its hidden states, where it is to be narrower too
+    #[arg(long, value_name = "N", requires = "layers")]
+    hidden: Option<usize>,
+    /// Number of its attention heads; as many as leave a head as wide as before unless it is named
+    #[arg(long, value_name = "N", requires = "layers")]
+    heads: Option<usize>,
+    /// Width of its feed-forward blocks; narrowed as the hidden states are unless it is named
+    #[arg(long, value_name = "N", requires = "layers")]
+    intermediate: Option<usize>,
+}
+
+impl ShapeArgs {
+    pub fn shape(&self) -> StudentShape {
+        StudentShape {
+            layers: self.layers.clone(),
+            hidden_size: self.hidden,
+            num_attention_heads: self.heads,
+            intermediate_size: self.intermediate,
+        }
+    }
+}
+
 /// What a narrower student keeps of hidden states.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Basis {
@@ -79,16 +97,11 @@ pub fn run(args: Args) -> Result<()> {
     let mut start = Map::new();
     let (student, layer_map) = match &args.student {
         Some(path) => (args.reduced(args.open(path, &teacher)?, &data, &mut start)?, Vec::new()),
-        None if args.layers.is_empty() => {
+        None if args.shape.layers.is_empty() => {
             return Err(hint("no student is named", "--layers 2,4,6, or --student FOLDER"));
         }
         None => {
-            let shape = StudentShape {
-                layers: args.layers.clone(),
-                hidden_size: args.hidden,
-                num_attention_heads: args.heads,
-                intermediate_size: args.intermediate,
-            };
+            let shape = args.shape.shape();
             let teacher = args.reduced(teacher.clone(), &data, &mut start)?;
             match args.basis {
                 Basis::Importance => student_from_teacher(&teacher, &shape)?,

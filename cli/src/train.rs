@@ -6,12 +6,14 @@ use ampoule::Checkpoint;
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule_distill::{
-    Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, log_start, merge, plan, train,
+    Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, log_start, merge, plan,
+    student_from_teacher, train,
 };
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 use crate::data::DataArgs;
+use crate::distill::ShapeArgs;
 use crate::quantize;
 use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c, table};
 
@@ -20,6 +22,8 @@ pub struct Args {
     /// Checkpoint folder to start from; its encoder, or all of it where its labels are the data's
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
+    #[command(flatten)]
+    shape: ShapeArgs,
     #[command(flatten)]
     data: DataArgs,
     /// Write the start and the batches of the first epoch to this folder, and do not train. They hold the texts' token ids;
@@ -190,6 +194,10 @@ pub fn run(args: Args) -> Result<()> {
             args.data.check_taught(&data)?;
             Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?
         }
+    };
+    let student = match args.shape.layers.is_empty() {
+        true => student,
+        false => student_from_teacher(&student, &args.shape.shape())?.0,
     };
     if let Some(folder) = &args.dump_batches {
         return Ok(dump_batches(&student, &data, &settings, folder)?);

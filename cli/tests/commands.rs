@@ -768,12 +768,15 @@ fn what_a_model_found_is_data_to_train_on() {
         assert!(first["entities"][0]["score"].as_f64().unwrap() > 0.1, "{first}");
         let start = fixture("bert-encoder");
         let mut arguments = training("train", &labels, &run);
-        arguments.extend(["--model", start.to_str().unwrap()]);
+        arguments.extend(["--model", start.to_str().unwrap(), "--layers", "2"]);
         let output = ampoule(&arguments);
         let said = text(&output.stderr);
         assert!(output.status.success() && said.contains("of 26 texts are held out"), "{said}");
         assert!(!said.contains(CANARY));
     }
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(Path::new(&path("utf8")).join("model/config.json")).unwrap()).unwrap();
+    assert_eq!(config["num_hidden_layers"], 1);
     // Units are read from the file, so both runs saw the same.
     assert!(model_of(Path::new(&path("utf8"))) == model_of(Path::new(&path("utf16"))));
     assert_eq!(ampoule(&["extract", "--with-text", "a"]).status.code(), Some(2));
