@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use ampoule::decode::Scheme;
 use ampoule::{ModelConfig, Task};
-use ampoule_distill::Data;
 use ampoule_distill::data::{
-    LabelledText, NerSet, OffsetUnit, read_folder, read_labelled, read_lines, read_ner, split,
+    LabelledText, NerSet, OffsetUnit, SearchSet, read_folder, read_labelled, read_lines, read_ner, read_search, split,
 };
+use ampoule_distill::{Data, TrainConfig};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
@@ -16,8 +16,8 @@ use crate::ui::hint;
 
 #[derive(clap::Args)]
 pub struct DataArgs {
-    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl). `FOLDER=Label,…` says which labels it
-    /// covers, where they are not those that occur in its train file. May be given several times
+    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl), or queries of passages (.jsonl, with corpus.jsonl).
+    /// `FOLDER=Label,…` says which labels it covers, where they are not those that occur in its train file. May be given several times
     #[arg(long, required = true, value_name = "FOLDER[=LABELS]")]
     pub data: Vec<String>,
     /// Text without labels, one a line or .jsonl
@@ -66,6 +66,26 @@ impl Split {
     }
 }
 
+/// What a file's lines say of their texts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Entities,
+    Labels,
+    Search,
+}
+
+/// The one kind of all files.
+pub fn one_kind(corpora: &[Corpus], which: Split) -> Result<Kind> {
+    let kinds = corpora.iter().map(|corpus| corpus.kind(which)).collect::<Result<BTreeSet<Kind>>>()?;
+    match kinds.into_iter().collect::<Vec<_>>().as_slice() {
+        [kind] => Ok(*kind),
+        _ => Err(hint(
+            "some of the data marks entities, some whole texts, or what queries find",
+            "one kind of data in one command",
+        )),
+    }
+}
+
 /// A corpus of the command line: a path, and the labels that it is said to cover.
 pub struct Corpus {
     pub path: PathBuf,
@@ -86,17 +106,22 @@ impl Corpus {
         if self.path.is_dir() { split(&self.path, which.as_str()) } else { Ok(self.path.clone()) }
     }
 
-    /// Whether its lines mark entities and not whole texts.
-    pub fn has_entities(&self, which: Split) -> Result<bool> {
+    /// What its first line says.
+    fn kind(&self, which: Split) -> Result<Kind> {
         let file = self.file(which)?;
         if file.extension().is_none_or(|e| !e.eq_ignore_ascii_case("jsonl")) {
-            return Ok(true);
+            return Ok(Kind::Entities);
         }
         let content = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
         let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let first: serde_json::Value = serde_json::from_str(first).unwrap_or_default();
-        Ok(first.get("entities").is_some())
+        let has = |field: &str| first.get(field).is_some();
+        Ok(match (has("entities"), has("positives") || has("positive")) {
+            (true, _) => Kind::Entities,
+            (false, true) => Kind::Search,
+            (false, false) => Kind::Labels,
+        })
     }
 
     pub fn entities(&self, which: Split, unit: OffsetUnit) -> ampoule::Result<NerSet> {
@@ -135,37 +160,52 @@ impl Corpus {
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
         read_labelled(&self.file(which)?)
     }
+
+    pub fn search(&self, which: Split) -> ampoule::Result<SearchSet> {
+        read_search(&self.file(which)?)
+    }
 }
 
 impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
-        let kinds = corpora.iter().map(|c| c.has_entities(Split::Train)).collect::<Result<BTreeSet<bool>>>()?;
         let transfer = self.transfer.iter().map(|p| Ok(read_lines(p)?)).collect::<Result<Vec<_>>>()?.concat();
-        match kinds.into_iter().collect::<Vec<_>>().as_slice() {
-            [true] => {
+        match one_kind(&corpora, Split::Train)? {
+            Kind::Entities => {
                 let unit = self.offsets.unit();
                 let read = |split| corpora.iter().map(|c| c.entities(split, unit)).collect::<ampoule::Result<Vec<_>>>();
                 Ok(Data::Entities { train: read(Split::Train)?, dev: read(Split::Dev)?, transfer })
             }
-            [false] => {
+            Kind::Labels => {
                 let read = |split| corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>();
                 Ok(Data::Labels { train: read(Split::Train)?.concat(), dev: read(Split::Dev)?.concat(), transfer })
             }
-            _ => Err(hint("some of the data marks entities and some whole texts", "one kind of data in one run")),
+            Kind::Search => {
+                let read = |split| corpora.iter().map(|c| c.search(split)).collect::<ampoule::Result<Vec<_>>>();
+                Ok(Data::Search { train: read(Split::Train)?, dev: read(Split::Dev)?, transfer })
+            }
         }
     }
 
-    /// What a head for `data` answers.
+    /// The settings of a run on `data` where none are given.
+    pub fn defaults(&self, data: &Data) -> TrainConfig {
+        match data {
+            Data::Entities { .. } | Data::Labels { .. } => TrainConfig::default(),
+            Data::Search { .. } => TrainConfig::for_search(),
+        }
+    }
+
+    /// What a head for `data` answers; embeddings are an encoder's own.
     pub fn task(&self, data: &Data) -> Task {
         match data {
             Data::Entities { .. } => Task::TokenClassification,
             Data::Labels { .. } if self.multi_label => Task::MultiLabel,
             Data::Labels { .. } => Task::SingleLabel,
+            Data::Search { .. } => Task::Encoder,
         }
     }
 
-    /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur.
+    /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur; none of an encoder.
     pub fn labels(&self, data: &Data) -> Vec<String> {
         match data {
             Data::Entities { train, .. } => {
@@ -177,6 +217,7 @@ impl DataArgs {
                 let labels: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
                 labels.into_iter().cloned().collect()
             }
+            Data::Search { .. } => Vec::new(),
         }
     }
 

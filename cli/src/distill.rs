@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, Task};
-use ampoule_distill::{StudentShape, Term, TrainConfig, relation_heads, student_from_teacher};
+use ampoule_distill::{Data, StudentShape, Term, TrainConfig, relation_heads, student_from_teacher};
 use anyhow::Result;
 use serde_json::{Map, json};
 
@@ -61,21 +61,30 @@ pub fn run(args: Args) -> Result<()> {
             student_from_teacher(&teacher, &shape)?
         }
     };
-    let mut terms = vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }];
+    let data = args.data.read()?;
+    let defaults = args.data.defaults(&data);
+    let mut terms = match data {
+        Data::Entities { .. } | Data::Labels { .. } => {
+            vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }]
+        }
+        Data::Search { .. } => vec![
+            Term::Contrastive { weight: 1.0, temperature: 0.05 },
+            Term::Embedding { weight: 1.0, temperature: 0.05 },
+        ],
+    };
     let (width, of_teacher) = (student.config.hidden_size, teacher.config.hidden_size);
     match layer_map.is_empty() {
         true => {}
         false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
         false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
     }
-    let mut settings = args.run.settings(&TrainConfig { terms, ..TrainConfig::default() })?;
+    let mut settings = args.run.settings(&TrainConfig { terms, ..defaults })?;
     if let Some(Precision::Int8) = args.precision {
         settings.stages.extend(settings.stages.is_empty().then(Map::new));
         let rate = settings.optimizer.learning_rate / 10.0;
         let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});
         settings.stages.extend(last.as_object().cloned());
     }
-    let data = args.data.read()?;
     args.run.train(student, Some(teacher), &data, &settings)?;
     match args.precision {
         Some(precision) => quantize::run(args.run.bundle(precision, &args.data)),

@@ -1,5 +1,7 @@
 //! `ampoule evaluate`: models side by side on labelled text.
 
+mod search;
+
 use std::path::PathBuf;
 
 use ampoule::text::Tokenizer;
@@ -13,7 +15,7 @@ use ampoule_distill::{
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::data::{Corpus, OffsetsArg, Split};
+use crate::data::{Corpus, Kind, OffsetsArg, Split, one_kind};
 use crate::input::RunningArgs;
 use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
@@ -22,7 +24,7 @@ pub struct Args {
     /// Bundles or checkpoint folders; the first is what the others are compared with
     #[arg(long = "model", required = true, value_name = "PATH")]
     models: Vec<PathBuf>,
-    /// Labelled text: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
+    /// Labelled text, or queries of passages: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
     #[arg(long, required = true, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
     /// Which file of a folder
@@ -37,7 +39,11 @@ pub struct Args {
     /// Also score a dictionary of the entities that the train files beside them name: the floor of a model
     #[arg(long)]
     dictionary: bool,
-    /// Score the same texts with noise of typing too, in this share of their words, and say what it costs
+    /// Also score a search by words (BM25) for queries of passages: the floor of a model
+    #[arg(long)]
+    bm25: bool,
+    /// Score the same texts, of queries and passages the queries, with noise of typing too, in this share of their words, and say what it
+    /// costs
     #[arg(long, value_name = "SHARE")]
     noise: Option<f64>,
     /// From which the noise follows
@@ -87,12 +93,18 @@ pub fn run(args: Args) -> Result<()> {
     if let (true, Split::Test) = (args.fit, split) {
         return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
     }
-    let has_texts = corpora.iter().map(|c| c.has_entities(split)).collect::<Result<Vec<_>>>()?.contains(&false);
-    if has_texts {
-        let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
-        return labels(&args, noise.as_ref(), &texts, &options);
+    let kind = one_kind(&corpora, split)?;
+    if args.bm25 && kind != Kind::Search {
+        return Err(hint("--bm25: the data has no queries of passages", "--dictionary, for entities"));
     }
-    entities(&args, noise.as_ref(), &corpora, &options)
+    match kind {
+        Kind::Entities => entities(&args, noise.as_ref(), &corpora, &options),
+        Kind::Labels => {
+            let texts = corpora.iter().map(|c| c.labelled(split)).collect::<ampoule::Result<Vec<_>>>()?.concat();
+            labels(&args, noise.as_ref(), &texts, &options)
+        }
+        Kind::Search => search::run(&args, noise.as_ref(), &corpora, &options),
+    }
 }
 
 /// Notes that the models were measured on a test set, once nothing stands in the way of it.

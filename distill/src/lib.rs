@@ -35,27 +35,33 @@
 //! # }
 //! ```
 
+mod bm25;
 mod calibration;
 mod config;
 pub mod data;
 mod dictionary;
+mod embedding;
 mod evaluate;
 mod losses;
 mod optimizer;
 mod run;
 pub mod score;
+mod search;
 mod sequences;
 mod student;
 mod trainer;
 mod typing;
 
+pub use bm25::Bm25;
 pub use calibration::{Answers, BINS, Bin, Calibration, Judgements, Reliability, TemperatureFit};
 pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;
+pub use embedding::PairTargets;
 pub use evaluate::{FoundEntities, FoundLabels};
 pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::log_test_reading;
+pub use search::FoundPassages;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_teacher};
 pub use trainer::{EvaluationLog, Outcome, ProgressListener, StepLog, dump_batches, train};

@@ -1,5 +1,7 @@
 //! Texts as the sequences and targets that a step trains on.
 
+mod pairs;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -11,8 +13,8 @@ use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
-use crate::data::{Annotation, Example, LabelledText, NerSet, runs};
-use crate::losses::{Counts, Targets};
+use crate::data::{Annotation, Example, LabelledText, NerSet, SearchSet, runs};
+use crate::losses::{Counts, Targets, Term};
 use crate::trainer::generator;
 use crate::typing::TypingNoise;
 
@@ -37,6 +39,15 @@ pub enum Data {
         /// Texts without labels, for the terms that need none.
         transfer: Vec<String>,
     },
+    /// Queries with their passages, for sentence embeddings.
+    Search {
+        /// Queries to train on. Passages that none of them names are not trained on.
+        train: Vec<SearchSet>,
+        /// Queries by which the best weights are chosen, each searched for among all passages of its set.
+        dev: Vec<SearchSet>,
+        /// Texts without a passage, each to be told from all others.
+        transfer: Vec<String>,
+    },
 }
 
 impl std::fmt::Debug for Data {
@@ -46,12 +57,25 @@ impl std::fmt::Debug for Data {
         let (kind, train, dev, transfer): (_, usize, usize, _) = match self {
             Data::Entities { train, dev, transfer } => ("Entities", examples(train), examples(dev), transfer),
             Data::Labels { train, dev, transfer } => ("Labels", train.len(), dev.len(), transfer),
+            Data::Search { train, dev, transfer } => {
+                let queries = |sets: &[SearchSet]| sets.iter().map(|set| set.queries.len()).sum();
+                ("Search", queries(train), queries(dev), transfer)
+            }
         };
         write!(f, "{kind}({train} to train on, {dev} dev, {} without labels)", transfer.len())
     }
 }
 
 impl Data {
+    /// The name of the score by which the best weights are chosen: strict micro F1 of entities, macro F1 of labels, the mean reciprocal
+    /// rank of a search.
+    pub fn metric(&self) -> &'static str {
+        match self {
+            Data::Entities { .. } | Data::Labels { .. } => "F1",
+            Data::Search { .. } => "MRR@10",
+        }
+    }
+
     /// SHA-256 of all texts and their labels, as 64 hexadecimal digits: tells one set of data from another.
     pub(crate) fn sha256(&self) -> String {
         let mut hash = Sha256::new();
@@ -87,6 +111,20 @@ impl Data {
                 }
                 transfer
             }
+            Data::Search { train, dev, transfer } => {
+                add(&(train.len() as u64).to_le_bytes());
+                for set in train.iter().chain(dev) {
+                    add(&(set.passages.len() as u64).to_le_bytes());
+                    set.passages.iter().for_each(|passage| add(passage.text.as_bytes()));
+                    add(&(set.queries.len() as u64).to_le_bytes());
+                    for query in &set.queries {
+                        add(query.text.as_bytes());
+                        query.positives.iter().for_each(|&passage| add(&(passage as u64).to_le_bytes()));
+                        add(b"");
+                    }
+                }
+                transfer
+            }
         };
         transfer.iter().for_each(|text| add(text.as_bytes()));
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -117,7 +155,9 @@ enum Allowed {
 /// The batches of one epoch.
 pub(crate) struct Epoch {
     sequences: Vec<Sequence>,
-    /// Indices of the sequences of each step.
+    /// In place of sequences, where embeddings are taught.
+    pairs: Vec<pairs::Pair>,
+    /// Indices of the sequences, or pairs, of each step.
     pub(crate) batches: Vec<Vec<usize>>,
 }
 
@@ -142,6 +182,7 @@ impl<'a> Sequences<'a> {
         let fits = match data {
             Data::Entities { .. } => model.task == Task::TokenClassification,
             Data::Labels { .. } => matches!(model.task, Task::SingleLabel | Task::MultiLabel),
+            Data::Search { .. } => model.task == Task::Encoder,
         };
         if !fits {
             return Err(Error::invalid_input(format!(
@@ -181,6 +222,7 @@ impl<'a> Sequences<'a> {
     pub(crate) fn epoch(&self, number: usize, config: &TrainConfig) -> Result<Epoch> {
         let (mut sequences, window) = (Vec::new(), self.window(config));
         let typing = Typing { noise: config.noise.as_ref(), seed: generator(config.seed, TYPING, number).random() };
+        self.check_terms(&config.terms)?;
         let (labelled, transfer): (Vec<_>, &[String]) = match self.data {
             Data::Entities { train, transfer, .. } => {
                 for (i, set) in train.iter().enumerate() {
@@ -193,6 +235,9 @@ impl<'a> Sequences<'a> {
                 (Vec::new(), transfer)
             }
             Data::Labels { train, transfer, .. } => (train.iter().collect(), transfer),
+            Data::Search { train, transfer, .. } => {
+                return pairs::epoch(self, train, transfer, &typing, config, number);
+            }
         };
         for text in labelled {
             let allowed = self.label_target(text)?;
@@ -209,8 +254,24 @@ impl<'a> Sequences<'a> {
                 }
             }
         }
-        let batches = batches(&sequences, config, number);
-        Ok(Epoch { sequences, batches })
+        let lengths: Vec<[usize; 2]> = sequences.iter().map(|s| [s.ids.len(), 0]).collect();
+        let batches = batches(&lengths, STRETCH, config, number);
+        Ok(Epoch { sequences, pairs: Vec::new(), batches })
+    }
+
+    /// Refuses terms that the data cannot teach.
+    fn check_terms(&self, terms: &[Term]) -> Result<()> {
+        let (cannot, others): (fn(&Term) -> bool, _) = match self.data {
+            Data::Search { .. } => (Term::reads_logits, "contrastive, embedding, hidden and relations"),
+            _ => (Term::reads_embeddings, "hard, soft_targets, hidden and relations"),
+        };
+        match terms.iter().find(|term| cannot(term)) {
+            Some(term) => Err(Error::invalid_input(format!(
+                "the loss term {:?} cannot be taught by this data; what can be is {others}",
+                term.name()
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn entity_sequences(&self, example: &Example, set: usize, window: usize, out: &mut Vec<Sequence>) -> Result<()> {
@@ -298,6 +359,9 @@ impl<'a> Sequences<'a> {
 
     /// The input and the targets of a step, in `parts` of about as many tokens each, to be computed side by side.
     pub(crate) fn batch(&self, epoch: &Epoch, step: usize, parts: usize) -> Vec<(Batch, Targets)> {
+        if !epoch.pairs.is_empty() {
+            return pairs::batch(epoch, step, parts, self.config.pad_token_id);
+        }
         let mut sequences: Vec<&Sequence> = epoch.batches[step].iter().map(|&i| &epoch.sequences[i]).collect();
         // The longest first, each to the part that has least: even parts, and little padding.
         sequences.sort_by_key(|s| std::cmp::Reverse(s.ids.len()));
@@ -356,6 +420,7 @@ impl<'a> Sequences<'a> {
             allowed: vec![0.0; count * labels],
             multi_label: self.config.task == Task::MultiLabel,
             of_step,
+            pairs: None,
         };
         for (row, sequence) in sequences.iter().enumerate() {
             for (column, allowed) in sequence.allowed.iter().enumerate() {
@@ -422,22 +487,25 @@ fn words(tokens: &[Token]) -> Vec<Token> {
     words
 }
 
+/// Batches in which sequences are sorted by length.
+const STRETCH: usize = 64;
+
 /// Sequences of like length together, in random order: shuffled, sorted within stretches of many batches, cut, and the
-/// batches shuffled again.
-fn batches(sequences: &[Sequence], config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
-    const STRETCH: usize = 64;
+/// batches shuffled again. `lengths` are those of the sequences that belong together, 0 where there is one.
+fn batches(lengths: &[[usize; 2]], stretch: usize, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
     let mut random = generator(config.seed, ORDER, epoch);
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut random);
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    for stretch in order.chunks_mut(STRETCH * config.batch_size) {
-        stretch.sort_by_key(|&i| sequences[i].ids.len());
-        let mut batch: Vec<usize> = Vec::new();
+    for stretch in order.chunks_mut(stretch * config.batch_size) {
+        stretch.sort_by_key(|&i| lengths[i].iter().sum::<usize>());
+        let (mut batch, mut longest) = (Vec::new(), [0; 2]);
         for &i in stretch.iter() {
-            // Sorted, so the one that comes is the longest.
-            let padded = (batch.len() + 1) * sequences[i].ids.len();
+            longest = [0, 1].map(|side| lengths[i][side].max(longest[side]));
+            let padded = (batch.len() + 1) * (longest[0] + longest[1]);
             if batch.len() == config.batch_size || (!batch.is_empty() && padded > config.max_batch_tokens) {
                 batches.push(std::mem::take(&mut batch));
+                longest = lengths[i];
             }
             batch.push(i);
         }
@@ -450,8 +518,6 @@ fn batches(sequences: &[Sequence], config: &TrainConfig, epoch: usize) -> Vec<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Annotation;
-    use crate::losses::Term;
 
     #[test]
     fn noise_is_new_in_each_epoch_and_the_same_in_each_call_and_every_entity_stays_marked() {

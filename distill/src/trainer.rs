@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ampoule::bundle::{Precision, weights_sha256};
+use ampoule::bundle::{Pooling, Precision, weights_sha256};
 use ampoule::model::{FrozenModel, Model, Noise, parameter_name};
 use ampoule::{Batch, Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
@@ -18,6 +18,7 @@ use serde_json::{Map, json};
 
 use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::config::TrainConfig;
+use crate::embedding::{Pooled, pair_losses};
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, Targets, losses};
 use crate::optimizer::{NamedGradients, OptimizerState};
@@ -50,7 +51,7 @@ pub struct StepLog {
 pub struct EvaluationLog {
     /// Steps made.
     pub step: usize,
-    /// The score by which the best weights are chosen: micro F1 of entities, macro F1 of labels.
+    /// The score by which the best weights are chosen: micro F1 of entities, macro F1 of labels, MRR@10 of searches.
     pub dev_score: f64,
     /// Precision, for entities.
     pub precision: Option<f64>,
@@ -75,12 +76,12 @@ pub trait ProgressListener: Send {
 pub enum Outcome {
     /// All steps were made, or patience ran out; the last stage's best model is in the run folder's `model`.
     Finished {
-        /// The best dev score, where the last stage teaches labels.
+        /// The best dev score, where the last stage teaches what it measures.
         dev_score: Option<f64>,
         /// The step after which it was reached.
         step: usize,
         /// The temperature of `model`, fitted on the dev set, which is the one that the best weights were chosen by; none where the set
-        /// does not determine one, and the temperature is 1.
+        /// does not determine one, or the model gives no scores, and the temperature is 1.
         fit: Option<TemperatureFit>,
     },
     /// It was asked to stop; the same call goes on from here.
@@ -127,7 +128,7 @@ pub fn train(
 /// The batches hold the texts as token ids: they are for public texts.
 ///
 /// # Errors
-/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or of labels of whole texts;
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or that holds no entities;
 /// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written.
 pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
     let stages = config.checked_stages(true)?;
@@ -141,7 +142,7 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     let mut lines = String::new();
     for step in 0..epoch.batches.len() {
         let mut row = sequences.dump(&epoch, step).ok_or_else(|| {
-            Error::invalid_input("only batches of entities can be written; these are labels of whole texts")
+            Error::invalid_input("only batches of entities can be written, and these hold others")
         })?;
         row.insert("step".to_owned(), json!(step + 1));
         row.insert("lr".to_owned(), json!(config.optimizer.rate(step, steps)));
@@ -181,6 +182,7 @@ struct Trainer<'a> {
     student: Checkpoint,
     model: Model,
     teacher: Option<FrozenModel>,
+    teacher_pooling: Option<Pooling>,
     sequences: Sequences<'a>,
     folder: RunFolder,
     optimizer: OptimizerState,
@@ -207,6 +209,7 @@ impl<'a> Trainer<'a> {
             student.config.attention_probs_dropout_prob = p;
             student.config.classifier_dropout = Some(p);
         }
+        let teacher_pooling = teacher.as_ref().map(|teacher| teacher.pooling);
         let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.weights));
         let teacher = teacher.map(|teacher| load_teacher(teacher, &student)).transpose()?;
         let sequences = Sequences::new(&student, data)?;
@@ -247,6 +250,7 @@ impl<'a> Trainer<'a> {
             workers,
             student,
             teacher,
+            teacher_pooling,
             sequences,
             folder,
             optimizer,
@@ -396,7 +400,7 @@ impl<'a> Trainer<'a> {
             terms,
             rate,
             gradient_norm,
-            tokens: parts.iter().flat_map(|(batch, _)| batch.lengths()).sum(),
+            tokens: parts.first().map_or(0, |(_, targets)| targets.of_step.tokens),
         })
     }
 
@@ -410,10 +414,24 @@ impl<'a> Trainer<'a> {
             _ => model,
         };
         let terms = &self.config().terms;
-        let student = Outputs::of_student(&model, terms, batch, &device, Some(noise))?;
         let teacher = self.teacher.as_ref().filter(|_| terms.iter().any(|term| term.needs_teacher()));
-        let teacher = teacher.map(|teacher| Outputs::of_teacher(teacher, terms, batch, &device)).transpose()?;
-        let values = losses(terms, &student, teacher.as_ref(), batch, targets, &device)?;
+        let values = match &targets.pairs {
+            None => {
+                let student = Outputs::of_student(&model, terms, batch, &device, &mut Some(noise))?;
+                let teacher = teacher.map(|teacher| Outputs::of_teacher(teacher, terms, batch, &device)).transpose()?;
+                losses(terms, &student, teacher.as_ref(), batch, targets, &device)?
+            }
+            Some(pairs) => {
+                let student = Pooled { model: &model, pooling: self.student.pooling };
+                let teacher = teacher.zip(self.teacher_pooling).map(|(model, pooling)| Pooled { model, pooling });
+                let part = (batch, targets, pairs);
+                match pair_losses(terms, &student, teacher.as_ref(), part, &device, Some(noise))? {
+                    Some(values) => values,
+                    // The part that failed says why.
+                    None => return Ok(Part::default()),
+                }
+            }
+        };
         let found = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
         let loss = terms
             .iter()
@@ -495,6 +513,7 @@ fn load_teacher(mut teacher: Checkpoint, student: &Checkpoint) -> Result<FrozenM
 }
 
 /// What a worker makes of its part of a step.
+#[derive(Default)]
 struct Part {
     terms: Vec<f64>,
     gradient: NamedGradients,

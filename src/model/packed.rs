@@ -161,8 +161,7 @@ impl PackedModel {
     /// What [`Model`](super::Model) gives of a batch: each hidden state of `wanted` that the model has, `[batch, seq, hidden]`, and the
     /// head's logits, `[batch, positions, labels]`; zeros for padding. States of attention blocks are not kept here.
     #[cfg(feature = "autodiff")]
-    fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<(Observed, Vec<f32>)> {
-        let head = self.head.as_ref().ok_or_else(super::no_labels)?;
+    fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<(Observed, Option<Vec<f32>>)> {
         let (h, [sequences, seq]) = (self.config.hidden_size, batch.dims());
         let padded: Vec<usize> =
             (0..).zip(batch.lengths()).flat_map(|(row, &n)| (0..n).map(move |i| row * seq + i)).collect();
@@ -187,12 +186,15 @@ impl PackedModel {
         keep(HiddenState::Layer(self.layers.len()), 0, &workspace.x, h, 0);
         let (positions, labels) =
             (if self.config.task == Task::TokenClassification { seq } else { 1 }, self.config.id2label.len());
-        let mut logits = vec![0.0; sequences * positions * labels];
-        let rows = logits.chunks_mut((positions * labels).max(1));
-        for (states, logits) in self.sequences(batch, &workspace.x).zip(rows) {
-            let found = head.logits(states, &mut space(&workspace.threads).scratch);
-            logits[..found.len()].copy_from_slice(&found);
-        }
+        let logits = self.head.as_ref().map(|head| {
+            let mut logits = vec![0.0; sequences * positions * labels];
+            let rows = logits.chunks_mut((positions * labels).max(1));
+            for (states, logits) in self.sequences(batch, &workspace.x).zip(rows) {
+                let found = head.logits(states, &mut space(&workspace.threads).scratch);
+                logits[..found.len()].copy_from_slice(&found);
+            }
+            logits
+        });
         lock(&self.workspaces).push(workspace);
         Ok((states, logits))
     }
@@ -372,18 +374,23 @@ impl FrozenModel {
         Ok(FrozenModel(PackedModel::load(config, source, kernel)?))
     }
 
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.0.config
+    }
+
     /// The hidden states of `wanted` that the model has, `[batch, seq, hidden]`, and its logits: `[batch, seq, labels]` for token
-    /// classification, `[batch, 1, labels]` for text classification, on `device`. Padding is zeros. [`HiddenState::Attention`] is not kept.
-    /// Runs in rayon's current pool, on the processor.
+    /// classification, `[batch, 1, labels]` for text classification, none of a bare encoder; on `device`. Padding is zeros.
+    /// [`HiddenState::Attention`] is not kept. Runs in rayon's current pool, on the processor.
     ///
     /// # Errors
-    /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
+    /// [`Internal`](crate::ErrorKind::Internal) alone: nothing is expected to fail.
     pub fn compute(
         &self,
         batch: &Batch,
         wanted: &BTreeSet<HiddenState>,
         device: &Device,
-    ) -> Result<(BTreeMap<HiddenState, Tensor<3>>, Tensor<3>)> {
+    ) -> Result<(BTreeMap<HiddenState, Tensor<3>>, Option<Tensor<3>>)> {
         let (states, logits) = self.0.observed(batch, wanted)?;
         let (sequences, config) = (batch.lengths().len(), &self.0.config);
         let tensor = |values: Vec<f32>, width: usize| {
@@ -391,7 +398,7 @@ impl FrozenModel {
             Tensor::<3>::from_data(TensorData::new(values, shape), device)
         };
         let states = states.into_iter().map(|(state, values)| (state, tensor(values, config.hidden_size))).collect();
-        Ok((states, tensor(logits, config.id2label.len())))
+        Ok((states, logits.map(|logits| tensor(logits, config.id2label.len()))))
     }
 }
 
