@@ -167,8 +167,8 @@ pub(crate) fn pair_losses(
         _ => {
             let mut sum = None;
             for (batch, (student, teacher)) in batches.iter().zip(&both) {
-                let value =
-                    losses(std::slice::from_ref(term), student, teacher.as_ref(), batch, targets, device)?.swap_remove(0);
+                let value = losses(std::slice::from_ref(term), student, teacher.as_ref(), batch, targets, device)?
+                    .swap_remove(0);
                 sum = Some(sum.map_or(value.clone(), |sum: Tensor<1>| sum + value));
             }
             sum.ok_or_else(|| Error::internal("a part of a step without texts"))
@@ -261,7 +261,8 @@ impl Compared {
         let relations = |[first, second]: [Tensor<2>; 2]| {
             let all = Tensor::cat(vec![first, second], 0); // [2 * pairs, hidden]
             let cosines = all.clone().matmul(all.transpose()) / temperature;
-            log_softmax(cosines - self.equal.clone() * MASKED, 1) // [2 * pairs, 2 * pairs]
+            // Nothing remains of what is left out: where all is, as of one text with itself, there is nothing to learn.
+            log_softmax(cosines * (self.equal.clone().neg() + 1.0) - self.equal.clone() * MASKED, 1) // [2 * pairs, 2 * pairs]
         };
         let (student, teacher) = (relations(self.student.clone()), relations(self.teacher.clone()?));
         let count = student.dims()[0];

@@ -141,9 +141,9 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     let epoch = sequences.epoch(0, config)?;
     let mut lines = String::new();
     for step in 0..epoch.batches.len() {
-        let mut row = sequences.dump(&epoch, step).ok_or_else(|| {
-            Error::invalid_input("only batches of entities can be written, and these hold others")
-        })?;
+        let mut row = sequences
+            .dump(&epoch, step)
+            .ok_or_else(|| Error::invalid_input("only batches of entities can be written, and these hold others"))?;
         row.insert("step".to_owned(), json!(step + 1));
         row.insert("lr".to_owned(), json!(config.optimizer.rate(step, steps)));
         lines.push_str(&serde_json::Value::Object(row).to_string());

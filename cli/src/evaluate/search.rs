@@ -2,9 +2,7 @@
 
 use ampoule::{Embedder, Options};
 use ampoule_distill::data::{Query, SearchSet};
-use ampoule_distill::score::{
-    Bootstrap, SearchMeasures, SearchReport, paired_search_bootstrap, search_intervals,
-};
+use ampoule_distill::score::{Bootstrap, SearchMeasures, SearchReport, paired_search_bootstrap, search_intervals};
 use ampoule_distill::{FoundPassages, TypingNoise};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -101,9 +99,7 @@ impl Row {
     }
 
     fn json(&self, first: &Row, args: &Args) -> Value {
-        let pooled = |report: &SearchReport| {
-            json!({"scores": report, "intervals": search_intervals(&report.queries, args.resamples as usize, 1)})
-        };
+        let pooled = |report: &SearchReport| json!({"scores": report, "intervals": search_intervals(&report.queries, args.resamples as usize, 1)});
         let mut all = pooled(&self.clean);
         all["difference_from_first"] = json!(difference(&self.clean, &first.clean, args));
         if let Some(noisy) = &self.noisy {

@@ -58,8 +58,7 @@ pub(super) fn epoch<'a>(
     // Queries are typed, and passages edited.
     let mut add = |first: &'a str, second: &'a str| -> Result<()> {
         let texts = [numbers.of(first), numbers.of(second)];
-        let sequences =
-            [of.whole(&typing.text(first), window, None)?, of.whole(second, window, None)?];
+        let sequences = [of.whole(&typing.text(first), window, None)?, of.whole(second, window, None)?];
         pairs.push(Pair { sequences, texts, queries: queries.get(&texts[1]).cloned().unwrap_or_default() });
         Ok(())
     };
@@ -155,8 +154,7 @@ mod tests {
         let step = step_pairs(&all, 1);
         let found: Vec<(usize, usize)> =
             (0..49).filter(|&i| step.no_negatives()[i] == 1.0).map(|i| (i / 7, i % 7)).collect();
-        let expected =
-            [(0, 3), (1, 2), (1, 6), (2, 1), (2, 6), (3, 0), (4, 5), (5, 4), (6, 1), (6, 2)];
+        let expected = [(0, 3), (1, 2), (1, 6), (2, 1), (2, 6), (3, 0), (4, 5), (5, 4), (6, 1), (6, 2)];
         assert_eq!(found, expected);
     }
 
