@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let data = args.data.read()?;
-    let defaults = args.data.defaults(&data);
+    let mut defaults = args.data.defaults(&data);
     let mut terms = match data {
         Data::Entities { .. } | Data::Labels { .. } => {
             vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }]
@@ -77,6 +77,11 @@ pub fn run(args: Args) -> Result<()> {
         true => {}
         false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
         false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
+    }
+    if let Data::Search { .. } = data {
+        // What went with the layers is more to learn than a pretrained teacher has.
+        defaults.epochs = 4;
+        defaults.optimizer.learning_rate = 3e-4;
     }
     let mut settings = args.run.settings(&TrainConfig { terms, ..defaults })?;
     if let Some(Precision::Int8) = args.precision {

@@ -1,9 +1,9 @@
 //! The terms that teach sentence embeddings, over the pairs of a step.
 //!
 //! A step is computed in parts, side by side, but its texts are all compared with each other: how many negatives a text has must not
-//! hang on the number of threads. So the parts show each other their embeddings before the loss, and each computes the whole of it, in which
-//! its own embeddings alone are no constants. The sum of their gradients is then that of the loss (as in OpenCLIP; Radford et al. 2021
-//! describe the sharding).
+//! hang on the number of threads. So the parts show each other their embeddings before the loss, and each computes the whole of it, in
+//! which its own embeddings alone are no constants. The sum of their gradients is then that of the loss: it is the chain rule, part by
+//! part.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 

@@ -99,7 +99,10 @@ impl Row {
     }
 
     fn json(&self, first: &Row, args: &Args) -> Value {
-        let pooled = |report: &SearchReport| json!({"scores": report, "intervals": search_intervals(&report.queries, args.resamples as usize, 1)});
+        let pooled = |report: &SearchReport| {
+            let intervals = search_intervals(&report.queries, args.resamples as usize, 1);
+            json!({"scores": report, "intervals": intervals})
+        };
         let mut all = pooled(&self.clean);
         all["difference_from_first"] = json!(difference(&self.clean, &first.clean, args));
         if let Some(noisy) = &self.noisy {
