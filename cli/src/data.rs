@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use ampoule::decode::Scheme;
 use ampoule::{ModelConfig, Task};
 use ampoule_distill::data::{
-    LabelledText, NerSet, OffsetUnit, held_out, read_folder, read_labelled, read_lines, read_ner, split,
+    LabelledText, NerSet, OffsetUnit, SearchSet, held_out, read_folder, read_labelled, read_lines, read_ner,
+    read_search, split,
 };
-use ampoule_distill::{Data, TypingNoise, log_test_reading};
+use ampoule_distill::{Data, TrainConfig, TypingNoise, log_test_reading};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
@@ -16,9 +17,9 @@ use crate::ui::hint;
 
 #[derive(clap::Args)]
 pub struct DataArgs {
-    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl), or one file. Where there is no dev file, every
-    /// twentieth text, by its hash, is held out in its place. `FOLDER=Label,…` says which labels it covers, where they are not those that
-    /// occur in its train file. May be given several times
+    /// Labelled text: a folder with train and dev files (.tsv with IOB2 tags, or .jsonl), or one file; or queries of passages (.jsonl, with
+    /// corpus.jsonl beside it). Where there is no dev file, every twentieth text or query, by its hash, is held out in its place.
+    /// `FOLDER=Label,…` says which labels it covers, where they are not those that occur in its train file. May be given several times
     #[arg(long, required = true, value_name = "FOLDER[=LABELS]")]
     pub data: Vec<String>,
     /// Text without labels, one a line or .jsonl
@@ -67,6 +68,26 @@ impl Split {
     }
 }
 
+/// What a file's lines say of their texts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Entities,
+    Labels,
+    Search,
+}
+
+/// The one kind of all files.
+pub fn one_kind(corpora: &[Corpus], which: Split) -> Result<Kind> {
+    let kinds = corpora.iter().map(|corpus| corpus.kind(which)).collect::<Result<BTreeSet<Kind>>>()?;
+    match kinds.into_iter().collect::<Vec<_>>().as_slice() {
+        [kind] => Ok(*kind),
+        _ => Err(hint(
+            "some of the data marks entities, some whole texts, or what queries find",
+            "one kind of data in one command",
+        )),
+    }
+}
+
 /// A corpus of the command line: a path, and the labels that it is said to cover.
 pub struct Corpus {
     pub path: PathBuf,
@@ -107,17 +128,22 @@ impl Corpus {
         if self.path.is_dir() { split(&self.path, which.as_str()) } else { Ok(self.path.clone()) }
     }
 
-    /// Whether its lines mark entities and not whole texts.
-    pub fn has_entities(&self, which: Split) -> Result<bool> {
+    /// What its first line says.
+    fn kind(&self, which: Split) -> Result<Kind> {
         let file = self.file(which)?;
         if file.extension().is_none_or(|e| !e.eq_ignore_ascii_case("jsonl")) {
-            return Ok(true);
+            return Ok(Kind::Entities);
         }
         let content = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
         let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let first: serde_json::Value = serde_json::from_str(first).unwrap_or_default();
-        Ok(first.get("entities").is_some())
+        let has = |field: &str| first.get(field).is_some();
+        Ok(match (has("entities"), has("positives") || has("positive")) {
+            (true, _) => Kind::Entities,
+            (false, true) => Kind::Search,
+            (false, false) => Kind::Labels,
+        })
     }
 
     pub fn entities(&self, which: Split, unit: OffsetUnit) -> ampoule::Result<NerSet> {
@@ -156,6 +182,10 @@ impl Corpus {
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
         read_labelled(&self.file(which)?)
     }
+
+    pub fn search(&self, which: Split) -> ampoule::Result<SearchSet> {
+        read_search(&self.file(which)?)
+    }
 }
 
 /// Labelled texts of one split: entities by corpus, or labels of whole texts.
@@ -166,12 +196,15 @@ pub enum Labelled {
 
 impl Labelled {
     pub fn read(corpora: &[Corpus], which: Split, unit: OffsetUnit) -> Result<Self> {
-        let kinds = corpora.iter().map(|c| c.has_entities(which)).collect::<Result<Vec<_>>>()?;
-        match kinds.contains(&false) {
-            true => Self::read_labels(corpora, which),
-            false => {
+        match one_kind(corpora, which)? {
+            Kind::Entities => {
                 Ok(Labelled::Entities(corpora.iter().map(|c| c.entities(which, unit)).collect::<ampoule::Result<_>>()?))
             }
+            Kind::Labels => Self::read_labels(corpora, which),
+            Kind::Search => Err(hint(
+                "the data has queries of passages, and no labels",
+                "`ampoule evaluate`, which measures a search",
+            )),
         }
     }
 
@@ -214,10 +247,9 @@ pub fn note_reading<'a>(split: Split, models: impl IntoIterator<Item = &'a PathB
 impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
-        let kinds = corpora.iter().map(|c| c.has_entities(Split::Train)).collect::<Result<BTreeSet<bool>>>()?;
         let transfer = self.transfer.iter().map(|p| Ok(read_lines(p)?)).collect::<Result<Vec<_>>>()?.concat();
-        match kinds.into_iter().collect::<Vec<_>>().as_slice() {
-            [true] => {
+        match one_kind(&corpora, Split::Train)? {
+            Kind::Entities => {
                 let unit = self.offsets.unit();
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
@@ -233,7 +265,7 @@ impl DataArgs {
                 }
                 Ok(Data::Entities { train, dev, transfer })
             }
-            [false] => {
+            Kind::Labels => {
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
                     let (texts, chosen_by) = match (corpus.labelled(Split::Train)?, corpus.has_dev()) {
@@ -245,20 +277,43 @@ impl DataArgs {
                 }
                 Ok(Data::Labels { train, dev, transfer })
             }
-            _ => Err(hint("some of the data marks entities and some whole texts", "one kind of data in one run")),
+            Kind::Search => {
+                let (mut train, mut dev) = (Vec::new(), Vec::new());
+                for corpus in &corpora {
+                    let set = corpus.search(Split::Train)?;
+                    if corpus.has_dev() {
+                        train.push(set);
+                        dev.push(corpus.search(Split::Dev)?);
+                        continue;
+                    }
+                    let (queries, chosen_by) = corpus.held_out(set.queries, |query| &query.text)?;
+                    train.push(SearchSet { passages: set.passages.clone(), queries });
+                    dev.push(SearchSet { passages: set.passages, queries: chosen_by });
+                }
+                Ok(Data::Search { train, dev, transfer })
+            }
         }
     }
 
-    /// What a head for `data` answers.
+    /// The settings of a run on `data` where none are given.
+    pub fn defaults(&self, data: &Data) -> TrainConfig {
+        match data {
+            Data::Entities { .. } | Data::Labels { .. } => TrainConfig::default(),
+            Data::Search { .. } => TrainConfig::for_search(),
+        }
+    }
+
+    /// What a head for `data` answers; embeddings are an encoder's own.
     pub fn task(&self, data: &Data) -> Task {
         match data {
             Data::Entities { .. } => Task::TokenClassification,
             Data::Labels { .. } if self.multi_label => Task::MultiLabel,
             Data::Labels { .. } => Task::SingleLabel,
+            Data::Search { .. } => Task::Encoder,
         }
     }
 
-    /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur.
+    /// The labels of such a head: IOB2 tags of every label covered, or the labels that occur; none of an encoder.
     pub fn labels(&self, data: &Data) -> Vec<String> {
         match data {
             Data::Entities { train, .. } => {
@@ -270,6 +325,7 @@ impl DataArgs {
                 let labels: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
                 labels.into_iter().cloned().collect()
             }
+            Data::Search { .. } => Vec::new(),
         }
     }
 

@@ -109,14 +109,28 @@ pub fn run(args: Args) -> Result<()> {
             }
         }
     };
-    let mut terms = vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }];
+    let mut defaults = args.data.defaults(&data);
+    let mut terms = match data {
+        Data::Entities { .. } | Data::Labels { .. } => {
+            vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }]
+        }
+        Data::Search { .. } => vec![
+            Term::Contrastive { weight: 1.0, temperature: 0.05 },
+            Term::Embedding { weight: 1.0, temperature: 0.05 },
+        ],
+    };
     let (width, of_teacher) = (student.config.hidden_size, teacher.config.hidden_size);
     match layer_map.is_empty() {
         true => {}
         false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
         false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
     }
-    let mut settings = args.run.settings(&TrainConfig { terms, ..TrainConfig::default() })?;
+    if let Data::Search { .. } = data {
+        // What went with the layers is more to learn than a pretrained teacher has.
+        defaults.epochs = 4;
+        defaults.optimizer.learning_rate = 3e-4;
+    }
+    let mut settings = args.run.settings(&TrainConfig { terms, ..defaults })?;
     if let Some(Precision::Int8) = args.precision {
         settings.stages.extend(settings.stages.is_empty().then(Map::new));
         let rate = settings.optimizer.learning_rate / 10.0;

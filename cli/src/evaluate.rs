@@ -1,5 +1,7 @@
 //! `ampoule evaluate`: models side by side on labelled text.
 
+mod search;
+
 use std::path::PathBuf;
 
 use ampoule::text::Tokenizer;
@@ -12,7 +14,7 @@ use ampoule_distill::{
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::data::{Corpus, Labelled, OffsetsArg, Split, note_reading, typing_noise};
+use crate::data::{Corpus, Kind, Labelled, OffsetsArg, Split, note_reading, one_kind, typing_noise};
 use crate::input::RunningArgs;
 use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
@@ -24,7 +26,7 @@ pub struct Args {
     /// Bundles or checkpoint folders; the first is what the others are compared with
     #[arg(long = "model", required = true, value_name = "PATH")]
     models: Vec<PathBuf>,
-    /// Labelled text: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
+    /// Labelled text, or queries of passages: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
     #[arg(long, required = true, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
     /// Which file of a folder
@@ -39,7 +41,11 @@ pub struct Args {
     /// Also score a dictionary of the entities that the train files beside them name: the floor of a model
     #[arg(long)]
     dictionary: bool,
-    /// Score the same texts with noise of typing too, in this share of their words, and say what it costs
+    /// Also score a search by words (BM25) for queries of passages: the floor of a model
+    #[arg(long)]
+    bm25: bool,
+    /// Score the same texts, of queries and passages the queries, with noise of typing too, in this share of their words, and say what it
+    /// costs
     #[arg(long, value_name = "SHARE")]
     noise: Option<f64>,
     /// From which the noise follows
@@ -80,6 +86,13 @@ pub fn run(args: Args) -> Result<()> {
     let options = args.running.options();
     if let (true, Split::Test) = (args.fit, split) {
         return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
+    }
+    let kind = one_kind(&corpora, split)?;
+    if args.bm25 && kind != Kind::Search {
+        return Err(hint("--bm25: the data has no queries of passages", "--dictionary, for entities"));
+    }
+    if kind == Kind::Search {
+        return search::run(&args, noise.as_ref(), &corpora, &options);
     }
     match Labelled::read(&corpora, split, args.offsets.unit())? {
         Labelled::Entities(sets) => entities(&args, noise.as_ref(), &corpora, sets, &options),

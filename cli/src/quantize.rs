@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ampoule::bundle::Precision;
-use ampoule::{Checkpoint, Classifier, Extractor, ModelConfig, Options, Task};
-use ampoule_distill::data::{NerSet, read_lines};
-use ampoule_distill::{FoundEntities, FoundLabels, Judgements, TemperatureFit};
+use ampoule::{Checkpoint, Classifier, Embedder, Extractor, ModelConfig, Options, Task};
+use ampoule_distill::data::{NerSet, SearchSet, read_lines};
+use ampoule_distill::{FoundEntities, FoundLabels, FoundPassages, Judgements, TemperatureFit};
 use ampoule_quantize::{FitTemperature, Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "TENSOR=PRECISION")]
     keep: Vec<String>,
     /// Labelled text on which the F1 before and after is measured and the bundle's temperature is fitted: a file, or a folder's dev
-    /// file. Without it the bundle has the checkpoint's temperature
+    /// file. Without it the bundle has the checkpoint's temperature. Of an encoder, queries of passages, on which MRR@10 is measured
     #[arg(long, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
     /// The unit of "start" and "end" in .jsonl lines that name none
@@ -40,7 +40,7 @@ pub struct Args {
     /// or none where the model was trained in int8
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// The most F1 that may be lost, of 100
+    /// The most F1, or MRR@10, that may be lost, of 100
     #[arg(long, default_value_t = MAX_LOSS, value_name = "F1")]
     max_loss: f64,
     /// Write the bundle whatever it loses
@@ -90,7 +90,7 @@ pub fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(["f32", "f16", "int8"]).try_map(|name| name.parse::<Precision>())
 }
 
-/// Points of F1, of 100.
+/// Points of F1 or MRR@10, of 100.
 const MAX_LOSS: f64 = 0.5;
 const LICENCE: &str = "unknown";
 
@@ -159,7 +159,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         return print_json(&json!({"bundle": args.out, "report": report, "fit": fitted}));
     }
-    show(&args, &report, fitted)
+    show(&args, &dev, &report, fitted)
 }
 
 /// The most texts by which a model is calibrated.
@@ -175,7 +175,7 @@ fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
             }
             texts
         }
-        None => dev.0.texts().into_iter().map(str::to_owned).collect(),
+        None => dev.texts().into_iter().map(str::to_owned).collect(),
     };
     let step = texts.len().div_ceil(CALIBRATION_TEXTS).max(1);
     let mut at = 0;
@@ -187,32 +187,56 @@ fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
 }
 
 /// The dev files of the data.
-struct Dev(Labelled);
+enum Dev {
+    Labelled(Labelled),
+    Search(Vec<SearchSet>),
+}
 
 impl Dev {
     fn read(args: &Args, config: &ModelConfig) -> Result<Self> {
         let corpora: Vec<Corpus> = args.data.iter().map(|argument| Corpus::parse(argument)).collect();
+        if config.task == Task::Encoder {
+            let sets = corpora.iter().map(|corpus| corpus.search(Split::Dev));
+            return Ok(Dev::Search(sets.collect::<ampoule::Result<_>>()?));
+        }
         if config.task != Task::TokenClassification {
-            return Ok(Dev(Labelled::read_labels(&corpora, Split::Dev)?));
+            return Ok(Dev::Labelled(Labelled::read_labels(&corpora, Split::Dev)?));
         }
         let read = |corpus: &Corpus| {
             let set = corpus.entities(Split::Dev, args.offsets.unit())?;
             corpus.check_known(&set, std::slice::from_ref(config))?;
             Ok(set)
         };
-        Ok(Dev(Labelled::Entities(corpora.iter().map(read).collect::<Result<Vec<NerSet>>>()?)))
+        Ok(Dev::Labelled(Labelled::Entities(corpora.iter().map(read).collect::<Result<Vec<NerSet>>>()?)))
     }
 
-    /// F1 of 100 of the model at `path`: micro of entities, macro of labels.
+    fn texts(&self) -> Vec<&str> {
+        match self {
+            Dev::Labelled(labelled) => labelled.texts(),
+            Dev::Search(sets) => sets.iter().flat_map(SearchSet::texts).collect(),
+        }
+    }
+
+    fn metric_name(&self) -> &'static str {
+        match self {
+            Dev::Labelled(_) => "F1",
+            Dev::Search(_) => "MRR@10",
+        }
+    }
+
+    /// Of the model at `path`, of 100: F1, micro of entities, macro of labels, or MRR@10.
     fn metric(&self, path: &Path) -> ampoule::Result<f64> {
         let options = Options::default();
         Ok(100.0
-            * match &self.0 {
-                Labelled::Entities(sets) => {
+            * match self {
+                Dev::Labelled(Labelled::Entities(sets)) => {
                     FoundEntities::run(&Extractor::open(path, &options)?, sets, || ())?.scores().micro.f1
                 }
-                Labelled::Labels(texts) => {
+                Dev::Labelled(Labelled::Labels(texts)) => {
                     FoundLabels::run(&Classifier::open(path, &options)?, texts, || ())?.scores().macro_f1
+                }
+                Dev::Search(sets) => {
+                    FoundPassages::run(&Embedder::open(path, &options)?, sets, |_| ())?.scores().mean.mrr_at_10
                 }
             })
     }
@@ -220,15 +244,19 @@ impl Dev {
     /// The temperature of the model at `path`, where the texts determine one.
     fn fit(&self, path: &Path) -> ampoule::Result<Option<TemperatureFit>> {
         let options = Options::default();
-        let judgements = match &self.0 {
-            Labelled::Entities(sets) => Judgements::of_entities(&Extractor::open(path, &options)?, sets)?,
-            Labelled::Labels(texts) => Judgements::of_labels(&Classifier::open(path, &options)?, texts)?,
+        let judgements = match self {
+            Dev::Labelled(Labelled::Entities(sets)) => {
+                Judgements::of_entities(&Extractor::open(path, &options)?, sets)?
+            }
+            Dev::Labelled(Labelled::Labels(texts)) => Judgements::of_labels(&Classifier::open(path, &options)?, texts)?,
+            // Embeddings have no scores that a temperature could divide.
+            Dev::Search(_) => return Ok(None),
         };
         Ok(judgements.fit())
     }
 }
 
-fn show(args: &Args, report: &Report, fit: Option<TemperatureFit>) -> Result<()> {
+fn show(args: &Args, dev: &Dev, report: &Report, fit: Option<TemperatureFit>) -> Result<()> {
     let megabytes = |bytes: u64| format!("{:.2} MB", bytes as f64 / 1e6);
     let mut rows = vec![
         ["tensor", "kept as", "smoothed", "relative error", "largest error", "cosine"].map(str::to_owned).to_vec(),
@@ -246,14 +274,17 @@ fn show(args: &Args, report: &Report, fit: Option<TemperatureFit>) -> Result<()>
     }));
     print_line(&table(&rows))?;
     if let Some(metric) = &report.metric {
-        print_line(&format!("F1 {:.2} before, {:.2} after: {:.2} lost", metric.before, metric.after, metric.loss))?;
+        let (name, before, after) = (dev.metric_name(), metric.before, metric.after);
+        print_line(&format!("{name} {before:.2} before, {after:.2} after: {:.2} lost", metric.loss))?;
     }
     let (before, after) = (report.temperature.before, report.temperature.after);
-    print_line(&match fit {
-        Some(fit) => format!("temperature {before} before; {}", fitted(&fit)),
-        None if args.data.is_empty() => format!("temperature {after}, the checkpoint's"),
-        None => format!("temperature {after}, the checkpoint's: the data determines none"),
-    })?;
+    if !matches!(dev, Dev::Search(_)) {
+        print_line(&match fit {
+            Some(fit) => format!("temperature {before} before; {}", fitted(&fit)),
+            None if args.data.is_empty() => format!("temperature {after}, the checkpoint's"),
+            None => format!("temperature {after}, the checkpoint's: the data determines none"),
+        })?;
+    }
     print_line(&format!(
         "{}: {}, {} before, {} after",
         args.out.display(),

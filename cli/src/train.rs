@@ -19,7 +19,8 @@ use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint folder to start from; its encoder, or all of it where its labels are the data's
+    /// Checkpoint folder to start from; its encoder, or all of it where its labels are the data's. Queries of passages train the
+    /// encoder itself, as one that embeds texts
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
     #[command(flatten)]
@@ -155,7 +156,7 @@ impl RunArgs {
             return self.show(&plan(student, teacher, data, settings)?);
         }
         let stop = stop_on_ctrl_c()?;
-        let mut view = TrainingView::new(self.json);
+        let mut view = TrainingView::new(self.json, data.metric());
         let outcome = train(student, teacher, data, settings, &self.run, &stop, &mut view)?;
         view.finish();
         match outcome {
@@ -164,12 +165,14 @@ impl RunArgs {
                 if self.json {
                     return print_json(&json!({"model": model, "dev_score": dev_score, "step": step, "fit": fit}));
                 }
-                if dev_score.is_some() {
+                // Embeddings have no temperature.
+                if dev_score.is_some() && !matches!(data, Data::Search { .. }) {
                     print_line(
                         &fit.map_or("temperature 1: the dev set determines none".to_owned(), |fit| fitted(&fit)),
                     )?;
                 }
-                let score = dev_score.map(|score| format!("dev F1 {:.2}, ", 100.0 * score)).unwrap_or_default();
+                let dev = |score: f64| format!("dev {} {:.2}, ", data.metric(), 100.0 * score);
+                let score = dev_score.map(dev).unwrap_or_default();
                 print_line(&format!("{} ({score}step {step})", model.display()))
             }
             Outcome::Interrupted { step } => Err(hint(
@@ -181,8 +184,8 @@ impl RunArgs {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let settings = args.run.settings(&TrainConfig::default())?;
     let data = args.data.read()?;
+    let settings = args.run.settings(&args.data.defaults(&data))?;
     let task = args.data.task(&data);
     let labels = args.data.labels(&data);
     let (config, _) = Checkpoint::inspect(&args.model)?;

@@ -196,15 +196,17 @@ pub struct TrainingView {
     sums: Vec<(String, f64)>,
     steps: usize,
     json: bool,
+    /// What the dev score is.
+    metric: &'static str,
 }
 
 impl TrainingView {
     /// `json` prints each evaluation as an object on stdout in place of the row on stderr.
-    pub fn new(json: bool) -> Self {
+    pub fn new(json: bool, metric: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let style = "{bar:30} {pos}/{len} steps  {per_sec}  {eta} left  {msg}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        TrainingView { bar, sums: Vec::new(), steps: 0, json }
+        TrainingView { bar, sums: Vec::new(), steps: 0, json, metric }
     }
 
     /// Takes the bar away.
@@ -255,7 +257,7 @@ impl ProgressListener for TrainingView {
         };
         let best = if log.best { "  best" } else { "" };
         self.bar.suspend(|| {
-            eprintln!("step {}{terms}{entities}  F1 {}{best}", log.step, percent(log.dev_score));
+            eprintln!("step {}{terms}{entities}  {} {}{best}", log.step, self.metric, percent(log.dev_score));
         });
     }
 }

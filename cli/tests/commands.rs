@@ -954,6 +954,112 @@ fn classifiers_are_trained_quantized_and_used() {
     }
 }
 
+/// Queries of one letter, each with a passage of other letters, the canary in every text.
+fn searches(folder: &Path) -> String {
+    let path = folder.join("searches");
+    fs::create_dir_all(&path).unwrap();
+    let letter = |i: usize| char::from(b'a' + (i % 26) as u8);
+    let line = |json: serde_json::Value| format!("{json}\n");
+    let passage =
+        |i: usize| serde_json::json!({"id": format!("p{i}"), "text": format!("{CANARY} fever {}", letter(7 * i + 3))});
+    fs::write(path.join("corpus.jsonl"), (0..26).map(|i| line(passage(i))).collect::<String>()).unwrap();
+    for file in ["train", "dev", "test"] {
+        let query = |i: usize| serde_json::json!({"text": format!("{CANARY} pain {}", letter(i)), "positives": [format!("p{i}")]});
+        fs::write(path.join(format!("{file}.jsonl")), (0..26).map(|i| line(query(i))).collect::<String>()).unwrap();
+    }
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn embedders_are_trained_distilled_quantized_and_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (corpus, encoder) = (searches(folder.path()), fixture("bert-encoder"));
+    let encoder = encoder.to_str().unwrap();
+    let run = |verb: &str, name: &str, more: &[&str]| {
+        let run = path(name);
+        let mut arguments = vec![verb, "--data", &corpus, "--run", &run, "--threads", "2", "--set", "dropout=0"];
+        arguments.extend(["--set", "batch_size=13", "--set", "optimizer.learning_rate=0.003"]);
+        arguments.extend(more);
+        let output = ampoule(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let files = everything_in(Path::new(&run));
+        assert!(files.iter().all(|(_, bytes)| !bytes.windows(CANARY.len()).any(|w| w == CANARY.as_bytes())), "{name}");
+        (format!("{run}/model"), text(&output.stdout), text(&output.stderr))
+    };
+    let (teacher, said, shown) = run("train", "teacher", &["--model", encoder, "--epochs", "40"]);
+    assert!(said.contains("dev MRR@10 ") && !said.contains("temperature"), "{said}");
+    assert!(shown.contains("contrastive") && shown.contains("MRR@10"), "{shown}");
+    let narrow =
+        ["--teacher", &teacher, "--layers", "1,2", "--hidden", "16", "--epochs", "1", "--precision", "int8", "--json"];
+    let cache = path("cache");
+    let (student, ..) = run("distill", "student", &[narrow.as_slice(), &["--cache", &cache]].concat());
+    let log = fs::read_to_string(path("student/log.jsonl")).unwrap();
+    for part in ["\"contrastive\":", "\"embedding\":", "\"relations\":", "\"stage\":2", "\"cached\":"] {
+        assert!(log.contains(part), "{log}");
+    }
+    let bundle = path("teacher.int8.safetensors");
+    let output = ampoule(&["quantize", "--model", &teacher, "--out", &bundle, "--data", &corpus, "--max-loss", "20"]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(said.contains("MRR@10 ") && said.contains(" lost") && !said.contains("temperature"), "{said}");
+
+    let models = ["--model", encoder, "--model", &teacher, "--model", &bundle, "--model", &student];
+    let evaluate = |more: &[&str]| ampoule(&[&["evaluate", "--data", &corpus], models.as_slice(), more].concat());
+    let output = evaluate(&["--bm25", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |model: usize, field: &str| said["models"][model]["pooled"]["scores"][field].as_f64().unwrap();
+    assert!(of(1, "mrr_at_10") > 0.6 && of(2, "mrr_at_10") > 0.5 && of(0, "mrr_at_10") < 0.3, "{said}");
+    assert!(of(1, "recall_at_10") >= of(1, "recall_at_5") && of(1, "recall_at_5") >= of(1, "recall_at_1"), "{said}");
+    // The canary apart, no query has a word of its passage but a letter by chance.
+    assert!(said["models"][4]["model"] == "BM25" && of(4, "mrr_at_10") < 0.3, "{said}");
+    let gained = &said["models"][1]["pooled"]["difference_from_first"]["mrr_at_10"];
+    assert!(gained["low"].as_f64().unwrap() > 0.0 && gained["p"].as_f64().unwrap() < 0.05, "{said}");
+    let shown = text(&evaluate(&["--bm25", "--noise", "1"]).stdout);
+    for part in ["MRR@10", "R@1", "R@5", "R@10", "difference (95 %)", "BM25", "MRR@10 noisy", "lost (95 %)"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    // What the command has for other data, and other data for this command.
+    assert_fails(&ampoule(&["report", "--run", &path("student"), "--data", &corpus]), "queries of passages");
+    for (options, part) in [
+        (["--dictionary"].as_slice(), "--dictionary"),
+        (&["--full-windows"], "--full-windows"),
+        (&["--reliability"], "--reliability"),
+        (&["--fit", "--split", "dev"], "--fit"),
+    ] {
+        assert_fails(&evaluate(options), part);
+    }
+    let entities = self::corpus(folder.path()).display().to_string();
+    let token = fixture("bert-token").display().to_string();
+    assert_fails(&ampoule(&["evaluate", "--model", &token, "--data", &entities, "--bm25"]), "--bm25");
+    assert_fails(
+        &ampoule(&["evaluate", "--model", &token, "--data", &entities, "--data", &corpus]),
+        "some of the data",
+    );
+    let wrong = ["--model", encoder, "--set", r#"terms=[{"term": "hard", "weight": 1}]"#];
+    let arguments = ["train", "--data", &corpus, "--run", &path("wrong")];
+    assert_fails(&ampoule(&[&arguments, wrong.as_slice()].concat()), "\"hard\" cannot be taught by this data");
+    let dump = ["--model", encoder, "--dump-batches", &path("dump")];
+    assert_fails(&ampoule(&[&arguments, dump.as_slice()].concat()), "only batches of entities");
+    // The whole of what shrinks a student; and a file alone, of which some queries are held out.
+    let train = format!("{corpus}/train.jsonl");
+    let held_out = path("held-out");
+    let small = ["--layers", "1", "--hidden", "16", "--basis", "components", "--vocabulary", "80", "--embedding", "12"];
+    let of =
+        ["distill", "--teacher", &teacher, "--data", &train, "--run", &held_out, "--epochs", "1", "--threads", "2"];
+    let output = ampoule(&[of.as_slice(), &small].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("of 26 texts are held out"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("dev MRR@10 "), "{}", text(&output.stdout));
+    fs::write(
+        Path::new(&corpus).join("dev.jsonl"),
+        format!("{{\"text\": \"{CANARY}\", \"positives\": [\"{CANARY}\"]}}"),
+    )
+    .unwrap();
+    assert_fails(&ampoule(&[&arguments, ["--model", encoder].as_slice()].concat()), "dev.jsonl:1: positive 1");
+}
+
 #[test]
 fn the_tiny_recipe_ends_well_above_a_dictionary() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,17 +1,16 @@
 //! What a teacher answered, kept for later epochs and runs.
 //!
-//! A file of entries, each under the hash of what was asked: the teacher, the wanted states and the token ids. It holds no text and no ids,
+//! A file of entries, each under the hash of the question: the teacher, what was asked of it and the token ids. It holds no text and no ids,
 //! but who has the teacher can tell whether a text that he guesses is in it: it is as confidential as the texts, and readable by its
 //! owner alone. Files are read and not mapped: a mapped file that another process cuts short kills its reader.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use ampoule::model::HiddenState;
 use ampoule::{Error, Result};
 use sha2::{Digest, Sha256};
 
@@ -62,14 +61,15 @@ impl Cache {
         (self.computed.load(Ordering::Relaxed), self.found.load(Ordering::Relaxed))
     }
 
-    /// The values of each sequence: those kept, and those that `compute` gives of the others, which are kept then.
+    /// The values of each sequence: those kept, and those that `compute` gives of the others, which are kept then. Values are what was
+    /// `asked`, in words.
     pub(crate) fn get_or_compute(
         &self,
         sequences: &[&[u32]],
-        wanted: &BTreeSet<HiddenState>,
+        asked: &str,
         compute: &dyn Fn(&[&[u32]]) -> Result<Vec<Vec<u8>>>,
     ) -> Result<Vec<Vec<u8>>> {
-        let keys: Vec<Key> = sequences.iter().map(|ids| self.key(ids, wanted)).collect();
+        let keys: Vec<Key> = sequences.iter().map(|ids| self.key(ids, asked)).collect();
         let mut values: Vec<Option<Vec<u8>>> = {
             let mut entries = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             keys.iter().map(|key| entries.get(key)).collect()
@@ -89,8 +89,8 @@ impl Cache {
         Ok(values.into_iter().flatten().collect())
     }
 
-    fn key(&self, ids: &[u32], wanted: &BTreeSet<HiddenState>) -> Key {
-        let mut hash = Sha256::new().chain_update(&self.teacher).chain_update(format!("{wanted:?}"));
+    fn key(&self, ids: &[u32], asked: &str) -> Key {
+        let mut hash = Sha256::new().chain_update(&self.teacher).chain_update(asked);
         ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
         hash.finalize().into()
     }
@@ -215,8 +215,7 @@ mod tests {
     /// What the cache gives, and how many sequences it had computed for that.
     fn ask(cache: &Cache, ids: &[&[u32]], state: usize) -> (Vec<Vec<u8>>, usize) {
         let before = cache.counts().0;
-        let wanted = BTreeSet::from([HiddenState::Layer(state)]);
-        let values = cache.get_or_compute(ids, &wanted, &|ids| Ok(answers(ids))).unwrap();
+        let values = cache.get_or_compute(ids, &format!("layer {state}"), &|ids| Ok(answers(ids))).unwrap();
         (values, cache.counts().0 - before)
     }
 

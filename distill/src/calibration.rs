@@ -190,6 +190,8 @@ pub(crate) fn fit_on_dev(model: Checkpoint, data: &Data, options: &Options) -> R
     Ok(match data {
         Data::Entities { dev, .. } => Judgements::of_entities(&Extractor::from_checkpoint(model, options)?, dev)?.fit(),
         Data::Labels { dev, .. } => Judgements::of_labels(&Classifier::from_checkpoint(model, options)?, dev)?.fit(),
+        // Embeddings have no scores that a temperature could divide.
+        Data::Search { .. } => None,
     })
 }
 

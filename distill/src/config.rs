@@ -17,17 +17,20 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Times that the training texts are gone through.
     pub epochs: usize,
-    /// The most sequences of a step.
+    /// The most sequences of a step, or pairs of a query and a passage: each has the passages of the others for negatives, whatever the
+    /// threads.
     pub batch_size: usize,
     /// The most tokens of a step, padding counted.
     pub max_batch_tokens: usize,
-    /// The most tokens of a sequence, special tokens counted; 0 for as many as the model has positions.
+    /// The most tokens of a sequence, special tokens counted; 0 for as many as the model has positions. Of a longer text, embeddings and
+    /// labels of the whole learn from the beginning.
     pub window: usize,
     /// Share of an epoch's sentences that come in runs of consecutive ones, as a note's do, in place of one by one.
     pub runs: f64,
     /// Share of these runs that are as long as the window; the others are of every length up to it.
     pub full_runs: f64,
-    /// Noise of typing in the texts, drawn anew each epoch; labels stay exact. A text is here a sentence, or a run of them.
+    /// Noise of typing in the texts, drawn anew each epoch; labels stay exact. A text is here a sentence, or a run of them; of queries and
+    /// passages, the queries alone are mistyped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise: Option<TypingNoise>,
     /// Loss terms.
@@ -88,6 +91,20 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// The defaults for embeddings of texts, which learn from each other: more of them in a step, at a rate that leaves standing what a
+    /// pretrained embedder knows.
+    pub fn for_search() -> Self {
+        TrainConfig {
+            epochs: 2,
+            batch_size: 32,
+            max_batch_tokens: 8192,
+            window: 128,
+            terms: vec![Term::Contrastive { weight: 1.0, temperature: 0.05 }],
+            optimizer: AdamW { learning_rate: 5e-5, ..AdamW::default() },
+            ..TrainConfig::default()
+        }
+    }
+
     /// The settings of each stage, none of which has stages.
     ///
     /// # Errors
@@ -113,9 +130,9 @@ impl TrainConfig {
         (1..).zip(&self.stages).map(of).collect()
     }
 
-    /// Whether the labels' predictions are taught, and so worth an evaluation.
+    /// Whether what the dev set measures is taught, labels or embeddings, and so worth an evaluation.
     pub(crate) fn teaches_labels(&self) -> bool {
-        self.terms.iter().any(|term| matches!(term, Term::Hard { .. } | Term::SoftTargets { .. }))
+        self.terms.iter().any(|term| term.reads_logits() || term.reads_embeddings())
     }
 
     /// What is wrong with the settings, of the run or of a stage.
@@ -147,6 +164,14 @@ impl TrainConfig {
         }
         if self.precision == Precision::F16 {
             return wrong("precision must be f32 or int8");
+        }
+        let temperatures = self.terms.iter().filter_map(|term| match term {
+            Term::Contrastive { temperature, .. } | Term::Embedding { temperature, .. } => Some(*temperature),
+            _ => None,
+        });
+        // Cosines over anything smaller would reach what stands for "left out".
+        if !temperatures.into_iter().all(|t| t.is_finite() && t >= 1e-3) {
+            return wrong("the temperature of contrastive and embedding must be at least 0.001");
         }
         let needs_teacher = self.terms.iter().find(|t| t.needs_teacher());
         if let (Some(term), false) = (needs_teacher, has_teacher) {

@@ -1,10 +1,12 @@
-//! Texts to learn from and to score on: entities, labels of whole texts, and plain sentences.
+//! Texts to learn from and to score on: entities, labels of whole texts, queries with passages, and plain sentences.
 //!
 //! | What | File | Function |
 //! |---|---|---|
 //! | entities | `.tsv`, `.conll`, `.iob2`: `token<TAB>tag`, strict IOB2, a blank line after each sentence | [`read_conll`] |
 //! | entities | `.jsonl`: `{"id"?, "text", "entities": [{"start", "end", "label", "text"?, "score"?}], "offsets"?, "covers"?}` | [`read_ner`] |
 //! | labels | `.jsonl`: `{"id"?, "text", "label"}` or `{"id"?, "text", "labels": […]}` | [`read_labelled`] |
+//! | search | `.jsonl`: `{"id"?, "text", "positives": [ids]}`, and beside it `corpus.jsonl`: `{"id", "text"}` | [`read_search`] |
+//! | search | `.jsonl`: `{"id"?, "text", "positive"}`, a text with one that belongs to it | [`read_search`] |
 //! | plain text | a sentence a line | [`read_lines`] |
 //!
 //! Files are UTF-8, with or without a byte order mark, and their lines end in LF or CRLF. A corpus may be a folder of
@@ -15,6 +17,7 @@ mod join;
 mod jsonl;
 mod lines;
 mod runs;
+mod search;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,6 +33,7 @@ pub use join::join;
 pub use jsonl::read_labelled;
 pub use lines::read_lines;
 pub use runs::{full_windows, runs};
+pub use search::{Passage, Query, SearchSet, read_search};
 
 /// A text with its entities.
 ///

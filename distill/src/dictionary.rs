@@ -21,8 +21,8 @@ struct Node {
 }
 
 /// A word of a text: letters and digits that stand together, or one other character that is not white space.
-struct Word {
-    lower: String,
+pub(crate) struct Word {
+    pub(crate) lower: String,
     range: Range<usize>,
 }
 
@@ -135,7 +135,8 @@ impl std::fmt::Debug for Dictionary {
     }
 }
 
-fn words(text: &str) -> impl Iterator<Item = Word> {
+/// The words of a text, in order.
+pub(crate) fn words(text: &str) -> impl Iterator<Item = Word> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = &text[at..];

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use ampoule::bundle::{self, BundleSpec, Metadata, Precision, Staged};
-use ampoule::{Checkpoint, Classifier, Entity, Extractor, Options, Result, Task};
+use ampoule::{Checkpoint, Classifier, Embedder, Entity, Extractor, Options, Result, Task};
 
 use crate::calibration::Answers;
 use crate::data::{Example, LabelledText, NerSet};
@@ -14,6 +14,7 @@ use crate::score::{
     ClassReport, Confusion, LabelledSpan, NerReport, Prf, Verdict, at_threshold, classification_scores, judge,
     ner_scores,
 };
+use crate::search::FoundPassages;
 use crate::sequences::Data;
 
 /// Found spans of a text, with their scores.
@@ -263,11 +264,19 @@ pub(crate) fn dev_score(
             let macro_f1 = FoundLabels::run(&classifier, dev, || ())?.scores().macro_f1;
             Ok(DevScore { value: macro_f1, precision: None, recall: None })
         }
+        Data::Search { dev, .. } => {
+            let embedder = match &staged {
+                Some(bundle) => Embedder::open(bundle.path(), options)?,
+                None => Embedder::from_checkpoint(model, options)?,
+            };
+            let value = FoundPassages::run(&embedder, dev, |_| ())?.scores().mean.mrr_at_10;
+            Ok(DevScore { value, precision: None, recall: None })
+        }
     }
 }
 
 fn stage_int8(model: &Checkpoint, path: &Path) -> Result<Staged> {
-    let metadata = Metadata::new(model.config.clone(), Precision::Int8);
+    let metadata = Metadata { pooling: model.pooling, ..Metadata::new(model.config.clone(), Precision::Int8) };
     let spec = BundleSpec {
         metadata: &metadata,
         weights: &model.weights,

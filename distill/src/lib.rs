@@ -35,17 +35,20 @@
 //! # }
 //! ```
 
+mod bm25;
 mod cache;
 mod calibration;
 mod config;
 pub mod data;
 mod dictionary;
+mod embedding;
 mod embeddings;
 mod evaluate;
 mod losses;
 mod optimizer;
 mod run;
 pub mod score;
+mod search;
 mod sequences;
 mod student;
 mod teacher;
@@ -53,6 +56,7 @@ mod trainer;
 mod typing;
 mod vocabulary;
 
+pub use bm25::Bm25;
 pub use calibration::{Answers, BINS, Bin, Calibration, Judgements, Reliability, TemperatureFit};
 pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;
@@ -61,6 +65,7 @@ pub use evaluate::{EntityError, FoundEntities, FoundLabels, LabelError};
 pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
 pub use run::{RunLog, log_start, log_test_reading};
+pub use search::FoundPassages;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_states, student_from_teacher};
 pub use teacher::Teacher;

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ampoule::bundle::PoolingMode;
 use ampoule::model::{HiddenState, Model, Noise};
 use ampoule::{Batch, Error, Result};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+
+use crate::embedding::embeddings;
 
 /// One term of the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +47,24 @@ pub enum Term {
         /// Relation heads; divides both widths. More of them are finer.
         heads: usize,
     },
+    /// Negative log-likelihood of each query's own passage among all passages of the step, from the softmax of their cosines (InfoNCE,
+    /// van den Oord et al. 2018; with the negatives of a batch, Henderson et al. 2017). A text without a passage is its own, under another
+    /// dropout (SimCSE; Gao et al. 2021). Passages that are relevant to one query, and equal texts, are no negatives of each other.
+    Contrastive {
+        /// Its factor in the sum.
+        weight: f64,
+        /// Divides the cosines.
+        temperature: f64,
+    },
+    /// Kullback-Leibler divergence from the teacher's similarities: for each text of the step, queries and passages alike, the softmax of
+    /// its cosines with all texts that are not equal to it (CompRess, Koohpayegani et al. 2020, and SEED, Fang et al. 2021, which keep a
+    /// queue for it). Widths may differ.
+    Embedding {
+        /// Its factor in the sum.
+        weight: f64,
+        /// Divides the cosines of both.
+        temperature: f64,
+    },
 }
 
 impl Term {
@@ -54,6 +75,8 @@ impl Term {
             Term::SoftTargets { .. } => "soft_targets",
             Term::Hidden { .. } => "hidden",
             Term::Relations { .. } => "relations",
+            Term::Contrastive { .. } => "contrastive",
+            Term::Embedding { .. } => "embedding",
         }
     }
 
@@ -63,13 +86,25 @@ impl Term {
             Term::Hard { weight }
             | Term::SoftTargets { weight, .. }
             | Term::Hidden { weight, .. }
-            | Term::Relations { weight, .. } => *weight,
+            | Term::Relations { weight, .. }
+            | Term::Contrastive { weight, .. }
+            | Term::Embedding { weight, .. } => *weight,
         }
     }
 
     /// Whether a teacher is needed to compute it.
     pub fn needs_teacher(&self) -> bool {
-        !matches!(self, Term::Hard { .. })
+        !matches!(self, Term::Hard { .. } | Term::Contrastive { .. })
+    }
+
+    /// Whether it reads a head's logits, and so wants labels.
+    pub(crate) fn reads_logits(&self) -> bool {
+        matches!(self, Term::Hard { .. } | Term::SoftTargets { .. })
+    }
+
+    /// Whether it reads embeddings, and so wants pairs of texts.
+    pub(crate) fn reads_embeddings(&self) -> bool {
+        matches!(self, Term::Contrastive { .. } | Term::Embedding { .. })
     }
 
     /// The pairs of student and teacher states that it compares.
@@ -80,7 +115,9 @@ impl Term {
             layer_map.iter().flat_map(of).collect()
         };
         match self {
-            Term::Hard { .. } | Term::SoftTargets { .. } => Vec::new(),
+            Term::Hard { .. } | Term::SoftTargets { .. } | Term::Contrastive { .. } | Term::Embedding { .. } => {
+                Vec::new()
+            }
             Term::Hidden { layer_map, .. } => each(layer_map, &[HiddenState::Layer]),
             Term::Relations { layer_map, .. } => {
                 each(layer_map, &[HiddenState::Query, HiddenState::Key, HiddenState::Value])
@@ -90,7 +127,7 @@ impl Term {
 }
 
 /// What the positions of a batch should answer. A position is a token, or a text's only one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Targets {
     /// Whether the teacher answers for a position, `[batch * positions]`; only first sub-words count, since only they decide.
     pub answered: Vec<f32>,
@@ -119,33 +156,41 @@ pub struct Counts {
 
 /// What a model computes of a batch, as far as the terms need it.
 pub struct Outputs {
-    /// `[batch, positions, labels]`
-    pub logits: Tensor<3>,
+    /// `[batch, positions, labels]`; none of a teacher without a head, or where no term reads a student's.
+    pub logits: Option<Tensor<3>>,
+    /// The texts' embeddings, of length 1, where a term reads them, `[batch, hidden]`.
+    pub embeddings: Option<Tensor<2>>,
     /// Those that the terms compare, `[batch, seq, hidden]`.
     pub states: BTreeMap<HiddenState, Tensor<3>>,
 }
 
 impl Outputs {
-    /// Runs a student on `batch`, for these terms.
+    /// Runs a student that pools so on `batch`, for these terms.
     ///
     /// # Errors
     /// Those of the model.
     pub fn of_student(
         model: &Model,
+        pooling: PoolingMode,
         terms: &[Term],
         batch: &Batch,
         device: &Device,
-        mut noise: Option<Noise>,
+        noise: &mut Option<Noise>,
     ) -> Result<Self> {
         let wanted: BTreeSet<HiddenState> = terms.iter().flat_map(Term::pairs).map(|(state, _)| state).collect();
         let mut states = BTreeMap::new();
-        let last = model.hidden_states(batch, device, &mut noise, &mut |point, state| {
+        let last = model.hidden_states(batch, device, noise, &mut |point, state| {
             if wanted.contains(&point) {
                 states.insert(point, state.clone());
             }
             Ok(())
         })?;
-        Ok(Outputs { logits: model.logits(last, &mut noise)?, states })
+        let logits = match terms.iter().any(Term::reads_logits) {
+            true => Some(model.logits(last.clone(), noise)?),
+            false => None,
+        };
+        let is_embedded = terms.iter().any(Term::reads_embeddings);
+        Ok(Outputs { logits, embeddings: is_embedded.then(|| embeddings(last, batch, pooling, device)), states })
     }
 }
 
@@ -163,10 +208,14 @@ pub fn losses(
     terms
         .iter()
         .map(|term| match (term, teacher) {
-            (Term::Hard { .. }, _) => Ok(hard(&student.logits, targets, device)),
+            (Term::Hard { .. }, _) => Ok(hard(logits(student, term)?, targets, device)),
             (Term::SoftTargets { temperature, .. }, Some(teacher)) => {
-                Ok(soft_targets(&student.logits, &teacher.logits, *temperature, targets, device))
+                Ok(soft_targets(logits(student, term)?, logits(teacher, term)?, *temperature, targets, device))
             }
+            (Term::Contrastive { .. } | Term::Embedding { .. }, _) => Err(Error::invalid_input(format!(
+                "the loss term {:?} compares pairs of texts, and there are none; train on queries with their passages",
+                term.name()
+            ))),
             (Term::Hidden { .. }, Some(teacher)) => {
                 compared(term, student, teacher, |s, t| hidden(s, t, targets, device))
             }
@@ -180,6 +229,12 @@ pub fn losses(
             ))),
         })
         .collect()
+}
+
+fn logits<'a>(outputs: &'a Outputs, term: &Term) -> Result<&'a Tensor<3>> {
+    outputs.logits.as_ref().ok_or_else(|| {
+        Error::invalid_input(format!("the loss term {:?} reads labels, and the model has none", term.name()))
+    })
 }
 
 /// Sum of `values` over the positions that `counts` marks, divided by `total`.

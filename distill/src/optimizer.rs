@@ -136,6 +136,11 @@ impl NamedGradients {
         NamedGradients(collect.found)
     }
 
+    #[cfg(test)]
+    pub(crate) fn into_values(self) -> BTreeMap<String, Vec<f32>> {
+        self.0
+    }
+
     /// Adds the gradient of another part of the step.
     pub(crate) fn add(&mut self, other: NamedGradients) {
         for (name, values) in other.0 {

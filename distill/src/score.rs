@@ -12,10 +12,12 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
 mod confusion;
+mod search;
 #[cfg(test)]
 mod tests;
 
 pub use confusion::{Confusion, Judged, Verdict, judge};
+pub use search::{FOUND, SearchMeasures, SearchReport, paired_search_bootstrap, search_intervals, search_scores};
 
 /// A label and where it stands: UTF-8 bytes of the text, or positions in a sequence of tags.
 pub type LabelledSpan = (String, Range<usize>);

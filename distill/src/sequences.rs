@@ -1,5 +1,7 @@
 //! Texts as the sequences and targets that a step trains on.
 
+mod pairs;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -10,9 +12,11 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
+use self::pairs::Pair;
 use crate::config::TrainConfig;
-use crate::data::{Annotation, Example, LabelledText, NerSet, runs};
-use crate::losses::{Counts, Targets};
+use crate::data::{Annotation, Example, LabelledText, NerSet, SearchSet, runs};
+use crate::embedding::Pairs;
+use crate::losses::{Counts, Targets, Term};
 use crate::teacher::{Clean, Reader, Reading};
 use crate::trainer::generator;
 use crate::typing::{Alignment, TypingNoise};
@@ -38,6 +42,15 @@ pub enum Data {
         /// Texts without labels, for the terms that need none.
         transfer: Vec<String>,
     },
+    /// Queries with their passages, for sentence embeddings.
+    Search {
+        /// Queries to train on. Passages that none of them names are not trained on.
+        train: Vec<SearchSet>,
+        /// Queries by which the best weights are chosen, each searched for among all passages of its set.
+        dev: Vec<SearchSet>,
+        /// Texts without a passage, each to be told from all others.
+        transfer: Vec<String>,
+    },
 }
 
 impl std::fmt::Debug for Data {
@@ -47,12 +60,25 @@ impl std::fmt::Debug for Data {
         let (kind, train, dev, transfer): (_, usize, usize, _) = match self {
             Data::Entities { train, dev, transfer } => ("Entities", examples(train), examples(dev), transfer),
             Data::Labels { train, dev, transfer } => ("Labels", train.len(), dev.len(), transfer),
+            Data::Search { train, dev, transfer } => {
+                let queries = |sets: &[SearchSet]| sets.iter().map(|set| set.queries.len()).sum();
+                ("Search", queries(train), queries(dev), transfer)
+            }
         };
         write!(f, "{kind}({train} to train on, {dev} dev, {} without labels)", transfer.len())
     }
 }
 
 impl Data {
+    /// The name of the score by which the best weights are chosen: strict micro F1 of entities, macro F1 of labels, the mean reciprocal
+    /// rank of a search.
+    pub fn metric(&self) -> &'static str {
+        match self {
+            Data::Entities { .. } | Data::Labels { .. } => "F1",
+            Data::Search { .. } => "MRR@10",
+        }
+    }
+
     /// SHA-256 of all texts and their labels, as 64 hexadecimal digits: tells one set of data from another.
     pub(crate) fn sha256(&self) -> String {
         let mut hash = Sha256::new();
@@ -89,6 +115,20 @@ impl Data {
                 }
                 transfer
             }
+            Data::Search { train, dev, transfer } => {
+                add(&(train.len() as u64).to_le_bytes());
+                for set in train.iter().chain(dev) {
+                    add(&(set.passages.len() as u64).to_le_bytes());
+                    set.passages.iter().for_each(|passage| add(passage.text.as_bytes()));
+                    add(&(set.queries.len() as u64).to_le_bytes());
+                    for query in &set.queries {
+                        add(query.text.as_bytes());
+                        query.positives.iter().for_each(|&passage| add(&(passage as u64).to_le_bytes()));
+                        add(b"");
+                    }
+                }
+                transfer
+            }
         };
         transfer.iter().for_each(|text| add(text.as_bytes()));
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -121,23 +161,50 @@ enum Allowed {
 /// The batches of one epoch.
 pub(crate) struct Epoch {
     sequences: Vec<Sequence>,
-    /// Indices of the sequences of each step.
+    /// In place of sequences, where embeddings are taught.
+    pairs: Vec<Pair>,
+    /// Indices of the sequences, or pairs, of each step.
     pub(crate) batches: Vec<Vec<usize>>,
 }
 
 impl Epoch {
     /// Tokens of a step, padding not counted.
     pub(crate) fn tokens(&self, step: usize) -> usize {
-        self.batches[step].iter().map(|&i| self.sequences[i].ids.len()).sum()
+        let tokens = |i: usize| self.pairs.get(i).map_or_else(|| self.sequences[i].ids.len(), Pair::tokens);
+        self.batches[step].iter().map(|&i| tokens(i)).sum()
     }
 }
 
-/// A part of a step.
-pub(crate) struct Part {
+/// Sequences as a model reads them.
+pub(crate) struct Input {
     pub(crate) batch: Batch,
     pub(crate) targets: Targets,
     /// What the teacher reads; nothing where none is asked.
     pub(crate) readings: Vec<Reading>,
+}
+
+/// A part of a step.
+pub(crate) enum Part {
+    /// Texts that are each taught by themselves.
+    Texts(Input),
+    /// Texts that are compared with each other.
+    Pairs(Pairs),
+}
+
+impl Part {
+    pub(crate) fn inputs(&self) -> &[Input] {
+        match self {
+            Part::Texts(input) => std::slice::from_ref(input),
+            Part::Pairs(pairs) => &pairs.sides,
+        }
+    }
+
+    fn inputs_mut(&mut self) -> &mut [Input] {
+        match self {
+            Part::Texts(input) => std::slice::from_mut(input),
+            Part::Pairs(pairs) => &mut pairs.sides,
+        }
+    }
 }
 
 /// Makes sequences of texts.
@@ -162,6 +229,7 @@ impl<'a> Sequences<'a> {
         let fits = match data {
             Data::Entities { .. } => model.task == Task::TokenClassification,
             Data::Labels { .. } => matches!(model.task, Task::SingleLabel | Task::MultiLabel),
+            Data::Search { .. } => model.task == Task::Encoder,
         };
         if !fits {
             return Err(Error::invalid_input(format!(
@@ -201,6 +269,7 @@ impl<'a> Sequences<'a> {
     pub(crate) fn epoch(&self, number: usize, config: &TrainConfig) -> Result<Epoch> {
         let (mut sequences, window) = (Vec::new(), self.window(config));
         let typing = Typing { noise: config.noise.as_ref(), seed: generator(config.seed, TYPING, number).random() };
+        self.check_terms(&config.terms)?;
         let (labelled, transfer): (Vec<_>, &[String]) = match self.data {
             Data::Entities { train, transfer, .. } => {
                 for (i, set) in train.iter().enumerate() {
@@ -215,6 +284,9 @@ impl<'a> Sequences<'a> {
                 (Vec::new(), transfer)
             }
             Data::Labels { train, transfer, .. } => (train.iter().collect(), transfer),
+            Data::Search { train, transfer, .. } => {
+                return pairs::epoch(self, train, transfer, &typing, config, number);
+            }
         };
         for text in labelled {
             let allowed = self.label_target(text)?;
@@ -233,8 +305,24 @@ impl<'a> Sequences<'a> {
                 }
             }
         }
-        let batches = batches(&sequences, config, number);
-        Ok(Epoch { sequences, batches })
+        let lengths: Vec<[usize; 2]> = sequences.iter().map(|s| [s.ids.len(), 0]).collect();
+        let batches = batches(&lengths, STRETCH, config, number);
+        Ok(Epoch { sequences, pairs: Vec::new(), batches })
+    }
+
+    /// Refuses terms that the data cannot teach.
+    fn check_terms(&self, terms: &[Term]) -> Result<()> {
+        let (cannot, others): (fn(&Term) -> bool, _) = match self.data {
+            Data::Search { .. } => (Term::reads_logits, "contrastive, embedding, hidden and relations"),
+            _ => (Term::reads_embeddings, "hard, soft_targets, hidden and relations"),
+        };
+        match terms.iter().find(|term| cannot(term)) {
+            Some(term) => Err(Error::invalid_input(format!(
+                "the loss term {:?} cannot be taught by this data; what can be is {others}",
+                term.name()
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn entity_sequences(
@@ -340,24 +428,25 @@ impl<'a> Sequences<'a> {
 
     /// The input and the targets of a step, in `parts` of about as many tokens each, to be computed side by side.
     pub(crate) fn parts(&self, epoch: &Epoch, step: usize, parts: usize) -> Vec<Part> {
-        let mut sequences: Vec<&Sequence> = epoch.batches[step].iter().map(|&i| &epoch.sequences[i]).collect();
-        // The longest first, each to the part that has least: even parts, and little padding.
-        sequences.sort_by_key(|s| std::cmp::Reverse(s.ids.len()));
-        let mut cut: Vec<(usize, Vec<&Sequence>)> = vec![(0, Vec::new()); parts.max(1)];
-        for sequence in &sequences {
-            if let Some((tokens, part)) = cut.iter_mut().min_by_key(|(tokens, _)| *tokens) {
-                *tokens += sequence.ids.len();
-                part.push(sequence);
+        let chosen = &epoch.batches[step];
+        let mut parts: Vec<Part> = match epoch.pairs.is_empty() {
+            true => {
+                let sequences = chosen.iter().map(|&i| &epoch.sequences[i]).collect();
+                let cut = cut(sequences, parts, |sequence: &&Sequence| sequence.ids.len());
+                cut.iter().map(|part| Part::Texts(self.input(part))).collect()
             }
-        }
-        let mut parts: Vec<Part> =
-            cut.iter().filter(|(_, part)| !part.is_empty()).map(|(_, part)| self.part(part)).collect();
+            false => {
+                let cut = cut(chosen.iter().map(|&i| &epoch.pairs[i]).collect(), parts, |pair: &&Pair| pair.tokens());
+                pairs::parts(&cut, |sequences| self.input(sequences)).into_iter().map(Part::Pairs).collect()
+            }
+        };
         let sum = |values: fn(&Targets) -> &Vec<f32>| {
-            parts.iter().flat_map(|part| values(&part.targets)).filter(|&&x| x > 0.0).count()
+            let inputs = parts.iter().flat_map(Part::inputs);
+            inputs.flat_map(|input| values(&input.targets)).filter(|&&x| x > 0.0).count()
         };
         let of_step =
             Counts { answered: sum(|t| &t.answered), labelled: sum(|t| &t.labelled), tokens: sum(|t| &t.tokens) };
-        parts.iter_mut().for_each(|part| part.targets.of_step = of_step);
+        parts.iter_mut().flat_map(Part::inputs_mut).for_each(|input| input.targets.of_step = of_step);
         parts
     }
 
@@ -388,7 +477,7 @@ impl<'a> Sequences<'a> {
         row.as_object().cloned()
     }
 
-    fn part(&self, sequences: &[&Sequence]) -> Part {
+    fn input(&self, sequences: &[&Sequence]) -> Input {
         let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let batch = Batch::new(&ids, self.config.pad_token_id);
         let labels = self.config.id2label.len();
@@ -433,7 +522,7 @@ impl<'a> Sequences<'a> {
                 }
             }
         }
-        Part { batch, targets, readings }
+        Input { batch, targets, readings }
     }
 }
 
@@ -484,22 +573,39 @@ fn words(tokens: &[Token]) -> Vec<Token> {
     words
 }
 
+/// What a step holds, in at most so many parts of about as many tokens each.
+fn cut<T>(mut all: Vec<T>, parts: usize, tokens: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    // The longest first, each to the part that has least: even parts, and little padding.
+    all.sort_by_key(|one| std::cmp::Reverse(tokens(one)));
+    let mut cut: Vec<(usize, Vec<T>)> = (0..parts.max(1)).map(|_| (0, Vec::new())).collect();
+    for one in all {
+        if let Some((sum, part)) = cut.iter_mut().min_by_key(|(sum, _)| *sum) {
+            *sum += tokens(&one);
+            part.push(one);
+        }
+    }
+    cut.into_iter().map(|(_, part)| part).filter(|part| !part.is_empty()).collect()
+}
+
+/// Batches in which sequences are sorted by length.
+const STRETCH: usize = 64;
+
 /// Sequences of like length together, in random order: shuffled, sorted within stretches of many batches, cut, and the
-/// batches shuffled again.
-fn batches(sequences: &[Sequence], config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
-    const STRETCH: usize = 64;
+/// batches shuffled again. `lengths` are those of the sequences that belong together, 0 where there is one.
+fn batches(lengths: &[[usize; 2]], stretch: usize, config: &TrainConfig, epoch: usize) -> Vec<Vec<usize>> {
     let mut random = generator(config.seed, ORDER, epoch);
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut random);
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    for stretch in order.chunks_mut(STRETCH * config.batch_size) {
-        stretch.sort_by_key(|&i| sequences[i].ids.len());
-        let mut batch: Vec<usize> = Vec::new();
+    for stretch in order.chunks_mut(stretch * config.batch_size) {
+        stretch.sort_by_key(|&i| lengths[i].iter().sum::<usize>());
+        let (mut batch, mut longest) = (Vec::new(), [0; 2]);
         for &i in stretch.iter() {
-            // Sorted, so the one that comes is the longest.
-            let padded = (batch.len() + 1) * sequences[i].ids.len();
+            longest = [0, 1].map(|side| lengths[i][side].max(longest[side]));
+            let padded = (batch.len() + 1) * (longest[0] + longest[1]);
             if batch.len() == config.batch_size || (!batch.is_empty() && padded > config.max_batch_tokens) {
                 batches.push(std::mem::take(&mut batch));
+                longest = lengths[i];
             }
             batch.push(i);
         }
@@ -512,8 +618,6 @@ fn batches(sequences: &[Sequence], config: &TrainConfig, epoch: usize) -> Vec<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Annotation;
-    use crate::losses::Term;
 
     #[test]
     fn an_entitys_words_weigh_what_its_score_says_and_all_others_one() {
@@ -527,7 +631,7 @@ mod tests {
         let data = Data::Entities { train, dev: Vec::new(), transfer: Vec::new() };
         let sequences = Sequences::new(&student, None, &data).unwrap();
         let epoch = sequences.epoch(0, &TrainConfig::default()).unwrap();
-        let [Part { targets, .. }] = &sequences.parts(&epoch, 0, 1)[..] else { panic!("one part") };
+        let [Part::Texts(Input { targets, .. })] = &sequences.parts(&epoch, 0, 1)[..] else { panic!("one part") };
         let weights: Vec<f32> = targets
             .allowed
             .chunks(5)

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ampoule::bundle::PoolingMode;
 use ampoule::decode::Scheme;
 use ampoule::model::{FrozenModel, FrozenOutputs, HiddenState};
 use ampoule::text::{Token, Tokenizer};
@@ -16,6 +17,7 @@ use half::f16;
 
 use crate::cache::Cache;
 use crate::losses::{Outputs, Term};
+use crate::search::of_length_1;
 use crate::typing::Alignment;
 
 /// Who teaches a student.
@@ -40,6 +42,7 @@ impl Teacher {
 /// A model that answers and is not trained.
 pub(crate) struct Answering {
     model: FrozenModel,
+    pooling: PoolingMode,
     /// By tag, that of a further word where one word is several; none for labels of whole texts.
     goes_on: Vec<usize>,
     cache: Option<Cache>,
@@ -61,7 +64,8 @@ impl Answering {
             _ => Vec::new(),
         };
         let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, sha256, max_bytes)).transpose()?;
-        Ok(Answering { model: FrozenModel::load(config, &mut teacher.weights)?, goes_on, cache })
+        let model = FrozenModel::load(config, &mut teacher.weights)?;
+        Ok(Answering { model, pooling: teacher.pooling.mode, goes_on, cache })
     }
 
     /// What the terms need of it, at the places of a batch `[batch, seq]` of which these are the readings; zeros elsewhere.
@@ -73,14 +77,18 @@ impl Answering {
         device: &Device,
     ) -> Result<Outputs> {
         let config = self.model.config();
-        let wanted: BTreeSet<HiddenState> = terms.iter().flat_map(Term::pairs).map(|(_, state)| state).collect();
-        let found = self.answers(readings, &wanted)?;
+        let asked = Asked {
+            states: terms.iter().flat_map(Term::pairs).map(|(_, state)| state).collect(),
+            embedding: terms.iter().any(|term| matches!(term, Term::Embedding { .. })).then_some(self.pooling),
+        };
+        let found = self.answers(readings, &asked)?;
         let (labels, h) = (config.id2label.len(), config.hidden_size);
-        let positions = if config.task == Task::TokenClassification { seq } else { 1 };
+        let positions = self.positions(seq);
         let mut logits = vec![0.0; batch * positions * labels];
+        let mut embeddings = Vec::new();
         let mut states: BTreeMap<HiddenState, Vec<f32>> = BTreeMap::new();
         for (row, (reading, found)) in readings.iter().zip(&found).enumerate() {
-            for (column, answer) in reading.answers.iter().enumerate() {
+            for (column, answer) in reading.answers.iter().take(positions).enumerate() {
                 let Some(Answer { at, is_further }) = *answer else { continue };
                 let into = &mut logits[(row * positions + column) * labels..][..labels];
                 into.copy_from_slice(&found.logits[at * labels..][..labels]);
@@ -88,6 +96,7 @@ impl Answering {
                     self.go_on(into);
                 }
             }
+            embeddings.extend_from_slice(&found.embedding);
             for (&state, values) in &found.states {
                 let all = states.entry(state).or_insert_with(|| vec![0.0; batch * seq * h]);
                 for (column, at) in reading.tokens.iter().enumerate().filter_map(|(i, at)| Some((i, (*at)?))) {
@@ -97,27 +106,40 @@ impl Answering {
         }
         let tensor = |values: Vec<f32>, shape: [usize; 3]| Tensor::from_data(TensorData::new(values, shape), device);
         let states = states.into_iter().map(|(state, values)| (state, tensor(values, [batch, seq, h]))).collect();
-        Ok(Outputs { logits: tensor(logits, [batch, positions, labels]), states })
+        let embeddings = asked.embedding.map(|_| Tensor::from_data(TensorData::new(embeddings, [batch, h]), device));
+        let logits = (positions > 0).then(|| tensor(logits, [batch, positions, labels]));
+        Ok(Outputs { logits, embeddings, states })
     }
 
     /// What it gives of what it reads, from the cache where that has it; to the precision of the cache even where there is none.
-    fn answers(&self, readings: &[Reading], wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
+    fn answers(&self, readings: &[Reading], asked: &Asked) -> Result<Vec<Answers>> {
         let config = self.model.config();
+        let (labels, h) = (config.id2label.len(), config.hidden_size);
+        let last = HiddenState::Layer(config.num_hidden_layers);
+        let mut wanted = asked.states.clone();
+        wanted.extend(asked.embedding.map(|_| last));
         let compute = |ids: &[&[u32]]| {
-            let outputs = self.model.compute(&Batch::new(ids, config.pad_token_id), wanted)?;
-            Ok(outputs.iter().map(packed).collect::<Vec<_>>())
+            let outputs = self.model.compute(&Batch::new(ids, config.pad_token_id), &wanted)?;
+            Ok(outputs.into_iter().map(|outputs| Answers::new(outputs, asked, last, h).packed()).collect::<Vec<_>>())
         };
         let ids: Vec<&[u32]> = readings.iter().map(|reading| reading.ids.as_slice()).collect();
         let packed = match &self.cache {
             None => compute(&ids)?,
-            Some(cache) => cache.get_or_compute(&ids, wanted, &compute)?,
+            Some(cache) => cache.get_or_compute(&ids, &format!("{asked:?}"), &compute)?,
         };
-        let labels = config.id2label.len();
         let of = |(bytes, ids): (&Vec<u8>, &&[u32])| {
-            let positions = if config.task == Task::TokenClassification { ids.len() } else { 1 };
-            unpacked(bytes, positions * labels, ids.len() * config.hidden_size, wanted)
+            Answers::unpacked(bytes, self.positions(ids.len()) * labels, ids.len(), h, asked)
         };
         Ok(packed.iter().zip(&ids).map(of).collect())
+    }
+
+    /// For how many positions of so many tokens it has logits.
+    fn positions(&self, tokens: usize) -> usize {
+        match self.model.config().task {
+            Task::TokenClassification => tokens,
+            Task::SingleLabel | Task::MultiLabel => 1,
+            Task::Encoder => 0,
+        }
     }
 
     /// How many sequences were computed, and how many were found in the cache.
@@ -136,18 +158,69 @@ impl Answering {
     }
 }
 
-/// Logits and states as f16, one after the other.
-fn packed(outputs: &FrozenOutputs) -> Vec<u8> {
-    let values = std::iter::once(&outputs.logits).chain(outputs.states.values()).flatten();
-    values.flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
+/// What is asked of a teacher, beside its logits.
+#[derive(Debug)]
+struct Asked {
+    states: BTreeSet<HiddenState>,
+    /// How it pools, where its embeddings are asked for.
+    embedding: Option<PoolingMode>,
 }
 
-/// So many logits, and then those of the wanted states that are there, of so many values each.
-fn unpacked(bytes: &[u8], logits: usize, state: usize, wanted: &BTreeSet<HiddenState>) -> FrozenOutputs {
-    let values: Vec<f32> = bytes.as_chunks::<2>().0.iter().map(|&x| f16::from_le_bytes(x).to_f32()).collect();
-    let (logits, states) = values.split_at(logits.min(values.len()));
-    let states = wanted.iter().copied().zip(states.chunks(state.max(1)).map(<[f32]>::to_vec)).collect();
-    FrozenOutputs { logits: logits.to_vec(), states }
+/// What a teacher gives of a sequence that it reads.
+#[derive(Debug, PartialEq)]
+struct Answers {
+    /// `[positions, labels]`
+    logits: Vec<f32>,
+    /// Of length 1, `[hidden]`; empty where it is not asked for.
+    embedding: Vec<f32>,
+    /// `[tokens, hidden]` each.
+    states: BTreeMap<HiddenState, Vec<f32>>,
+}
+
+impl Answers {
+    /// Of a model of width `h` and what it computed, the state `last` among it where an embedding is asked for. That is of all tokens
+    /// that the teacher has, so it needs none of the student's.
+    fn new(mut outputs: FrozenOutputs, asked: &Asked, last: HiddenState, h: usize) -> Self {
+        let pool = |mode: PoolingMode| Some(pooled(outputs.states.get(&last)?, h, mode));
+        let embedding = asked.embedding.and_then(pool).unwrap_or_default();
+        outputs.states.retain(|state, _| asked.states.contains(state));
+        Answers { logits: outputs.logits, embedding, states: outputs.states }
+    }
+
+    /// As f16, one after the other.
+    fn packed(&self) -> Vec<u8> {
+        let values = [&self.logits, &self.embedding].into_iter().chain(self.states.values()).flatten();
+        values.flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
+    }
+
+    /// So many logits, and what was asked for of so many tokens by a model of width `h`, of the states those that are there.
+    fn unpacked(bytes: &[u8], logits: usize, tokens: usize, h: usize, asked: &Asked) -> Self {
+        let values: Vec<f32> = bytes.as_chunks::<2>().0.iter().map(|&x| f16::from_le_bytes(x).to_f32()).collect();
+        let (logits, rest) = values.split_at(logits.min(values.len()));
+        let (embedding, states) = rest.split_at(asked.embedding.map_or(0, |_| h).min(rest.len()));
+        let states = states.chunks((tokens * h).max(1)).map(<[f32]>::to_vec);
+        Answers {
+            logits: logits.to_vec(),
+            embedding: embedding.to_vec(),
+            states: asked.states.iter().copied().zip(states).collect(),
+        }
+    }
+}
+
+/// `[tokens, h] -> [h]`, of length 1, which is all that then tells a mean from a sum.
+fn pooled(states: &[f32], h: usize, mode: PoolingMode) -> Vec<f32> {
+    let mut tokens = states.chunks(h);
+    let mut pooled = tokens.next().unwrap_or_default().to_vec();
+    for token in tokens {
+        for (pooled, &x) in pooled.iter_mut().zip(token) {
+            match mode {
+                PoolingMode::Cls => {}
+                PoolingMode::Mean => *pooled += x,
+                PoolingMode::Max => *pooled = pooled.max(x),
+            }
+        }
+    }
+    of_length_1(&pooled).collect()
 }
 
 /// What the teacher reads in place of a student's sequence, and where its answers belong.
@@ -239,6 +312,13 @@ impl Reader {
 pub(crate) struct Clean<'a> {
     pub(crate) text: &'a str,
     pub(crate) back: Alignment,
+}
+
+impl<'a> Clean<'a> {
+    /// Of a text that gets none.
+    pub(crate) fn of(text: &'a str) -> Self {
+        Clean { text, back: Alignment::default() }
+    }
 }
 
 /// The words of tokens, each as its first token and its range.

@@ -19,11 +19,12 @@ use serde_json::{Map, json};
 
 use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::config::TrainConfig;
+use crate::embedding::pair_losses;
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, losses};
 use crate::optimizer::{NamedGradients, OptimizerState};
 use crate::run::{Best, RunFolder, State, threads_of};
-use crate::sequences::{Data, Epoch, Part, Sequences};
+use crate::sequences::{Data, Epoch, Input, Part, Sequences};
 use crate::teacher::{Answering, Reader, Teacher};
 
 /// One step, as it is logged; what an older log lacks is 0 when it is read.
@@ -53,7 +54,7 @@ pub struct StepLog {
 pub struct EvaluationLog {
     /// Steps made.
     pub step: usize,
-    /// The score by which the best weights are chosen: micro F1 of entities, macro F1 of labels.
+    /// The score by which the best weights are chosen: micro F1 of entities, macro F1 of labels, MRR@10 of searches.
     pub dev_score: f64,
     /// Precision, for entities.
     pub precision: Option<f64>,
@@ -78,12 +79,12 @@ pub trait ProgressListener: Send {
 pub enum Outcome {
     /// All steps were made, or patience ran out; the last stage's best model is in the run folder's `model`.
     Finished {
-        /// The best dev score, where the last stage teaches labels.
+        /// The best dev score, where the last stage teaches what it measures.
         dev_score: Option<f64>,
         /// The step after which it was reached.
         step: usize,
         /// The temperature of `model`, fitted on the dev set, which is the one that the best weights were chosen by; none where the set
-        /// does not determine one, and the temperature is 1.
+        /// does not determine one, or the model gives no scores, and the temperature is 1.
         fit: Option<TemperatureFit>,
     },
     /// It was asked to stop; the same call goes on from here.
@@ -189,7 +190,7 @@ pub struct PlannedStage {
 /// The batches hold the texts as token ids: they are for public texts.
 ///
 /// # Errors
-/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or of labels of whole texts;
+/// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or that holds no entities;
 /// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written.
 pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
     let stages = config.checked_stages(true)?;
@@ -202,9 +203,9 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     let epoch = sequences.epoch(0, config)?;
     let mut lines = String::new();
     for step in 0..epoch.batches.len() {
-        let mut row = sequences.dump(&epoch, step).ok_or_else(|| {
-            Error::invalid_input("only batches of entities can be written; these are labels of whole texts")
-        })?;
+        let mut row = sequences
+            .dump(&epoch, step)
+            .ok_or_else(|| Error::invalid_input("only batches of entities can be written, and these hold others"))?;
         row.insert("step".to_owned(), json!(step + 1));
         row.insert("lr".to_owned(), json!(config.optimizer.rate(step, steps)));
         lines.push_str(&serde_json::Value::Object(row).to_string());
@@ -518,7 +519,7 @@ impl<'a> Trainer<'a> {
             terms,
             rate,
             gradient_norm,
-            tokens: parts.iter().flat_map(|part| part.batch.lengths()).sum(),
+            tokens: parts.iter().flat_map(Part::inputs).flat_map(|input| input.batch.lengths()).sum(),
         })
     }
 
@@ -532,11 +533,25 @@ impl<'a> Trainer<'a> {
             _ => model,
         };
         let terms = &self.config().terms;
-        let Part { batch, targets, readings } = part;
-        let student = Outputs::of_student(&model, terms, batch, &device, Some(noise))?;
         let teacher = self.teacher.as_ref().filter(|_| terms.iter().any(|term| term.needs_teacher()));
-        let teacher = teacher.map(|teacher| teacher.outputs(terms, readings, batch.dims(), &device)).transpose()?;
-        let values = losses(terms, &student, teacher.as_ref(), targets, &device)?;
+        let (pooling, mut noise) = (self.student.pooling.mode, Some(noise));
+        let mut outputs = |input: &Input| -> Result<(Outputs, Option<Outputs>)> {
+            let Input { batch, readings, .. } = input;
+            let student = Outputs::of_student(&model, pooling, terms, batch, &device, &mut noise)?;
+            let teacher = teacher.map(|teacher| teacher.outputs(terms, readings, batch.dims(), &device)).transpose()?;
+            Ok((student, teacher))
+        };
+        let values = match part {
+            Part::Texts(input) => {
+                let (student, teacher) = outputs(input)?;
+                losses(terms, &student, teacher.as_ref(), &input.targets, &device)?
+            }
+            Part::Pairs(pairs) => match pair_losses(terms, pairs, &mut outputs, &device)? {
+                Some(values) => values,
+                // The part that failed says why.
+                None => return Ok(Computed::default()),
+            },
+        };
         let found = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
         let loss = terms
             .iter()
@@ -611,6 +626,7 @@ fn peak_bytes() -> Option<u64> {
 }
 
 /// What a worker makes of its part of a step.
+#[derive(Default)]
 struct Computed {
     terms: Vec<f64>,
     gradient: NamedGradients,

@@ -8,6 +8,7 @@ use ampoule::{Checkpoint, Error, ModelType, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::data::SearchSet;
 use crate::sequences::Data;
 
 /// What a smaller vocabulary made of the texts that it was chosen by. Words are those of the pre-tokenizer.
@@ -304,7 +305,7 @@ fn each_id(post_processor: &mut Value, f: &mut impl FnMut(&mut Value)) {
 }
 
 impl Data {
-    /// The texts to train on, with labels and without.
+    /// The texts to train on, with labels and without; of searches all passages, which are what the student will read.
     pub fn training_texts(&self) -> Vec<&str> {
         let (mut texts, transfer): (Vec<&str>, _) = match self {
             Data::Entities { train, transfer, .. } => {
@@ -312,6 +313,7 @@ impl Data {
                 (examples.map(|example| example.text.as_str()).collect(), transfer)
             }
             Data::Labels { train, transfer, .. } => (train.iter().map(|text| text.text.as_str()).collect(), transfer),
+            Data::Search { train, transfer, .. } => (train.iter().flat_map(SearchSet::texts).collect(), transfer),
         };
         texts.extend(transfer.iter().map(String::as_str));
         texts

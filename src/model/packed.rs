@@ -158,7 +158,6 @@ impl PackedModel {
 
     #[cfg(feature = "autodiff")]
     fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
-        let head = self.head.as_ref().ok_or_else(super::no_labels)?;
         let h = self.config.hidden_size;
         let mut states = BTreeMap::<HiddenState, Vec<f32>>::new();
         // Groups come in order, so the rows of a state too.
@@ -178,10 +177,10 @@ impl PackedModel {
         };
         self.compute(batch, &mut workspace, &mut observe, &mut || Ok(()))?;
         keep(HiddenState::Layer(self.layers.len()), &workspace.x, h, 0);
-        let of = |last: &[f32]| FrozenOutputs {
-            logits: head.logits(last, &mut space(&workspace.threads).scratch),
-            states: BTreeMap::new(),
+        let logits = |last: &[f32]| {
+            self.head.as_ref().map_or(Vec::new(), |head| head.logits(last, &mut space(&workspace.threads).scratch))
         };
+        let of = |last: &[f32]| FrozenOutputs { logits: logits(last), states: BTreeMap::new() };
         let mut outputs: Vec<FrozenOutputs> = self.sequences(batch, &workspace.x).map(of).collect();
         for (state, values) in states {
             for (values, outputs) in self.sequences(batch, &values).zip(&mut outputs) {
@@ -351,7 +350,7 @@ impl PackedModel {
 #[cfg(feature = "autodiff")]
 #[derive(Clone)]
 pub struct FrozenOutputs {
-    /// `[tokens, labels]` for token classification, `[1, labels]` for text classification.
+    /// `[tokens, labels]` for token classification, `[1, labels]` for text classification; empty for a bare encoder.
     pub logits: Vec<f32>,
     /// `[tokens, hidden]` each.
     pub states: BTreeMap<HiddenState, Vec<f32>>,
@@ -377,7 +376,7 @@ impl FrozenModel {
     /// A sequence's values are the same bits whatever else is in the batch. Runs in rayon's current pool, on the processor.
     ///
     /// # Errors
-    /// [`Incompatible`](crate::ErrorKind::Incompatible) where the model is a bare encoder.
+    /// [`Internal`](crate::ErrorKind::Internal) alone: nothing is expected to fail.
     pub fn compute(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
         self.0.observed(batch, wanted)
     }

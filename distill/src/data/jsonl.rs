@@ -37,9 +37,18 @@ struct LabelledLine {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Id {
+pub(super) enum Id {
     Name(String),
     Number(serde_json::Number),
+}
+
+impl Id {
+    pub(super) fn into_string(self) -> String {
+        match self {
+            Id::Name(name) => name,
+            Id::Number(id) => id.to_string(),
+        }
+    }
 }
 
 const NER: &str =
@@ -114,7 +123,7 @@ pub fn read_labelled(path: &Path) -> Result<Vec<LabelledText>> {
 }
 
 /// The object of a line, none of a blank one. The parser's own message may quote the line, so its place alone is kept.
-fn parse<'a, T: Deserialize<'a>>(line: &'a str, expected: &str) -> Result<Option<T>> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(line: &'a str, expected: &str) -> Result<Option<T>> {
     if line.trim().is_empty() {
         return Ok(None);
     }
@@ -129,11 +138,7 @@ fn parse<'a, T: Deserialize<'a>>(line: &'a str, expected: &str) -> Result<Option
 }
 
 fn id(id: Option<Id>, number: usize) -> String {
-    match id {
-        Some(Id::Name(name)) => name,
-        Some(Id::Number(id)) => id.to_string(),
-        None => number.to_string(),
-    }
+    id.map_or_else(|| number.to_string(), Id::into_string)
 }
 
 /// Checks the entities of a text, and gives them in its order with their ranges in UTF-8 bytes.

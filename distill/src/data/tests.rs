@@ -443,3 +443,89 @@ fn data_show_no_text_and_differ_by_where_a_text_stands() {
     assert_ne!(data(&["a", "b"], &["c"]).sha256(), data(&["a"], &["b", "c"]).sha256());
     assert_eq!(data(&["a", "b"], &["c"]).sha256(), data(&["a", "b"], &["c"]).sha256());
 }
+
+/// Reads `queries` with `corpus` beside them, and checks that they are refused.
+fn search_refused(corpus: &str, queries: &str, place: &str, message: &str) {
+    let (folder, path) = file("dev.jsonl", queries);
+    std::fs::write(folder.path().join("corpus.jsonl"), corpus).expect("written");
+    let error = read_search(&path).expect_err(message);
+    check(&error, place, message);
+}
+
+#[test]
+fn reads_queries_with_their_passages() {
+    let (folder, path) = file(
+        "dev.jsonl",
+        "\u{feff}{\"id\":\"q\",\"text\":\"gout\",\"positives\":[\"b\",7],\"more\":1}\r\n\n{\"text\":\"asthma\",\"positives\":[\"7\"]}",
+    );
+    let corpus = "{\"id\":7,\"text\":\"a pain\",\"focus\":\"x\"}\n{\"id\":\"b\",\"text\":\"salt\"}\n";
+    std::fs::write(folder.path().join("corpus.jsonl"), corpus).expect("written");
+    let set = read_search(&path).expect("sound");
+    let passages: Vec<(&str, &str)> = set.passages.iter().map(|p| (p.id.as_str(), p.text.as_str())).collect();
+    assert_eq!(passages, [("7", "a pain"), ("b", "salt")]);
+    let queries: Vec<_> = set.queries.iter().map(|q| (q.id.as_str(), q.text.as_str(), q.positives.clone())).collect();
+    assert_eq!(queries, [("q", "gout", vec![1, 0]), ("3", "asthma", vec![0])]);
+    let shown = format!("{set:?} {:?} {:?}", set.passages[0], set.queries[0]);
+    assert_eq!(
+        shown,
+        "SearchSet { passages: 2, queries: 2 } Passage { text: 6 bytes } Query { text: 4 bytes, positives: 2 }"
+    );
+}
+
+#[test]
+fn reads_pairs_of_texts() {
+    let pair = |a: &str, b: &str| format!("{{\"text\":\"{a}\",\"positive\":\"{b}\"}}\n");
+    let lines = [pair("gout", "a pain"), pair("salt", "sodium"), pair("gout", "sodium"), pair("gout", "a pain")];
+    let (_folder, path) = file("train.jsonl", lines.concat());
+    let set = read_search(&path).expect("sound");
+    assert_eq!(set.passages.iter().map(|p| p.text.as_str()).collect::<Vec<_>>(), ["a pain", "sodium"]);
+    let queries: Vec<_> = set.queries.iter().map(|q| (q.text.as_str(), q.positives.clone())).collect();
+    assert_eq!(queries, [("gout", vec![0, 1]), ("salt", vec![1])]);
+}
+
+#[test]
+fn refuses_malformed_queries() {
+    let passage = |id: &str| format!("{{\"id\":\"{id}\",\"text\":\"{CANARY}\"}}\n");
+    let corpus = passage("a") + &passage("b");
+    let query = |rest: &str| format!("{{\"text\":\"{CANARY}\"{rest}}}\n");
+    let of = |queries: &str, place: &str, message: &str| search_refused(&corpus, queries, place, message);
+    of(
+        &query(&format!(r#","positives":["a","{CANARY}"]"#)),
+        "dev.jsonl:1: ",
+        "positive 2 of \"positives\" is the id of no passage",
+    );
+    of(&query(r#","positives":["b","b"]"#), "dev.jsonl:1: ", "positive 2 of \"positives\" is there twice");
+    of(&query(r#","positives":[]"#), "dev.jsonl:1: ", "\"positives\" is empty");
+    of(&query(r#","positives":"a""#), "dev.jsonl:1: ", "not the fields and types expected");
+    of(&query(r#","positives":[["a"]]"#), "dev.jsonl:1: ", "not the fields and types expected");
+    of(&query(""), "dev.jsonl:1: ", "expected either \"positives\" or \"positive\"");
+    of(&query(r#","positives":["a"],"positive":"b""#), "dev.jsonl:1: ", "expected either");
+    let sound = query(r#","positives":["a"]"#);
+    let pair = query(r#","positive":"b""#);
+    of(&(sound.clone() + &pair), "dev.jsonl:2: ", "put the two kinds into different files");
+    of(&(pair.clone() + &sound), "dev.jsonl:2: ", "put the two kinds into different files");
+    of("{\"text\":\" \",\"positives\":[\"a\"]}", "dev.jsonl:1: ", "a text is empty");
+    of(&query(r#","positive":"\t""#), "dev.jsonl:1: ", "a text is empty");
+    let named = query(r#","id":"q","positives":["a"]"#);
+    of(&format!("{named}\n{named}"), "dev.jsonl:3: ", "its id is that of line 1 too");
+    of(&format!("{CANARY}\n"), "dev.jsonl:1: ", "not JSON");
+    of(&"[".repeat(100_000), "dev.jsonl:1: ", "expected {\"text\"");
+    of("\n \n", "dev.jsonl: ", "no query in it");
+
+    for (corpus, place, message) in [
+        (corpus.clone() + "\n" + &passage("a"), "corpus.jsonl:4: ", "its id is that of line 1 too"),
+        (format!("{{\"text\":\"{CANARY}\"}}"), "corpus.jsonl:1: ", "expected {\"id\": …, \"text\": …}"),
+        ("{\"id\":1,\"text\":\"\"}".to_owned(), "corpus.jsonl:1: ", "a text is empty"),
+        (CANARY.to_owned(), "corpus.jsonl:1: ", "not JSON"),
+        (String::new(), "corpus.jsonl: ", "no passage in it"),
+    ] {
+        search_refused(&corpus, &sound, place, message);
+        search_refused(&corpus, &sound, "dev.jsonl:1: ", message);
+    }
+    let (_folder, path) = file("dev.jsonl", &sound);
+    let error = read_search(&path).expect_err("no corpus");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("which stand in corpus.jsonl beside them"), "{error}");
+    let (_folder, path) = file("dev.txt", &sound);
+    check(&read_search(&path).expect_err("an extension"), "dev.txt: ", "queries are read from .jsonl files");
+}

@@ -111,13 +111,46 @@ fn states_are_compared_at_tokens_of_the_same_characters_alone() {
 
 #[test]
 fn values_are_the_same_bits_by_way_of_the_cache() {
-    let wanted = BTreeSet::from([HiddenState::Layer(1), HiddenState::Query(2)]);
-    let outputs = FrozenOutputs {
-        logits: vec![0.5, -3.25],
-        states: wanted.iter().map(|&state| (state, vec![1.0, 2.0, f32::MAX])).collect(),
-    };
-    let back = unpacked(&packed(&outputs), 2, 3, &wanted);
-    assert_eq!(back.logits, outputs.logits);
-    assert_eq!(back.states.len(), 2);
-    assert!(back.states.values().all(|x| *x == [1.0, 2.0, f32::INFINITY]));
+    let states = BTreeSet::from([HiddenState::Layer(1), HiddenState::Query(2)]);
+    for embedding in [None, Some(PoolingMode::Mean)] {
+        let answers = Answers {
+            logits: vec![0.5, -3.25],
+            embedding: embedding.iter().flat_map(|_| [0.5, 0.25, -1.0]).collect(),
+            states: states.iter().map(|&state| (state, vec![1.0, 2.0, f32::INFINITY])).collect(),
+        };
+        let asked = Asked { states: states.clone(), embedding };
+        assert_eq!(Answers::unpacked(&answers.packed(), 2, 1, 3, &asked), answers);
+    }
+    let large = Answers { logits: vec![f32::MAX], embedding: Vec::new(), states: BTreeMap::new() };
+    let asked = Asked { states: BTreeSet::new(), embedding: None };
+    assert_eq!(Answers::unpacked(&large.packed(), 1, 1, 3, &asked).logits, [f32::INFINITY]);
+}
+
+/// A teacher of other tokens, of its own text: what the runtime gives, whatever the student's tokens are.
+#[test]
+fn embeddings_are_the_embedders_of_the_clean_text() {
+    let student = checkpoint("bert-encoder");
+    let texts = ["the pain", "aspirin and naloxone for a fever", ""];
+    for mode in [PoolingMode::Mean, PoolingMode::Cls, PoolingMode::Max] {
+        let mut teacher = checkpoint("roberta-encoder");
+        teacher.pooling.mode = mode;
+        let reader = Reader::new(&teacher, &student);
+        let read = |text: &&str| {
+            let noise = TypingNoise { words: 1.0, ..TypingNoise::default() };
+            let (noisy, alignment) = noise.apply(text, &[], 1);
+            let clean = Clean { text, back: alignment.inverted() };
+            reader.read(&student.tokenizer.encode(&noisy).unwrap(), &clean).unwrap().expect("it reads something else")
+        };
+        let readings: Vec<Reading> = texts.iter().map(read).collect();
+        let embedder = ampoule::Embedder::from_checkpoint(teacher.clone(), &ampoule::Options::default()).unwrap();
+        let expected = embedder.embed_batch(&texts).unwrap();
+        let answering = Answering::load(Teacher::new(teacher), "", &student).unwrap();
+        let terms = [Term::Embedding { weight: 1.0, temperature: 0.05 }];
+        let found = answering.outputs(&terms, &readings, [3, 24], &Device::flex()).unwrap();
+        assert!(found.logits.is_none() && found.states.is_empty());
+        let found = found.embeddings.unwrap().into_data().try_into_vec::<f32>().unwrap();
+        let expected = expected.iter().flat_map(|vector| of_length_1(vector));
+        let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-3, "{mode:?}: {apart}");
+    }
 }

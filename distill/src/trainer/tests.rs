@@ -3,7 +3,10 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::*;
-use crate::data::{Annotation, Example, NerSet};
+use crate::data::{Annotation, Example, NerSet, Passage, Query, SearchSet};
+use crate::losses::Term;
+use crate::optimizer::AdamW;
+use crate::student::{StudentShape, student_from_teacher};
 
 /// Asks to stop after some steps.
 struct After<'a>(usize, &'a AtomicBool);
@@ -76,21 +79,24 @@ fn a_second_run_computes_no_teacher_and_neither_the_cache_nor_its_damage_changes
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("cache");
     let checkpoint = |name: &str| Checkpoint::open(format!("../tests/fixtures/checkpoints/{name}")).unwrap();
+    let soft_targets = Term::SoftTargets { weight: 1.0, temperature: 2.0 };
+    let embedding = Term::Embedding { weight: 1.0, temperature: 0.05 };
     // With a teacher of other tokens, and one of the student's whose texts have noise.
-    for (name, noise) in [("roberta-token", false), ("bert-token", true)] {
-        let mut config: TrainConfig = serde_json::from_str(
-            r#"{"epochs": 2, "batch_size": 4, "threads": 2, "terms": [{"term": "soft_targets", "weight": 1, "temperature": 2}]}"#,
-        )
-        .unwrap();
-        config.noise = noise.then(crate::TypingNoise::default);
+    for (student, name, noise, term, data) in [
+        ("bert-token", "roberta-token", false, &soft_targets, &data),
+        ("bert-token", "bert-token", true, &soft_targets, &data),
+        ("bert-encoder", "roberta-encoder", true, &embedding, &searches()),
+    ] {
+        let noise = noise.then(crate::TypingNoise::default);
+        let terms = vec![term.clone()];
+        let config = TrainConfig { epochs: 2, batch_size: 4, threads: 2, terms, noise, ..TrainConfig::default() };
         let run = |run: &str, cached: bool| {
             let (stop, path) = (AtomicBool::new(false), folder.path().join(format!("{name}-{run}")));
             let mut teacher = Teacher::new(checkpoint(name));
             if cached {
                 teacher = teacher.with_cache(&cache, 1 << 20);
             }
-            let student = checkpoint("bert-token");
-            train(student, Some(teacher), &data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
+            train(checkpoint(student), Some(teacher), data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
             let log = std::fs::read_to_string(path.join("log.jsonl")).unwrap();
             let line =
                 log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).find(|l| l["teacher"].is_object());
@@ -112,5 +118,81 @@ fn a_second_run_computes_no_teacher_and_neither_the_cache_nor_its_damage_changes
         let (mended, again, _) = run("damaged", true);
         assert!(again.unwrap() <= 2, "{again:?}");
         assert_eq!([&first, &second, &mended], [&weights; 3]);
+    }
+}
+
+/// Queries of a letter or two, each with a passage of other letters: nothing but training can join them.
+fn searches() -> Data {
+    let letter = |i: usize| char::from(b'a' + (i % 26) as u8);
+    let passage =
+        |i: usize| Passage { id: i.to_string(), text: format!("{} fever {}", letter(7 * i + 3), letter(i / 26)) };
+    let query = |i: usize| Query { id: String::new(), text: format!("the pain {}", letter(i)), positives: vec![i] };
+    let set = SearchSet { passages: (0..26).map(passage).collect(), queries: (0..26).map(query).collect() };
+    Data::Search { train: vec![set.clone()], dev: vec![set], transfer: vec!["aspirin".to_owned(), "a b".to_owned()] }
+}
+
+#[test]
+fn searches_are_learnt_handed_on_and_resumed_the_same_with_any_threads() {
+    let data = searches();
+    let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-encoder").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, start: &Checkpoint, teacher: Option<&Checkpoint>, config: &TrainConfig, stop_after| {
+        let stop = AtomicBool::new(false);
+        let (path, mut listener) = (folder.path().join(name), After(stop_after, &stop));
+        train(start.clone(), teacher.cloned().map(Teacher::new), &data, config, &path, &stop, &mut listener).unwrap()
+    };
+    let score = |outcome: Outcome| match outcome {
+        Outcome::Finished { dev_score: Some(score), fit: None, .. } => score,
+        other => panic!("{other:?}"),
+    };
+    let model = |name: &str| Checkpoint::open(folder.path().join(name).join("model")).unwrap();
+    let untrained = dev_score(start.clone(), &data, None, &Options::default()).unwrap().value;
+    let mut config = TrainConfig {
+        epochs: 40,
+        batch_size: 14,
+        dropout: Some(0.0),
+        threads: 2,
+        save_every: 1,
+        optimizer: AdamW { learning_rate: 3e-3, ..AdamW::default() },
+        evaluations_per_epoch: 1,
+        ..TrainConfig::for_search()
+    };
+    let taught = score(run("taught", &start, None, &config, 0));
+    assert!(untrained < 0.4 && taught > 0.9, "{untrained} {taught}");
+
+    let planned = plan(start.clone(), None, &data, &config).unwrap();
+    assert_eq!((planned.stages[0].steps, planned.stages[0].evaluations), (80, 40));
+
+    // The first steps, by another number of threads: the same texts are negatives of each other.
+    let losses = |name: &str| -> Vec<f64> {
+        let log = std::fs::read_to_string(folder.path().join(name).join("log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter_map(|line| line["step"]["loss"].as_f64()).take(4).collect()
+    };
+    run("three", &start, None, &TrainConfig { threads: 3, ..config.clone() }, 4);
+    for (a, b) in losses("taught").iter().zip(losses("three")) {
+        assert!((a - b).abs() < 1e-3 * a, "{a} {b}");
+    }
+
+    // A narrower student, without the pairs' own term; in int8 at the end.
+    let teacher = model("taught");
+    let shape = StudentShape { layers: vec![1, 2], hidden_size: Some(16), ..StudentShape::default() };
+    let (student, layer_map) = student_from_teacher(&teacher, &shape).unwrap();
+    config.terms =
+        vec![Term::Embedding { weight: 1.0, temperature: 0.05 }, Term::Relations { weight: 0.1, layer_map, heads: 2 }];
+    config.precision = Precision::Int8;
+    let before = dev_score(student.clone(), &data, None, &Options::default()).unwrap().value;
+    let distilled = score(run("student", &student, Some(&teacher), &config, 0));
+    assert!(distilled > 0.8 && distilled > before + 0.2, "{before} {distilled}");
+
+    // Dropout makes a text its own positive, and a stopped run goes on to the same tensors.
+    config = TrainConfig { epochs: 2, dropout: Some(0.1), precision: Precision::F32, ..config };
+    config.terms = vec![Term::Contrastive { weight: 1.0, temperature: 0.05 }];
+    let whole = score(run("whole", &start, None, &config, 0));
+    for stop in 1..=3 {
+        let name = format!("stopped-{stop}");
+        assert_eq!(run(&name, &start, None, &config, stop), Outcome::Interrupted { step: stop }, "{name}");
+        assert_eq!(score(run(&name, &start, None, &config, 0)), whole, "{name}");
+        assert_eq!(weights_sha256(&model(&name).weights), weights_sha256(&model("whole").weights), "{name}");
     }
 }
