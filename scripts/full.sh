@@ -37,7 +37,7 @@ if [ -n "${AMPOULE_PYTHON:-}" ]; then
     "$AMPOULE_PYTHON" examples/produce/reference.py losses --checkpoint "$temporary/dump/start" \
         --batches "$temporary/dump/batches.jsonl" --log "$temporary/run/log.jsonl"
     echo "== saved folders open in transformers"
-    cargo test --release --workspace --test checkpoints -- --nocapture
+    cargo test --release --workspace --test checkpoints --test students -- --nocapture
     for tokenizer in ${AMPOULE_MODEL:+"$AMPOULE_MODEL/tokenizer.json"} tests/fixtures/tokenizers/bpe.json; do
         echo "== ten thousand random strings, $tokenizer"
         "$AMPOULE_PYTHON" tests/fixtures/unicode.py "$tokenizer" >"$temporary/unicode.jsonl"

@@ -319,6 +319,39 @@ fn bad_data_is_refused_by_file_and_line() {
 }
 
 #[test]
+fn a_student_is_of_the_shape_that_is_asked_for_and_its_log_says_what_that_cost() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = corpus(folder.path());
+    let (corpus, run) = (corpus.to_str().unwrap(), folder.path().join("run"));
+    let checkpoint = fixture("bert-token");
+    let mut arguments = training("distill", corpus, run.to_str().unwrap());
+    arguments.extend(["--teacher", checkpoint.to_str().unwrap(), "--layers", "2"]);
+    let with = |more: &[&str]| ampoule(&[&arguments[..], more].concat());
+    assert_fails(&with(&["--vocabulary", "10"]), "a vocabulary of 10 pieces");
+    assert_fails(&with(&["--embedding", "32"]), "embeddings 32 wide: expected 2 to 31");
+    assert!(!run.exists());
+
+    let shape = ["--hidden", "24", "--basis", "components", "--embedding", "10"];
+    let output = with(&shape);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("embeddings 10 wide in place of 32: "), "{}", text(&output.stdout));
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(run.join("model/config.json")).unwrap()).unwrap();
+    for (field, value) in [("model_type", "electra".into()), ("embedding_size", 10.into()), ("hidden_size", 24.into())]
+    {
+        let value: serde_json::Value = value;
+        assert_eq!(config[field], value);
+    }
+    let log = fs::read_to_string(run.join("log.jsonl")).unwrap();
+    let start = log.lines().find(|line| line.starts_with(r#"{"start""#)).unwrap();
+    let start: serde_json::Value = serde_json::from_str(start).unwrap();
+    let lost = start["start"]["embedding"]["variance_lost"].as_f64().unwrap();
+    assert!(lost > 0.0 && lost < 1.0 && !log.contains(CANARY), "{lost}");
+    // Made again, the student is the same, and so is its log.
+    assert!(with(&shape).status.success());
+    assert_eq!(fs::read_to_string(run.join("log.jsonl")).unwrap(), log);
+}
+
+#[test]
 fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = corpus(folder.path());

@@ -256,7 +256,7 @@ impl Vocabulary {
                 vocab.into_iter().filter_map(|(piece, id)| Some((piece, *new(&id)?))).collect();
             pieces.sort_by_key(|(_, id)| *id);
             let known: HashSet<String> = pieces.iter().map(|(piece, _)| piece.clone()).collect();
-            if let Some(merges) = model["merges"].as_array_mut() {
+            if let Some(merges) = model.get_mut("merges").and_then(Value::as_array_mut) {
                 merges.retain(|merge| {
                     pair(merge).is_some_and(|(a, b)| {
                         known.contains(a) && known.contains(b) && known.contains(&format!("{a}{b}"))
@@ -270,8 +270,11 @@ impl Vocabulary {
                 *id = new.into();
             }
         };
-        json["added_tokens"].as_array_mut().into_iter().flatten().for_each(|token| renew(&mut token["id"]));
-        each_id(&mut json["post_processor"], &mut renew);
+        let added = json.get_mut("added_tokens").and_then(Value::as_array_mut);
+        added.into_iter().flatten().for_each(|token| renew(&mut token["id"]));
+        if let Some(post_processor) = json.get_mut("post_processor") {
+            each_id(post_processor, &mut renew);
+        }
         json
     }
 }
@@ -341,6 +344,8 @@ mod tests {
         let mut checkpoint = Checkpoint::open(fixtures().join("checkpoints/bert-token")).unwrap();
         checkpoint.tokenizer = Tokenizer::from_json(json).unwrap();
         checkpoint.config.vocab_size = checkpoint.tokenizer.max_id() as usize + 1;
+        let ids = Vocabulary::read(&json_of(&checkpoint)).unwrap().ids;
+        checkpoint.config.pad_token_id = ids[&checkpoint.tokenizer.special_tokens().pad] as usize;
         let (rows, width) = (checkpoint.config.vocab_size, checkpoint.config.embedding_size);
         let data = (0..rows * width).map(|i| (i / width) as f32).collect();
         let name = "embeddings.word_embeddings.weight".to_owned();
