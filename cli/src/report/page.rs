@@ -81,10 +81,9 @@ impl Page<'_> {
         let title = format!("Distillation report: {}", report.run.path);
         let _ = write!(
             self.out,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-             <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
+            "{}<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
+            // Forbids scripts and whatever would be fetched, should markup slip through after all.
+            include_str!("head.html"),
             escaped(&title),
             include_str!("style.css")
         );
