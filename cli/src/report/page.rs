@@ -81,10 +81,9 @@ impl Page<'_> {
         let title = format!("Distillation report: {}", report.run.path);
         let _ = write!(
             self.out,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-             <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
+            "{}<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
+            // Forbids scripts and whatever would be fetched, should markup slip through after all.
+            include_str!("head.html"),
             escaped(&title),
             include_str!("style.css")
         );
@@ -422,24 +421,10 @@ impl Page<'_> {
 
     /// Of many labels what is wrong most often.
     fn commonest(&mut self, caption: &str, confusion: &Confusion) {
-        let mut all: Vec<(usize, String, String)> = Vec::new();
-        for (at, label) in confusion.labels.iter().enumerate() {
-            let label = escaped(label);
-            let pairs = confusion.pairs[at].iter().zip(&confusion.labels).enumerate().filter(|(found, _)| *found != at);
-            all.extend(pairs.map(|(_, (&count, found))| (count, label.clone(), escaped(found))));
-            all.push((confusion.gold_boundary[at], label.clone(), "<em>boundary</em>".to_owned()));
-            all.push((confusion.missed[at], label.clone(), "<em>missed</em>".to_owned()));
-            all.push((confusion.spurious[at], "<em>spurious</em>".to_owned(), label));
-        }
-        all.retain(|(count, ..)| *count > 0);
-        all.sort_by_key(|(count, ..)| std::cmp::Reverse(*count));
-        all.truncate(LISTED);
-        let rows: String = all
-            .iter()
-            .map(|(count, gold, found)| {
-                format!("<tr><th scope=\"row\">{gold}</th><td>{found}</td><td>{count}</td></tr>")
-            })
-            .collect();
+        let row = |(count, gold, found): &(usize, String, String)| {
+            format!("<tr><th scope=\"row\">{gold}</th><td>{found}</td><td>{count}</td></tr>")
+        };
+        let rows: String = commonest(confusion).iter().take(LISTED).map(row).collect();
         let caption = format!("{caption}: the commonest; all are in report.json");
         self.table("", &caption, &["gold", "found", "how often"], &format!("<tbody>{rows}</tbody>"));
     }
@@ -690,6 +675,22 @@ impl Page<'_> {
     }
 }
 
+/// What is wrong, as often as it is, with both sides as HTML.
+fn commonest(confusion: &Confusion) -> Vec<(usize, String, String)> {
+    let mut all = Vec::new();
+    for (at, label) in confusion.labels.iter().enumerate() {
+        let label = escaped(label);
+        let pairs = confusion.pairs[at].iter().zip(&confusion.labels).enumerate().filter(|(found, _)| *found != at);
+        all.extend(pairs.map(|(_, (&count, found))| (count, label.clone(), escaped(found))));
+        all.push((confusion.gold_boundary[at], label.clone(), "<em>boundary</em>".to_owned()));
+        all.push((confusion.missed[at], label.clone(), "<em>missed</em>".to_owned()));
+        all.push((confusion.spurious[at], "<em>spurious</em>".to_owned(), label));
+    }
+    all.retain(|(count, ..)| *count > 0);
+    all.sort_by_key(|(count, ..)| std::cmp::Reverse(*count));
+    all
+}
+
 /// Settings by dotted names; lists stay whole.
 fn flattened(name: &str, value: &Value, all: &mut Vec<(String, String)>) {
     match value {
@@ -723,5 +724,16 @@ mod tests {
             "{shown}"
         );
         assert_eq!([0, 25, 26, 51, 52].map(key), ["A", "Z", "AA", "AZ", "BA"]);
+    }
+
+    #[test]
+    fn of_many_labels_the_commonest_errors_come_first_and_what_is_right_is_none() {
+        let texts = |labels: &[&str]| labels.iter().map(|label| vec![label.to_string()]).collect::<Vec<_>>();
+        let gold = texts(&["a", "a", "a", "<b>", "<b>"]);
+        let confusion = Confusion::of_labels(&gold, &texts(&["<b>", "<b>", "a", "a", "<b>"]), false);
+        let expected = [(2, "a", "&lt;b&gt;"), (1, "&lt;b&gt;", "a")];
+        assert_eq!(commonest(&confusion), expected.map(|(n, gold, found)| (n, gold.to_owned(), found.to_owned())));
+        let missed = Confusion::of_labels(&gold, &vec![Vec::new(); 5], true);
+        assert_eq!(commonest(&missed)[0], (3, "a".to_owned(), "<em>missed</em>".to_owned()));
     }
 }

@@ -430,19 +430,19 @@ fn what_became_of_an_entity_is_told_apart() {
         let judged = judge(gold, found, &covers);
         judged.iter().map(|one| (one.verdict, one.gold.is_some(), one.found.is_some())).collect()
     };
-    let (a, b) = (span("A", 0..4), span("B", 0..4));
-    assert_eq!(verdicts(&[a.clone()], &[a.clone(), a.clone()]), [(Verdict::Right, true, true)]);
-    assert_eq!(verdicts(&[a.clone()], &[b.clone()]), [(Verdict::Label, true, true)]);
+    let [a, b] = ["A", "B"].map(|label| [span(label, 0..4)]);
+    assert_eq!(verdicts(&a, &[a.clone(), a.clone()].concat()), [(Verdict::Right, true, true)]);
+    assert_eq!(verdicts(&a, &b), [(Verdict::Label, true, true)]);
     // Of two labels over one range the right one is the pair.
-    let both = verdicts(&[a.clone()], &[b.clone(), a.clone()]);
+    let both = verdicts(&a, &[b, a.clone()].concat());
     assert_eq!(both, [(Verdict::Right, true, true), (Verdict::Spurious, false, true)]);
-    assert_eq!(verdicts(&[a.clone()], &[span("A", 4..6)])[0].0, Verdict::Missed);
+    assert_eq!(verdicts(&a, &[span("A", 4..6)])[0].0, Verdict::Missed);
     let halves = [span("A", 0..2), span("A", 2..4)];
-    let wide = verdicts(&halves, &[a.clone()]);
+    let wide = verdicts(&halves, &a);
     assert_eq!(wide, [(Verdict::Boundary, true, true), (Verdict::Boundary, true, false)]);
-    let narrow = verdicts(&[a.clone()], &halves);
+    let narrow = verdicts(&a, &halves);
     assert_eq!(narrow, [(Verdict::Boundary, true, true), (Verdict::Boundary, false, true)]);
-    assert_eq!(verdicts(&[span("C", 0..4)], &[a]), [(Verdict::Spurious, false, true)]);
+    assert_eq!(verdicts(&[span("C", 0..4)], &a), [(Verdict::Spurious, false, true)]);
 }
 
 #[test]
