@@ -19,6 +19,9 @@ const MAGIC: [u8; 16] = *b"ampoule answers1";
 
 type Key = [u8; 32];
 
+/// What a teacher answered, as it is kept.
+pub(crate) type Values = Vec<u8>;
+
 /// Bytes of an entry before its values: the key, their number of bytes, and the beginning of the hash of key and values.
 const HEADER: usize = 32 + 4 + 8;
 
@@ -67,8 +70,8 @@ impl Cache {
         &self,
         sequences: &[&[u32]],
         asked: &str,
-        compute: &dyn Fn(&[&[u32]]) -> Result<Vec<Vec<u8>>>,
-    ) -> Result<Vec<Vec<u8>>> {
+        compute: impl FnOnce(&[&[u32]]) -> Result<Vec<Values>>,
+    ) -> Result<Vec<Values>> {
         let keys: Vec<Key> = sequences.iter().map(|ids| self.key(ids, asked)).collect();
         let mut values: Vec<Option<Vec<u8>>> = {
             let mut entries = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -215,7 +218,7 @@ mod tests {
     /// What the cache gives, and how many sequences it had computed for that.
     fn ask(cache: &Cache, ids: &[&[u32]], state: usize) -> (Vec<Vec<u8>>, usize) {
         let before = cache.counts().0;
-        let values = cache.get_or_compute(ids, &format!("layer {state}"), &|ids| Ok(answers(ids))).unwrap();
+        let values = cache.get_or_compute(ids, &format!("layer {state}"), |ids| Ok(answers(ids))).unwrap();
         (values, cache.counts().0 - before)
     }
 

@@ -106,6 +106,9 @@ impl Drop for Place<'_> {
     }
 }
 
+/// What a student and its teacher, if it has one, make of a side.
+type Both = (Outputs, Option<Outputs>);
+
 /// The value of each term of `terms`, unweighted and each `[1]`, of a part of a step of pairs: the values of all parts add up to the
 /// step's, and so do the gradients. `compute` gives what the student and its teacher make of a side. None where another part failed.
 ///
@@ -114,7 +117,7 @@ impl Drop for Place<'_> {
 pub(crate) fn pair_losses(
     terms: &[Term],
     pairs: &Pairs,
-    compute: &mut dyn FnMut(&Input) -> Result<(Outputs, Option<Outputs>)>,
+    compute: &mut dyn FnMut(&Input) -> Result<Both>,
     device: &Device,
 ) -> Result<Option<Vec<Tensor<1>>>> {
     let place = Place { exchange: &pairs.step.exchange, part: pairs.part };
@@ -122,7 +125,7 @@ pub(crate) fn pair_losses(
     let [first, second] = &both;
     let compared = match (&first.0.embeddings, &second.0.embeddings) {
         (Some(a), Some(b)) => {
-            let of_teacher = |side: &(Outputs, Option<Outputs>)| Some(values(side.1.as_ref()?.embeddings.as_ref()?));
+            let of_teacher = |side: &Both| Some(values(side.1.as_ref()?.embeddings.as_ref()?));
             let taught = of_teacher(first).zip(of_teacher(second)).map(<[Vec<f32>; 2]>::from);
             let shown = Embeddings { student: [values(a), values(b)], teacher: taught };
             let Some(all) = place.show(shown) else { return Ok(None) };

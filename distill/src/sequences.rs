@@ -188,7 +188,7 @@ pub(crate) enum Part {
     /// Texts that are each taught by themselves.
     Texts(Input),
     /// Texts that are compared with each other.
-    Pairs(Pairs),
+    Pairs(Box<Pairs>),
 }
 
 impl Part {
@@ -437,7 +437,10 @@ impl<'a> Sequences<'a> {
             }
             false => {
                 let cut = cut(chosen.iter().map(|&i| &epoch.pairs[i]).collect(), parts, |pair: &&Pair| pair.tokens());
-                pairs::parts(&cut, |sequences| self.input(sequences)).into_iter().map(Part::Pairs).collect()
+                pairs::parts(&cut, |sequences| self.input(sequences))
+                    .into_iter()
+                    .map(|pairs| Part::Pairs(Box::new(pairs)))
+                    .collect()
             }
         };
         let sum = |values: fn(&Targets) -> &Vec<f32>| {

@@ -125,7 +125,7 @@ impl Answering {
         let ids: Vec<&[u32]> = readings.iter().map(|reading| reading.ids.as_slice()).collect();
         let packed = match &self.cache {
             None => compute(&ids)?,
-            Some(cache) => cache.get_or_compute(&ids, &format!("{asked:?}"), &compute)?,
+            Some(cache) => cache.get_or_compute(&ids, &format!("{asked:?}"), compute)?,
         };
         let of = |(bytes, ids): (&Vec<u8>, &&[u32])| {
             Answers::unpacked(bytes, self.positions(ids.len()) * labels, ids.len(), h, asked)

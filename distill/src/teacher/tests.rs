@@ -28,8 +28,10 @@ fn gold(scheme: &Scheme, tokens: &[Token], spans: &[(usize, Range<usize>)]) -> V
     words.iter().map(|(first, _)| first + 1).zip(scheme.encode(&ranges, spans)).collect()
 }
 
+type Tags = Vec<(usize, u32)>;
+
 /// The tags that a student is taught where it reads `text`, by a teacher that knows those of the clean text.
-fn taught(teacher: &str, text: &str, alignment: &Alignment) -> (Vec<(usize, u32)>, Vec<(usize, u32)>) {
+fn taught(teacher: &str, text: &str, alignment: &Alignment) -> (Tags, Tags) {
     let (teacher, student) = (checkpoint(teacher), checkpoint("bert-token"));
     let scheme = Scheme::new(&student.config.id2label).unwrap();
     let reader = Reader::new(&teacher, &student);
