@@ -16,9 +16,9 @@ const RIDGE: f64 = 1e-6;
 /// the variance of what its layers read that this loses on the tokens of `texts`.
 ///
 /// With `v` the sum of a token's rows and `y = L norm(v) + c` what the layers read, the new rows are `R v`. `R` projects on the principal
-/// components of `y` over the texts, so that the new layer norm, whose inputs are about as long as those of the old one, takes
-/// their place in the old one's directions. It takes away the mean of its inputs: `R` writes `width - 1` components, through cosines, each of
-/// which has no mean and spreads a component over all values, as int8 wants them. The projection is the least squares fit of `y`.
+/// components of `y` over the texts. So the new norm divides by about what the old one did; of the rows by themselves, other components
+/// are the largest. A norm takes away the mean of its inputs: `R` writes `width - 1` components, through cosines, each of which has no mean
+/// and spreads a component over all values, as int8 wants them. The projection is the least squares fit of `y`.
 ///
 /// All but the embeddings stays as it is, weights and head; the non-linearity within a head for whole texts becomes ELECTRA's.
 ///

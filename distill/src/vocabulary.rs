@@ -182,9 +182,9 @@ impl Vocabulary {
     /// Whether words could become unknown without this piece: a single character, or one with a character that is no piece by itself.
     ///
     /// No word that was known becomes unknown without the others. WordPiece takes the longest piece at each place, and fails where there is
-    /// none. Each character of such a word is in a piece that it was cut into. Where each is a piece by itself too, as a word's first or
-    /// with the prefix as a later one, there is a piece at every place, whatever was taken before it. Where one is not, its pieces stay, but
-    /// a longer one before them may now end within: that is counted.
+    /// none. Each character of such a word is in a piece that it was cut into. Where each is a piece by itself too, the first
+    /// without the prefix and the others with it, there is a piece at every place, whatever was taken before it. Where one is not, its
+    /// pieces stay, but a piece before them may now end within: that is counted.
     fn is_needed(&self, piece: &str) -> bool {
         let Some(prefix) = &self.prefix else {
             return piece.chars().count() == 1;
