@@ -124,7 +124,8 @@ impl Scheme {
         (tag.kind != Kind::Outside).then_some(tag.label)
     }
 
-    /// By tag, that of a further word of the same entity where one word is taken as two: what began goes on.
+    /// By tag, that of a further word of the same entity where one word is taken as two: what began goes on. In IOBES the first word's tag
+    /// would change as well, which this does not say.
     pub fn continued(&self) -> Vec<usize> {
         let of = |(own, tag): (usize, &Tag)| {
             let kind = match tag.kind {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use ampoule::decode::Scheme;
-use ampoule::{ModelConfig, Task};
+use ampoule::{ErrorKind, ModelConfig, Task};
 use ampoule_distill::data::{
     LabelledText, NerSet, OffsetUnit, SearchSet, held_out, read_folder, read_labelled, read_lines, read_ner,
     read_search, split,
@@ -106,7 +106,38 @@ impl Corpus {
 
     /// Whether a file of it is there to choose by; otherwise some of its texts to train on are held out.
     fn has_dev(&self) -> bool {
-        self.path.is_dir() && split(&self.path, Split::Dev.as_str()).is_ok()
+        let found = |folder| split(folder, Split::Dev.as_str());
+        self.path.is_dir() && !matches!(found(&self.path), Err(e) if e.kind() == ErrorKind::NotFound)
+    }
+
+    /// Entities to train on, and to choose by.
+    pub fn parted_entities(&self, unit: OffsetUnit) -> Result<(NerSet, NerSet)> {
+        let set = self.entities(Split::Train, unit)?;
+        if self.has_dev() {
+            return Ok((set, self.entities(Split::Dev, unit)?));
+        }
+        let (train, dev) = self.held_out(set.examples, |example| &example.text)?;
+        let of = |examples| NerSet { examples, covers: set.covers.clone() };
+        Ok((of(train), of(dev)))
+    }
+
+    /// Texts with labels to train on, and to choose by.
+    pub fn parted_labels(&self) -> Result<(Vec<LabelledText>, Vec<LabelledText>)> {
+        match (self.labelled(Split::Train)?, self.has_dev()) {
+            (texts, true) => Ok((texts, self.labelled(Split::Dev)?)),
+            (texts, false) => self.held_out(texts, |text| &text.text),
+        }
+    }
+
+    /// Queries to train on, and to choose by.
+    pub fn parted_search(&self) -> Result<(SearchSet, SearchSet)> {
+        let set = self.search(Split::Train)?;
+        if self.has_dev() {
+            return Ok((set, self.search(Split::Dev)?));
+        }
+        let (train, dev) = self.held_out(set.queries, |query| &query.text)?;
+        let of = |queries| SearchSet { passages: set.passages.clone(), queries };
+        Ok((of(train), of(dev)))
     }
 
     /// Parts its texts into those to train on and those to choose by.
@@ -119,7 +150,6 @@ impl Corpus {
                 "a folder with a train and a dev file",
             ));
         }
-        eprintln!("{path}: no dev file; {} of {all} texts are held out to choose by", dev.len());
         Ok((train, dev))
     }
 
@@ -139,10 +169,11 @@ impl Corpus {
         let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let first: serde_json::Value = serde_json::from_str(first).unwrap_or_default();
         let has = |field: &str| first.get(field).is_some();
-        Ok(match (has("entities"), has("positives") || has("positive")) {
-            (true, _) => Kind::Entities,
-            (false, true) => Kind::Search,
-            (false, false) => Kind::Labels,
+        let is_labelled = has("label") || has("labels");
+        Ok(match (has("entities"), is_labelled, has("positives") || has("positive")) {
+            (true, ..) => Kind::Entities,
+            (false, false, true) => Kind::Search,
+            _ => Kind::Labels,
         })
     }
 
@@ -244,6 +275,14 @@ pub fn note_reading<'a>(split: Split, models: impl IntoIterator<Item = &'a PathB
     Ok(())
 }
 
+/// Says that texts are held out, where they are.
+fn say_held_out(corpus: &Corpus, train: usize, dev: usize) {
+    if !corpus.has_dev() {
+        let path = corpus.path.display();
+        eprintln!("{path}: no dev file; {dev} of {} texts are held out to choose by", train + dev);
+    }
+}
+
 impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
@@ -253,25 +292,18 @@ impl DataArgs {
                 let unit = self.offsets.unit();
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
-                    let set = corpus.entities(Split::Train, unit)?;
-                    if corpus.has_dev() {
-                        train.push(set);
-                        dev.push(corpus.entities(Split::Dev, unit)?);
-                        continue;
-                    }
-                    let (examples, chosen_by) = corpus.held_out(set.examples, |example| &example.text)?;
-                    train.push(NerSet { examples, covers: set.covers.clone() });
-                    dev.push(NerSet { examples: chosen_by, covers: set.covers });
+                    let (set, chosen_by) = corpus.parted_entities(unit)?;
+                    say_held_out(corpus, set.examples.len(), chosen_by.examples.len());
+                    train.push(set);
+                    dev.push(chosen_by);
                 }
                 Ok(Data::Entities { train, dev, transfer })
             }
             Kind::Labels => {
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
-                    let (texts, chosen_by) = match (corpus.labelled(Split::Train)?, corpus.has_dev()) {
-                        (texts, true) => (texts, corpus.labelled(Split::Dev)?),
-                        (texts, false) => corpus.held_out(texts, |text| &text.text)?,
-                    };
+                    let (texts, chosen_by) = corpus.parted_labels()?;
+                    say_held_out(corpus, texts.len(), chosen_by.len());
                     train.extend(texts);
                     dev.extend(chosen_by);
                 }
@@ -280,15 +312,10 @@ impl DataArgs {
             Kind::Search => {
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
-                    let set = corpus.search(Split::Train)?;
-                    if corpus.has_dev() {
-                        train.push(set);
-                        dev.push(corpus.search(Split::Dev)?);
-                        continue;
-                    }
-                    let (queries, chosen_by) = corpus.held_out(set.queries, |query| &query.text)?;
-                    train.push(SearchSet { passages: set.passages.clone(), queries });
-                    dev.push(SearchSet { passages: set.passages, queries: chosen_by });
+                    let (set, chosen_by) = corpus.parted_search()?;
+                    say_held_out(corpus, set.queries.len(), chosen_by.queries.len());
+                    train.push(set);
+                    dev.push(chosen_by);
                 }
                 Ok(Data::Search { train, dev, transfer })
             }
@@ -321,8 +348,9 @@ impl DataArgs {
                 let tags = labels.into_iter().flat_map(|label| [format!("B-{label}"), format!("I-{label}")]);
                 std::iter::once("O".to_owned()).chain(tags).collect()
             }
-            Data::Labels { train, .. } => {
-                let labels: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
+            Data::Labels { train, dev, .. } => {
+                // One whose only texts are held out is a label all the same.
+                let labels: BTreeSet<&String> = train.iter().chain(dev).flat_map(|text| &text.labels).collect();
                 labels.into_iter().cloned().collect()
             }
             Data::Search { .. } => Vec::new(),

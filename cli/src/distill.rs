@@ -125,7 +125,7 @@ pub fn run(args: Args) -> Result<()> {
         false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
         false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
     }
-    if let Data::Search { .. } = data {
+    if let (Data::Search { .. }, None) = (&data, &args.student) {
         // What went with the layers is more to learn than a pretrained teacher has.
         defaults.epochs = 4;
         defaults.optimizer.learning_rate = 3e-4;

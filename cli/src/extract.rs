@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "utf8")]
     offsets: Offsets,
     /// Put the text and the model's labels into the JSON too: such lines are labelled data for `train` and `distill`
-    #[arg(long, requires = "json")]
+    #[arg(long, requires = "json", conflicts_with = "min_score")]
     with_text: bool,
 }
 

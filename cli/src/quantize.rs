@@ -61,6 +61,9 @@ pub struct Args {
     /// One JSON object
     #[arg(long)]
     pub json: bool,
+    /// Whether the data's dev texts are those of a training run on it, which holds some out where there is no dev file
+    #[arg(skip)]
+    pub as_trained: bool,
 }
 
 impl Args {
@@ -81,6 +84,7 @@ impl Args {
             card: None,
             all: false,
             json: false,
+            as_trained: false,
         }
     }
 }
@@ -195,15 +199,27 @@ enum Dev {
 impl Dev {
     fn read(args: &Args, config: &ModelConfig) -> Result<Self> {
         let corpora: Vec<Corpus> = args.data.iter().map(|argument| Corpus::parse(argument)).collect();
+        let unit = args.offsets.unit();
         if config.task == Task::Encoder {
-            let sets = corpora.iter().map(|corpus| corpus.search(Split::Dev));
-            return Ok(Dev::Search(sets.collect::<ampoule::Result<_>>()?));
+            let read = |corpus: &Corpus| match args.as_trained {
+                true => Ok(corpus.parted_search()?.1),
+                false => Ok(corpus.search(Split::Dev)?),
+            };
+            return Ok(Dev::Search(corpora.iter().map(read).collect::<Result<_>>()?));
         }
         if config.task != Task::TokenClassification {
-            return Ok(Dev::Labelled(Labelled::read_labels(&corpora, Split::Dev)?));
+            let read = |corpus: &Corpus| match args.as_trained {
+                true => Ok(corpus.parted_labels()?.1),
+                false => Ok(corpus.labelled(Split::Dev)?),
+            };
+            let texts = corpora.iter().map(read).collect::<Result<Vec<_>>>()?.concat();
+            return Ok(Dev::Labelled(Labelled::Labels(texts)));
         }
         let read = |corpus: &Corpus| {
-            let set = corpus.entities(Split::Dev, args.offsets.unit())?;
+            let set = match args.as_trained {
+                true => corpus.parted_entities(unit)?.1,
+                false => corpus.entities(Split::Dev, unit)?,
+            };
             corpus.check_known(&set, std::slice::from_ref(config))?;
             Ok(set)
         };

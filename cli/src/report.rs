@@ -60,7 +60,8 @@ pub struct Args {
     /// Resamples of each bootstrap
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     resamples: u32,
-    /// How long each model is timed, in a process of its own; with 0 nothing is timed, and the same files and seeds give the same bytes
+    /// How long each model is timed, in a process of its own; with 0 nothing is timed, and the same files and seeds give the same bytes,
+    /// but for how often the run was measured on the test set before
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     timing: f64,
     #[command(flatten)]
@@ -91,7 +92,10 @@ pub fn run(args: Args) -> Result<()> {
     let sources = sources.collect::<Result<Vec<_>>>()?;
     let out = args.out.clone().unwrap_or_else(|| args.run.join("report"));
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-    note_reading(args.split, candidates.iter().map(|candidate| &candidate.path), &args.data)?;
+    // Once for each run, whatever the number of its models.
+    let mut measured: Vec<&PathBuf> = candidates.iter().map(|candidate| &candidate.path).collect();
+    measured.dedup_by_key(|path| path.parent());
+    note_reading(args.split, measured, &args.data)?;
 
     let bootstraps = Bootstraps { resamples: args.resamples as usize, seed: SEED };
     let noisy: Vec<Labelled> = noises.iter().map(|noise| data.noisy(noise, args.noise_seed)).collect();

@@ -111,6 +111,7 @@ impl RunArgs {
         let out = self.run.join(format!("model.{precision}.safetensors"));
         let mut args = quantize::Args::new(self.run.join("model"), out, precision, data);
         args.json = self.json;
+        args.as_trained = true;
         args
     }
 
@@ -129,7 +130,7 @@ impl RunArgs {
                 format!("{:.0}", 1e3 * stage.seconds_per_step),
                 stage.evaluations.to_string(),
                 format!("{:.1}", stage.seconds_per_evaluation),
-                format!("{:.0}", (seconds + stage.seconds_per_evaluation * stage.evaluations as f64) / 60.0),
+                format!("{:.1}", (seconds + stage.seconds_per_evaluation * stage.evaluations as f64) / 60.0),
             ]
         };
         let rows: Vec<Vec<String>> = std::iter::once(head).chain((1..).zip(&plan.stages).map(row)).collect();
@@ -137,7 +138,7 @@ impl RunArgs {
         let mib = |bytes: f64| format!("{:.0} MiB", bytes / f64::from(1 << 20));
         let memory = plan.peak_bytes.map(|bytes| format!(", {} of memory", mib(bytes as f64))).unwrap_or_default();
         print_line(&format!(
-            "about {:.0} minutes with {} threads, if the machine stays as it was in the last seconds{memory}, {} of disk",
+            "about {:.1} minutes with {} threads, if the machine stays as it was in the last seconds{memory}, {} of disk",
             plan.seconds / 60.0,
             plan.threads,
             mib(2.0 * plan.state_bytes as f64),

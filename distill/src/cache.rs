@@ -5,7 +5,7 @@
 //! owner alone. Files are read and not mapped: a mapped file that another process cuts short kills its reader.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -103,14 +103,17 @@ impl Entries {
     fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let mut file = private(path).map_err(io)?;
-        let is_writer = file.try_lock().is_ok();
+        // A file system without locks keeps nobody from writing.
+        let is_writer = !matches!(file.try_lock(), Err(TryLockError::WouldBlock));
         let length = file.metadata().map_err(io)?.len();
         if length == 0 && is_writer {
             file.write_all(&MAGIC).map_err(io)?;
         }
-        let mut magic = [0; MAGIC.len()];
+        let mut magic = Vec::new();
         file.seek(SeekFrom::Start(0)).map_err(io)?;
-        if file.read_exact(&mut magic).is_err() || magic != MAGIC {
+        (&mut file).take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(io)?;
+        // Empty, another process has just made it.
+        if magic != MAGIC && (is_writer || !magic.is_empty()) {
             return Err(Error::corrupt(format!(
                 "{}: not a teacher's answers, or of another version of this program; delete it, or name another folder",
                 path.display()
@@ -121,7 +124,8 @@ impl Entries {
         Ok(entries)
     }
 
-    /// Finds the entries of a file of `length` bytes; what a killed process left half written at its end is cut off.
+    /// Finds the entries of a file of `length` bytes. What a killed process left half written at its end is cut off, and what follows a
+    /// damaged length too, since nothing says where the next entry begins.
     fn scan(&mut self, length: u64) -> std::io::Result<()> {
         let mut reader = std::io::BufReader::new(self.file.try_clone()?);
         reader.seek(SeekFrom::Start(self.end))?;

@@ -234,11 +234,12 @@ fn differences(found: &Value, expected: &Value) -> Vec<String> {
             }
             "student" => all.push("student's shape".to_owned()),
             "student_sha256" => all.push("weights to start from".to_owned()),
-            "teacher_sha256" => all.push("teacher".to_owned()),
+            "teacher_sha256" | "teacher" => all.push("teacher".to_owned()),
             "data_sha256" => all.push("data".to_owned()),
             other => all.push(other.to_owned()),
         }
     }
+    all.dedup();
     if all.is_empty() {
         all.push("settings".to_owned());
     }

@@ -338,13 +338,17 @@ impl<'a> Sequences<'a> {
         let covers_all = self.outside[set].iter().sum::<f32>() <= 1.0;
         let tag = |tokens: &[Token]| {
             let words: Vec<Range<usize>> = tokens.iter().map(|t| t.range.clone()).collect();
-            let mut entities = example.entities.iter().peekable();
+            // Of several entities in one word the longest gives the tag, and so the weight.
+            let score = |word: &Range<usize>| {
+                let first = example.entities.partition_point(|entity| entity.range.end <= word.start);
+                let shared = example.entities[first..].iter().take_while(|entity| entity.range.start < word.end);
+                shared.max_by_key(|entity| entity.range.len()).map_or(1.0, |entity| entity.score)
+            };
             let tags = scheme.encode(&words, &spans).into_iter().zip(&words).map(|(tag, word)| {
-                while entities.next_if(|entity| entity.range.end <= word.start).is_some() {}
                 Some(match scheme.label_of(tag) {
                     None if !covers_all => Allowed::Outside(set),
                     None => Allowed::One(tag, 1.0),
-                    Some(_) => Allowed::One(tag, entities.peek().map_or(1.0, |entity| entity.score)),
+                    Some(_) => Allowed::One(tag, score(word)),
                 })
             });
             tags.collect::<Vec<_>>()

@@ -5,7 +5,7 @@ use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result};
 use burn::tensor::Device;
 use nalgebra::DMatrix;
 
-use crate::embeddings::{cosines, leading};
+use crate::factorize::{cosines, leading};
 
 /// The shape of a student that starts from its teacher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ fn student(
     let is_rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
     if layers.is_empty() || !is_rising || layers[0] == 0 || layers.iter().any(|&l| l > most) {
         return Err(Error::invalid_input(format!(
-            "layers {layers:?}: expected rising numbers in 1..={most}, the teacher's layers"
+            "layers {layers:?}: expected rising numbers in 1..={most}, the layers that are there"
         )));
     }
     let config = narrowed(&teacher.config, shape)?;
@@ -99,7 +99,7 @@ fn state_basis(teacher: &Checkpoint, layers: &[usize], texts: &[&str], width: us
     let model = Model::load(config, &mut teacher.weights.clone(), &device)?;
     let (mut squares, mut tokens) = (DMatrix::zeros(config.hidden_size, config.hidden_size), 0);
     // Evenly taken, each token with the text around it: about as many texts as have the most tokens.
-    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    let bytes: usize = texts.iter().map(|text| text.len().min(4 * config.max_tokens())).sum();
     for text in texts.iter().step_by(bytes.div_ceil(4 * MAX_TOKENS).max(1)) {
         let ids: Vec<u32> =
             teacher.tokenizer.encode(text)?.iter().map(|t| t.id).take(config.max_tokens() - 2).collect();

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ampoule::bundle::PoolingMode;
+use ampoule::bundle::{PoolingMode, weights_sha256};
 use ampoule::decode::Scheme;
 use ampoule::model::{FrozenModel, FrozenOutputs, HiddenState};
 use ampoule::text::{Token, Tokenizer};
 use ampoule::{Batch, Checkpoint, Error, Result, Task};
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
+use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
 use crate::losses::{Outputs, Term};
@@ -30,6 +31,17 @@ impl Teacher {
     /// This checkpoint, whose tokenizer may be another one than the student's.
     pub fn new(checkpoint: Checkpoint) -> Self {
         Teacher { checkpoint, cache: None }
+    }
+
+    pub(crate) fn without_cache(self) -> Self {
+        Teacher { cache: None, ..self }
+    }
+
+    /// Tells it from another teacher: its weights and what is computed of them.
+    fn sha256(&self) -> String {
+        let hash = Sha256::new().chain_update(weights_sha256(&self.checkpoint.weights));
+        let hash = hash.chain_update(self.checkpoint.config.to_json().to_string());
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Keeps its answers in `folder`, a file of at most `max_bytes`, and takes from there what is asked again: a second run with the same
@@ -50,9 +62,17 @@ pub(crate) struct Answering {
 
 impl Answering {
     /// A teacher has to answer with the student's labels.
-    pub(crate) fn load(teacher: Teacher, sha256: &str, student: &Checkpoint) -> Result<Self> {
+    pub(crate) fn load(teacher: Teacher, student: &Checkpoint) -> Result<Self> {
+        let sha256 = teacher.sha256();
         let Teacher { checkpoint: mut teacher, cache } = teacher;
         let config = &teacher.config;
+        if config.task != student.config.task {
+            return Err(Error::incompatible(format!(
+                "the teacher's task is {}, the student's {}; both have to answer the same",
+                config.task.as_str(),
+                student.config.task.as_str()
+            )));
+        }
         if config.id2label != student.config.id2label {
             return Err(Error::incompatible(format!(
                 "teacher and student have different labels: {:?} and {:?}",
@@ -63,7 +83,7 @@ impl Answering {
             Task::TokenClassification => Scheme::new(&config.id2label)?.continued(),
             _ => Vec::new(),
         };
-        let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, sha256, max_bytes)).transpose()?;
+        let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, &sha256, max_bytes)).transpose()?;
         let model = FrozenModel::load(config, &mut teacher.weights)?;
         Ok(Answering { model, pooling: teacher.pooling.mode, goes_on, cache })
     }
@@ -274,7 +294,7 @@ impl Reader {
     /// What the teacher reads where its student reads `tokens`, of a text that was `clean` before it got noise; none where that is the
     /// same.
     pub(crate) fn read(&self, tokens: &[Token], clean: &Clean) -> Result<Option<Reading>> {
-        if self.is_same && clean.back.changes().is_empty() {
+        if self.is_same && clean.back.changes().is_empty() && tokens.len() <= self.window {
             return Ok(None);
         }
         let ranges: Vec<Range<usize>> = tokens.iter().map(|token| clean.back.map(token.range.clone())).collect();
@@ -283,7 +303,7 @@ impl Reader {
             _ => (0, 0),
         };
         // What was left out just before belongs to the first word: it may be its first letter.
-        let left_out = clean.back.changes().iter().find(|(_, was)| was.end == start);
+        let left_out = clean.back.changes().iter().find(|(now, was)| now.is_empty() && was.end == start);
         let start = clean.text.floor_char_boundary(left_out.map_or(start, |(_, was)| was.start));
         let text = &clean.text[start..clean.text.ceil_char_boundary(end)];
         let mut read = self.tokenizer.encode(text)?;

@@ -146,6 +146,8 @@ fn with_threads(
 pub fn plan(student: Checkpoint, teacher: Option<Teacher>, data: &Data, config: &TrainConfig) -> Result<Plan> {
     let stages = config.checked_stages(teacher.is_some())?;
     let (config, stages) = with_threads(config, stages, None);
+    // With its cache, a second plan would find the answers that the first had computed.
+    let teacher = teacher.map(Teacher::without_cache);
     let workers = (0..config.threads).map(|_| pool(1)).collect::<Result<_>>()?;
     let measure = || {
         let (trainer, _) = Trainer::new(student, teacher, data, &config, stages, workers)?;
@@ -194,6 +196,13 @@ pub struct PlannedStage {
 /// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written.
 pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
     let stages = config.checked_stages(true)?;
+    if let Data::Entities { train, .. } = data
+        && train.iter().flat_map(|set| &set.examples).flat_map(|e| &e.entities).any(|entity| entity.score < 1.0)
+    {
+        return Err(Error::invalid_input(
+            "batches are written without weights, and entities have scores below 1; take the scores out",
+        ));
+    }
     let [config] = stages.as_slice() else {
         return Err(Error::invalid_input("only the batches of a run of one stage can be written; take `stages` out"));
     };
@@ -271,9 +280,9 @@ impl<'a> Trainer<'a> {
             student.config.classifier_dropout = Some(p);
         }
         let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.checkpoint.weights));
+        let teacher_config = teacher.as_ref().map(|teacher| teacher.checkpoint.config.to_json());
         let reader = teacher.as_ref().map(|teacher| Reader::new(&teacher.checkpoint, &student));
-        let load = |(teacher, sha256): (Teacher, &String)| Answering::load(teacher, sha256, &student);
-        let teacher = teacher.zip(teacher_sha256.as_ref()).map(load).transpose()?;
+        let teacher = teacher.map(|teacher| Answering::load(teacher, &student)).transpose()?;
         let sequences = Sequences::new(&student, reader, data)?;
         let mut number = 0;
         let mut planned = Vec::new();
@@ -293,6 +302,7 @@ impl<'a> Trainer<'a> {
             "student": student.config.to_json(),
             "student_sha256": weights_sha256(&student.weights),
             "teacher_sha256": teacher_sha256,
+            "teacher": teacher_config,
             "data_sha256": data.sha256(),
         });
         let model = Model::load(&student.config, &mut student.weights, &Device::flex())?;
@@ -577,7 +587,9 @@ impl<'a> Trainer<'a> {
         let bundle = self.folder.bundle_path();
         let quantized = (self.config().precision == Precision::Int8).then_some(bundle.as_path());
         let score = dev_score(now.clone(), self.data, quantized, &self.options())?;
-        let is_best = self.best.as_ref().is_none_or(|best| score.value > best.score);
+        // Where nothing is found yet, the later weights are nearer to it.
+        let is_better = |best: &Best| score.value > best.score || best.score == 0.0;
+        let is_best = self.best.as_ref().is_none_or(is_better);
         if is_best {
             self.folder.save_best(self.step, &now)?;
             self.best = Some(Best { step: self.step, score: score.value, since: 0 });

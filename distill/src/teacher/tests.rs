@@ -41,7 +41,7 @@ fn taught(teacher: &str, text: &str, alignment: &Alignment) -> (Tags, Tags) {
     let reading = reader.read(&tokens, &clean).unwrap().expect("it reads something else");
     let of_teacher: BTreeMap<usize, u32> =
         gold(&scheme, &teacher.tokenizer.encode(TEXT).unwrap(), &spans).into_iter().collect();
-    let answering = Answering::load(Teacher::new(teacher), "", &student).unwrap();
+    let answering = Answering::load(Teacher::new(teacher), &student).unwrap();
     let labels = student.config.id2label.len();
     let found = (0..).zip(&reading.answers).filter_map(|(position, answer)| {
         let Answer { at, is_further } = (*answer)?;
@@ -146,7 +146,7 @@ fn embeddings_are_the_embedders_of_the_clean_text() {
         let readings: Vec<Reading> = texts.iter().map(read).collect();
         let embedder = ampoule::Embedder::from_checkpoint(teacher.clone(), &ampoule::Options::default()).unwrap();
         let expected = embedder.embed_batch(&texts).unwrap();
-        let answering = Answering::load(Teacher::new(teacher), "", &student).unwrap();
+        let answering = Answering::load(Teacher::new(teacher), &student).unwrap();
         let terms = [Term::Embedding { weight: 1.0, temperature: 0.05 }];
         let found = answering.outputs(&terms, &readings, [3, 24], &Device::flex()).unwrap();
         assert!(found.logits.is_none() && found.states.is_empty());
