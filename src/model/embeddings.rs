@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::attention::add_norm;
 use super::config::ModelConfig;
 use super::linear::{Linear, load_vector};
 use super::noise::Noise;
@@ -17,6 +18,7 @@ pub struct Embeddings {
     position_embeddings: Embedding,
     token_type_embeddings: Option<Embedding>,
     layer_norm: LayerNorm,
+    epsilon: f64,
     dropout: f64,
     first_position: usize,
     /// Whether words' rows are [`fake_quantize`](super::linear::fake_quantize)d.
@@ -45,6 +47,7 @@ impl Embeddings {
             position_embeddings,
             token_type_embeddings,
             layer_norm: load_layer_norm(source, "embeddings.LayerNorm", width, config, device)?,
+            epsilon: config.layer_norm_eps,
             dropout: config.hidden_dropout_prob,
             first_position: config.first_position(),
             #[cfg(feature = "autodiff")]
@@ -66,8 +69,9 @@ impl Embeddings {
         if let Some(types) = &self.token_type_embeddings {
             rows = rows + types.weight.val().slice(0..1);
         }
-        let x = words + rows.unsqueeze_dim::<3>(0); // [batch, seq, embedding]
-        Noise::drop(noise, self.layer_norm.forward(x), self.dropout)
+        let rows = rows.unsqueeze_dim::<3>(0).expand(words.dims()); // [batch, seq, embedding]
+        let x = add_norm(words, rows, None, &self.layer_norm, self.epsilon);
+        Noise::drop(noise, x, self.dropout)
     }
 }
 
