@@ -51,6 +51,18 @@ impl Batch {
         sequences.flat_map(|(ids, &n)| ids[..n].iter().enumerate().map(|(at, &id)| (id as usize, at)))
     }
 
+    /// The ids that occur, rising, and the same batch with each id's place among them in its stead: for a model that has the embeddings of
+    /// these words alone.
+    #[cfg(feature = "autodiff")]
+    pub fn with_own_words(&self) -> (Vec<i32>, Batch) {
+        let mut words = self.input_ids.clone();
+        words.sort_unstable();
+        words.dedup();
+        let place = |id: &i32| words.partition_point(|word| word < id) as i32;
+        let input_ids = self.input_ids.iter().map(place).collect();
+        (words, Batch { input_ids, ..self.clone() })
+    }
+
     /// `[batch, seq]`
     pub(crate) fn input_ids(&self, device: &Device) -> Tensor<2, Int> {
         let data = TensorData::new(self.input_ids.clone(), [self.lengths.len(), self.seq]);

@@ -20,7 +20,7 @@ use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::config::TrainConfig;
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, Targets, losses};
-use crate::optimizer::{NamedGradients, OptimizerState};
+use crate::optimizer::{NamedGradients, OptimizerState, WORDS};
 use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Sequences};
 
@@ -403,14 +403,16 @@ impl<'a> Trainer<'a> {
     /// The terms and the gradient of one part of a step.
     fn compute(&self, batch: &Batch, targets: &Targets, noise: Noise) -> Result<Part> {
         let device = Device::flex().autodiff();
+        let (words, own) = batch.with_own_words();
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
-        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze: &self.config().freeze });
+        let freeze = &self.config().freeze;
+        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze, words: &words });
         let model = match self.config().precision {
             Precision::Int8 => model.fake_quantized(),
             _ => model,
         };
         let terms = &self.config().terms;
-        let student = Outputs::of_student(&model, terms, batch, &device, Some(noise))?;
+        let student = Outputs::of_student(&model, terms, &own, &device, Some(noise))?;
         let teacher = self.teacher.as_ref().filter(|_| terms.iter().any(|term| term.needs_teacher()));
         let teacher = teacher.map(|teacher| Outputs::of_teacher(teacher, terms, batch, &device)).transpose()?;
         let values = losses(terms, &student, teacher.as_ref(), batch, targets, &device)?;
@@ -421,7 +423,7 @@ impl<'a> Trainer<'a> {
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        Ok(Part { terms: found, gradient: NamedGradients::collect(&model, loss.backward()) })
+        Ok(Part { terms: found, gradient: NamedGradients::collect(&model, loss.backward(), words) })
     }
 
     /// The student with its weights as they are now.
@@ -500,10 +502,12 @@ struct Part {
     gradient: NamedGradients,
 }
 
-/// Puts a model on the device with autodiff, each parameter a new leaf, the frozen ones constants.
+/// Puts a model on the device with autodiff, each parameter a new leaf, the frozen ones constants. Of the embeddings of words it has the
+/// rows of `words` alone: a gradient of all would be zeros, most of them.
 struct Lift<'a> {
     path: Vec<String>,
     freeze: &'a [String],
+    words: &'a [i32],
 }
 
 impl ModuleMapper for Lift<'_> {
@@ -518,7 +522,10 @@ impl ModuleMapper for Lift<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = parameter_name(&self.path);
         let is_frozen = self.freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
-        let lifted = param.map(|tensor| tensor.autodiff());
+        let lifted = param.map(|tensor| match name == WORDS {
+            true => tensor.clone().select(0, Tensor::from_data(self.words, &tensor.device())).autodiff(),
+            false => tensor.autodiff(),
+        });
         lifted.set_require_grad(!is_frozen)
     }
 }
