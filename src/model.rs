@@ -12,6 +12,7 @@ mod fused;
 mod heads;
 mod linear;
 mod noise;
+mod norm;
 mod packed;
 mod weights;
 
@@ -105,7 +106,7 @@ impl Model {
         noise: &mut Option<Noise>,
         observe: &mut Observe,
     ) -> Result<Tensor<3>> {
-        let padding = Padding { lengths: batch.lengths(), mask: batch.score_mask(device) };
+        let padding = Padding::of(batch, device);
         let mut x = self.embeddings.forward(batch.input_ids(device), noise);
         if let Some(project) = &self.embeddings_project {
             x = project.forward(x);

@@ -1,27 +1,37 @@
 //! Multi-head self-attention (Vaswani et al. 2017), as BERT lays it out.
 
 use burn::module::Module;
-use burn::nn::LayerNorm;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 
 use super::config::ModelConfig;
-use super::embeddings::load_layer_norm;
 #[cfg(feature = "autodiff")]
 use super::fused;
 use super::linear::Linear;
-use super::noise::{Noise, dropped};
+use super::noise::Noise;
+use super::norm::Norm;
 use super::weights::WeightSource;
 use super::{HiddenState, Observe};
+use crate::batch::Batch;
 use crate::error::Result;
-use crate::kernels::Dropout;
 
 /// What of a batch is padding.
-pub(crate) struct Padding<'a> {
+pub(crate) struct Padding {
     /// Tokens of each sequence, padding not counted.
-    pub(crate) lengths: &'a [usize],
+    #[cfg(feature = "autodiff")]
+    lengths: Vec<usize>,
     /// What is added to the scores, `[batch, 1, 1, seq]`; none where nothing is padded.
-    pub(crate) mask: Option<Tensor<4>>,
+    mask: Option<Tensor<4>>,
+}
+
+impl Padding {
+    pub(super) fn of(batch: &Batch, device: &Device) -> Self {
+        Padding {
+            #[cfg(feature = "autodiff")]
+            lengths: batch.lengths().to_vec(),
+            mask: batch.score_mask(device),
+        }
+    }
 }
 
 /// Attention with its output projection, residual and layer norm.
@@ -45,8 +55,7 @@ pub struct SelfAttention {
 #[derive(Module, Debug)]
 pub struct Residual {
     dense: Linear,
-    layer_norm: LayerNorm,
-    epsilon: f64,
+    layer_norm: Norm,
     dropout: f64,
 }
 
@@ -109,7 +118,7 @@ impl SelfAttention {
                 observe(state(number), &qkv.clone().narrow(2, part * hidden, hidden))?;
             }
             let dropout = Noise::dropout(noise, self.dropout);
-            return Ok(fused::attention(kernel, qkv, self.num_heads, padding.lengths, dropout));
+            return Ok(fused::attention(kernel, qkv, self.num_heads, &padding.lengths, dropout));
         }
         let width = hidden / self.num_heads;
         let heads = |x: Tensor<3>| -> Tensor<4> {
@@ -142,8 +151,7 @@ impl Residual {
         let h = config.hidden_size;
         Ok(Residual {
             dense: Linear::load(source, &format!("{name}.dense"), h, inputs, device)?,
-            layer_norm: load_layer_norm(source, &format!("{name}.LayerNorm"), h, config, device)?,
-            epsilon: config.layer_norm_eps,
+            layer_norm: Norm::load(source, &format!("{name}.LayerNorm"), h, config, device)?,
             dropout: config.hidden_dropout_prob,
         })
     }
@@ -156,25 +164,6 @@ impl Residual {
     /// `x` `[batch, seq, in]`, `input` `[batch, seq, hidden]` -> `[batch, seq, hidden]`
     pub(crate) fn forward(&self, x: Tensor<3>, input: Tensor<3>, noise: &mut Option<Noise>) -> Tensor<3> {
         let dropout = Noise::dropout(noise, self.dropout);
-        add_norm(self.dense.forward(x), input, dropout, &self.layer_norm, self.epsilon)
+        self.layer_norm.forward(self.dense.forward(x), input, dropout)
     }
-}
-
-/// The layer norm of `dropout(x) + residual`, all `[batch, seq, hidden]`.
-pub(super) fn add_norm(
-    x: Tensor<3>,
-    residual: Tensor<3>,
-    dropout: Option<Dropout>,
-    norm: &LayerNorm,
-    epsilon: f64,
-) -> Tensor<3> {
-    #[cfg(feature = "autodiff")]
-    if let (Some(kernel), Some(beta)) = (fused::kernel(&x), &norm.beta) {
-        return fused::add_norm(kernel, x, residual, dropout, [norm.gamma.val(), beta.val()], epsilon);
-    }
-    let x = match dropout {
-        Some(dropout) => dropped(dropout, x),
-        None => x,
-    };
-    norm.forward(x + residual)
 }
