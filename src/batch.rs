@@ -51,6 +51,22 @@ impl Batch {
         sequences.flat_map(|(ids, &n)| ids[..n].iter().enumerate().map(|(at, &id)| (id as usize, at)))
     }
 
+    /// The ids that occur in `batches`, rising.
+    #[cfg(feature = "autodiff")]
+    pub fn own_words<'b>(batches: impl Iterator<Item = &'b Batch>) -> Vec<i32> {
+        let mut words: Vec<i32> = batches.flat_map(|batch| batch.input_ids.iter().copied()).collect();
+        words.sort_unstable();
+        words.dedup();
+        words
+    }
+
+    /// The batch with each id's place among `words`, where it is: what a model reads that has the words of these rows alone.
+    #[cfg(feature = "autodiff")]
+    pub fn of_words(&self, words: &[i32]) -> Batch {
+        let place = |id: &i32| words.partition_point(|word| word < id) as i32;
+        Batch { input_ids: self.input_ids.iter().map(place).collect(), ..self.clone() }
+    }
+
     /// `[batch, seq]`
     pub(crate) fn input_ids(&self, device: &Device) -> Tensor<2, Int> {
         let data = TensorData::new(self.input_ids.clone(), [self.lengths.len(), self.seq]);

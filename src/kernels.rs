@@ -22,10 +22,13 @@
 #[cfg(target_arch = "aarch64")]
 mod arm;
 mod body;
+mod dropout;
 mod scalar;
 mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "autodiff")]
+mod training;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod wasm;
 #[cfg(target_arch = "x86_64")]
@@ -33,7 +36,11 @@ mod x86;
 
 use std::fmt;
 
+pub use dropout::Dropout;
+pub(crate) use dropout::{STEP, mix};
 use simd::Simd;
+#[cfg(feature = "autodiff")]
+pub use training::{AdamStep, Heads, multiply};
 
 /// The non-linearity after a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +63,6 @@ const VECTORS: usize = 2;
 pub struct Kernel(&'static Arm);
 
 type AddNorm = unsafe fn(&[f32], &mut [f32], &[f32], &[f32], f32);
-#[cfg(feature = "autodiff")]
-type Tangents = unsafe fn(&[f32], &mut [f32], &mut [f32]);
 type Attend = unsafe fn(&[f32], [usize; 3], &mut Vec<f32>, &mut [f32]);
 
 struct Arm {
@@ -70,7 +75,7 @@ struct Arm {
     add_norm: AddNorm,
     attend: Attend,
     #[cfg(feature = "autodiff")]
-    gelu_tangents: Tangents,
+    train: unsafe fn(training::Pass),
 }
 
 macro_rules! arm {
@@ -94,9 +99,9 @@ macro_rules! arm {
             }
             #[cfg(feature = "autodiff")]
             $(#[target_feature(enable = $feature)])?
-            unsafe fn gelu_tangents(x: &[f32], slopes: &mut [f32], offsets: &mut [f32]) {
+            unsafe fn train(pass: training::Pass) {
                 // SAFETY: the caller's word.
-                unsafe { body::gelu_tangents::<$simd>(x, slopes, offsets) }
+                unsafe { training::run::<$simd>(pass) }
             }
             pub(super) static ARM: Arm = Arm {
                 name: $name,
@@ -108,7 +113,7 @@ macro_rules! arm {
                 add_norm,
                 attend,
                 #[cfg(feature = "autodiff")]
-                gelu_tangents,
+                train,
             };
         }
     };
@@ -199,16 +204,6 @@ impl Kernel {
         }
         // SAFETY: a `Kernel` is made of available arms alone; the lengths were checked.
         unsafe { (self.0.add_norm)(x, residual, gamma, beta, epsilon) }
-    }
-
-    /// The tangents of gelu (Hendrycks and Gimpel 2016) at each value: its derivative `Φ(x) + x φ(x)`, and what that times `x` lacks of
-    /// `x Φ(x)`. Both are within 1e-6 up to |x| = 10.
-    #[cfg(feature = "autodiff")]
-    pub fn gelu_tangents(self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (mut slopes, mut offsets) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        // SAFETY: a `Kernel` is made of available arms alone; the lengths are one.
-        unsafe { (self.0.gelu_tangents)(x, &mut slopes, &mut offsets) };
-        (slopes, offsets)
     }
 
     /// Attention of one head over one sequence (Vaswani et al. 2017): `softmax(q k^T / sqrt(width)) v` -> `[seq, width]`.

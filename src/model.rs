@@ -7,9 +7,12 @@ mod attention;
 mod config;
 mod embeddings;
 mod encoder;
+#[cfg(feature = "autodiff")]
+mod fused;
 mod heads;
 mod linear;
 mod noise;
+mod norm;
 mod packed;
 mod weights;
 
@@ -18,9 +21,12 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 
+use self::attention::Padding;
 pub use self::config::{MAX_DIMENSION, ModelConfig, ModelType, Task};
 use self::embeddings::Embeddings;
 use self::encoder::Encoder;
+#[cfg(feature = "autodiff")]
+pub use self::fused::give_back;
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;
@@ -100,14 +106,14 @@ impl Model {
         noise: &mut Option<Noise>,
         observe: &mut Observe,
     ) -> Result<Tensor<3>> {
-        let mask = batch.score_mask(device);
+        let padding = Padding::of(batch, device);
         let mut x = self.embeddings.forward(batch.input_ids(device), noise);
         if let Some(project) = &self.embeddings_project {
             x = project.forward(x);
         }
         observe(HiddenState::Layer(0), &x)?;
         for (layer, number) in self.encoder.layer.iter().zip(1..) {
-            x = layer.forward(x, mask.as_ref(), number, noise, observe)?;
+            x = layer.forward(x, &padding, number, noise, observe)?;
             observe(HiddenState::Layer(number), &x)?;
         }
         Ok(x)

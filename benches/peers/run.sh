@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Ampoule beside its peers on this machine: installs them, makes each one's form of the same models, times all by turns.
+# Ampoule beside its peers on this machine: installs them, makes each one's form of the same models, times all by turns; then a step of
+# training beside torch's.
 #   benches/peers/run.sh all-MiniLM-L6-v2 [more arguments of `peers.py compare`, such as --rounds 10]
 # The published folder is the only thing it does not fetch. Results: benches/record/, or what AMPOULE_RECORD names, without an ending.
 set -euo pipefail
@@ -19,4 +20,6 @@ cargo build --release --locked >&2
 out=${AMPOULE_RECORD:-../record/$(uname -m)/peers.$(date +%F)}
 "$python" peers.py compare --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" "$@"
 "$python" peers.py threads --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" --rounds 40
+train=$(cd ../.. && cargo bench -p ampoule-distill --bench train --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p' | xargs realpath)
+"$python" train.py compare --work "$work" --minilm "$minilm" --ampoule "$train" --out "$out.train"
 "$python" peers.py start --work "$work" --minilm "$minilm" --peers "$work/target/release/peers" --out "$out" --rounds 10

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use ampoule::model::{Model, parameter_name};
+use ampoule::kernels::{AdamStep, Kernel};
+use ampoule::model::{Model, give_back, parameter_name};
 use ampoule::{Error, Result};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
@@ -60,6 +61,20 @@ impl AdamW {
         };
         self.learning_rate * share.clamp(0.0, 1.0)
     }
+
+    /// The update of this number, from 1, of gradients that are multiplied by `scale`. The bias corrections are folded into the rate and
+    /// epsilon, in f64.
+    fn step(&self, rate: f64, number: u64, scale: f64) -> AdamStep {
+        AdamStep {
+            scale: scale as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            rate: (rate / (1.0 - self.beta1.powi(number as i32))) as f32,
+            root2: (1.0 / (1.0 - self.beta2.powi(number as i32)).sqrt()) as f32,
+            epsilon: self.epsilon as f32,
+            decay: (1.0 - rate * self.weight_decay) as f32,
+        }
+    }
 }
 
 /// First and second moments of one parameter, in its layout in memory.
@@ -89,71 +104,98 @@ impl OptimizerState {
         model: &mut Model,
         gradient: NamedGradients,
     ) -> Result<f64> {
-        let norm = gradient.0.values().map(|g| squared_norm(g)).sum::<f64>().sqrt();
+        let kernel = kernel()?;
+        let norm = gradient.0.values().map(|g| squared_norm(kernel, &g.values)).sum::<f64>().sqrt();
         if !norm.is_finite() {
             return Err(Error::invalid_input(format!("the gradient is not finite ({norm}); lower the learning rate")));
         }
         self.updates += 1;
         let scale = if norm > config.max_grad_norm { config.max_grad_norm / (norm + 1e-6) } else { 1.0 };
-        let step = Update {
-            scale: scale as f32,
-            beta1: config.beta1 as f32,
-            beta2: config.beta2 as f32,
-            // The bias corrections are folded into the rate and epsilon, in f64.
-            rate: (rate / (1.0 - config.beta1.powi(self.updates as i32))) as f32,
-            root2: (1.0 / (1.0 - config.beta2.powi(self.updates as i32)).sqrt()) as f32,
-            epsilon: config.epsilon as f32,
-            decay: (1.0 - rate * config.weight_decay) as f32,
-        };
-        let mut apply = Apply { path: Vec::new(), gradients: gradient.0, moments: &mut self.moments, step };
-        *model = std::mem::replace(model, model.clone()).map(&mut apply);
+        let step = config.step(rate, self.updates, scale);
+        let mut apply = Apply { path: Vec::new(), gradients: gradient.0, moments: &mut self.moments, kernel, step };
+        // Nothing else has the weights then, and they are changed in place.
+        let hollow = model.clone().map(&mut Hollow);
+        *model = std::mem::replace(model, hollow).map(&mut apply);
         Ok(norm)
     }
+}
+
+/// The scalar one is as right as the others.
+fn kernel() -> Result<Kernel> {
+    Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))
 }
 
 /// Values that one task works on.
 const BLOCK: usize = 1 << 14;
 
 /// Summed by blocks in a fixed order, so that the clipping, and with it a whole run, is the same each time.
-fn squared_norm(values: &[f32]) -> f64 {
-    values
-        .par_chunks(BLOCK)
-        .map(|block| block.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>())
-        .collect::<Vec<_>>()
-        .into_iter()
-        .sum()
+fn squared_norm(kernel: Kernel, values: &[f32]) -> f64 {
+    values.par_chunks(BLOCK).map(|block| kernel.squared_norm(block)).collect::<Vec<_>>().into_iter().sum()
+}
+
+/// The gradient of one parameter, on the host.
+struct Gradient {
+    /// Of a matrix, the rows that it is of, rising, where that of the others is zero.
+    rows: Option<Vec<i32>>,
+    values: Vec<f32>,
+}
+
+impl Gradient {
+    /// Adds another of the same parameter.
+    fn add(&mut self, other: Gradient) {
+        let (Some(rows), Some(other_rows)) = (&self.rows, &other.rows) else {
+            let sums = self.values.par_chunks_mut(BLOCK);
+            sums.zip(other.values.par_chunks(BLOCK)).for_each(|(sums, values)| {
+                sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+            });
+            return give_back(other.values);
+        };
+        let width = self.values.len() / rows.len().max(1);
+        let mut all = [rows.as_slice(), other_rows].concat();
+        all.sort_unstable();
+        all.dedup();
+        let mut values = vec![0.0; all.len() * width];
+        for (rows, from) in [(rows, &self.values), (other_rows, &other.values)] {
+            for (row, from) in rows.iter().zip(from.chunks(width)) {
+                let to = &mut values[all.partition_point(|r| r < row) * width..][..width];
+                to.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
+            }
+        }
+        *self = Gradient { rows: Some(all), values };
+    }
 }
 
 /// A gradient on the host, by parameter name.
 #[derive(Default)]
-pub(crate) struct NamedGradients(BTreeMap<String, Vec<f32>>);
+pub(crate) struct NamedGradients(BTreeMap<String, Gradient>);
+
+/// The parameter of which a model in a worker has the rows of its batch alone.
+pub(crate) const WORDS: &str = "embeddings.word_embeddings.weight";
 
 impl NamedGradients {
-    /// Takes the gradients of `model`'s parameters out of Burn's container.
-    pub(crate) fn collect(model: &Model, gradients: Gradients) -> Self {
+    /// Takes the gradients of `model`'s parameters out of Burn's container; `words` are the rows of [`WORDS`] that the model has.
+    pub(crate) fn collect(model: &Model, gradients: Gradients, words: Vec<i32>) -> Self {
         let mut collect = Collect { path: Vec::new(), gradients, found: BTreeMap::new() };
         model.visit(&mut collect);
+        if let Some(gradient) = collect.found.get_mut(WORDS) {
+            gradient.rows = Some(words);
+        }
         NamedGradients(collect.found)
     }
 
     #[cfg(test)]
     pub(crate) fn into_values(self) -> BTreeMap<String, Vec<f32>> {
-        self.0
+        self.0.into_iter().map(|(name, gradient)| (name, gradient.values)).collect()
     }
 
     /// Adds the gradient of another part of the step.
     pub(crate) fn add(&mut self, other: NamedGradients) {
-        for (name, values) in other.0 {
+        for (name, gradient) in other.0 {
             match self.0.entry(name) {
                 Entry::Vacant(slot) => {
-                    slot.insert(values);
+                    slot.insert(gradient);
                 }
-                Entry::Occupied(mut slot) => {
-                    let sums = slot.get_mut().par_chunks_mut(BLOCK);
-                    sums.zip(values.par_chunks(BLOCK)).for_each(|(sums, values)| {
-                        sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
-                    });
-                }
+                Entry::Occupied(mut slot) => slot.get_mut().add(gradient),
             }
         }
     }
@@ -162,7 +204,7 @@ impl NamedGradients {
 struct Collect {
     path: Vec<String>,
     gradients: Gradients,
-    found: BTreeMap<String, Vec<f32>>,
+    found: BTreeMap<String, Gradient>,
 }
 
 impl ModuleVisitor for Collect {
@@ -176,17 +218,27 @@ impl ModuleVisitor for Collect {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad_remove(&mut self.gradients) {
-            let values = gradient.into_data_as::<f32>().try_into_vec::<f32>();
-            self.found.insert(parameter_name(&self.path), values.unwrap_or_default());
+            let values = gradient.into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
+            self.found.insert(parameter_name(&self.path), Gradient { rows: None, values });
         }
+    }
+}
+
+/// Leaves of a model what it is, and none of its tensors.
+struct Hollow;
+
+impl ModuleMapper for Hollow {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| Tensor::empty([0; D], &tensor.device()))
     }
 }
 
 struct Apply<'a> {
     path: Vec<String>,
-    gradients: BTreeMap<String, Vec<f32>>,
+    gradients: BTreeMap<String, Gradient>,
     moments: &'a mut BTreeMap<String, Moments>,
-    step: Update,
+    kernel: Kernel,
+    step: AdamStep,
 }
 
 impl ModuleMapper for Apply<'_> {
@@ -205,48 +257,36 @@ impl ModuleMapper for Apply<'_> {
         };
         let decays = !(name.ends_with(".bias") || name.contains("LayerNorm"));
         let moments = self.moments.entry(name).or_default();
-        moments.first.resize(gradient.len(), 0.0);
-        moments.second.resize(gradient.len(), 0.0);
-        let step = self.step;
+        let step = AdamStep { decay: if decays { self.step.decay } else { 1.0 }, ..self.step };
         param.map(|tensor| {
             let device = tensor.device();
             let data = tensor.into_data_as::<f32>();
             let shape = data.shape().clone();
             let mut weights = data.try_into_vec::<f32>().unwrap_or_default();
-            step.apply(decays, &mut weights, &gradient, moments);
+            moments.first.resize(weights.len(), 0.0);
+            moments.second.resize(weights.len(), 0.0);
+            apply(self.kernel, step, &mut weights, &gradient, moments);
+            give_back(gradient.values);
             Tensor::from_data(TensorData::new(weights, shape), &device)
         })
     }
 }
 
-#[derive(Clone, Copy)]
-struct Update {
-    scale: f32,
-    beta1: f32,
-    beta2: f32,
-    rate: f32,
-    root2: f32,
-    epsilon: f32,
-    decay: f32,
-}
-
-impl Update {
-    fn apply(self, decays: bool, weights: &mut [f32], gradient: &[f32], moments: &mut Moments) {
-        let decay = if decays { self.decay } else { 1.0 };
-        weights
-            .par_chunks_mut(BLOCK)
-            .zip(gradient.par_chunks(BLOCK))
-            .zip(moments.first.par_chunks_mut(BLOCK).zip(moments.second.par_chunks_mut(BLOCK)))
-            .for_each(|((weights, gradient), (first, second))| {
-                let slots = weights.iter_mut().zip(gradient).zip(first.iter_mut().zip(second));
-                for ((w, &g), (m, v)) in slots {
-                    let g = g * self.scale;
-                    *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-                    *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-                    *w = *w * decay - self.rate * *m / (v.sqrt() * self.root2 + self.epsilon);
-                }
-            });
-    }
+/// Makes `step` of the weights, and of every row where the gradient has some alone.
+fn apply(kernel: Kernel, step: AdamStep, weights: &mut [f32], gradient: &Gradient, moments: &mut Moments) {
+    let width = match &gradient.rows {
+        Some(rows) => gradient.values.len() / rows.len().max(1),
+        None => BLOCK,
+    };
+    let of_block = |number: usize| match &gradient.rows {
+        None => gradient.values.chunks(width).nth(number),
+        Some(rows) => rows.binary_search(&(number as i32)).ok().map(|at| &gradient.values[at * width..][..width]),
+    };
+    let moments = moments.first.par_chunks_mut(width).zip(moments.second.par_chunks_mut(width));
+    let blocks = weights.par_chunks_mut(width).zip(moments).enumerate();
+    blocks.for_each(|(number, (weights, (first, second)))| {
+        kernel.adam(step, weights, of_block(number), first, second);
+    });
 }
 
 #[cfg(test)]
@@ -262,34 +302,42 @@ mod tests {
         assert_eq!(adam.rate(100, 100), 0.0);
     }
 
-    /// The textbook form, in f64, with its bias corrections written out.
+    /// The textbook form, in f64, with its bias corrections written out; rows without a gradient have one of zeros.
     #[test]
-    fn an_update_is_adamw() {
+    fn an_update_is_adamw_whether_its_gradient_is_of_all_rows_or_of_some() {
         let config = AdamW { weight_decay: 0.1, ..AdamW::default() };
-        let (mut w, mut m, mut v) = (vec![0.5f64, -1.0], vec![0.0f64; 2], vec![0.0f64; 2]);
-        let (mut weights, mut moments) = (vec![0.5f32, -1.0], Moments { first: vec![0.0; 2], second: vec![0.0; 2] });
+        let start = [0.5f32, -1.0, 0.25, 2.0, -0.125, 0.75];
+        let (mut w, mut m, mut v) = (start.map(f64::from), [0.0f64; 6], [0.0f64; 6]);
+        let (mut dense, mut sparse) = (start.to_vec(), start.to_vec());
+        let moments = || Moments { first: vec![0.0; 6], second: vec![0.0; 6] };
+        let (mut of_dense, mut of_sparse) = (moments(), moments());
         for t in 1..=5 {
-            let gradient = [0.3 * t as f64, -0.02];
-            for i in 0..2 {
+            let row = (t % 2) * 2; // of three
+            let mut gradient = [0.0f64; 6];
+            gradient[2 * row..][..2].copy_from_slice(&[0.3 * t as f64, -0.02]);
+            for i in 0..6 {
                 m[i] = 0.9 * m[i] + 0.1 * gradient[i];
                 v[i] = 0.999 * v[i] + 0.001 * gradient[i] * gradient[i];
-                let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.999f64.powi(t)));
+                let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(t as i32)), v[i] / (1.0 - 0.999f64.powi(t as i32)));
                 w[i] -= 0.01 * (m_hat / (v_hat.sqrt() + 1e-8) + 0.1 * w[i]);
             }
-            let step = Update {
-                scale: 1.0,
-                beta1: 0.9,
-                beta2: 0.999,
-                rate: (0.01 / (1.0 - 0.9f64.powi(t))) as f32,
-                root2: (1.0 / (1.0 - 0.999f64.powi(t)).sqrt()) as f32,
-                epsilon: config.epsilon as f32,
-                decay: (1.0 - 0.01 * config.weight_decay) as f32,
-            };
-            let gradient: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
-            step.apply(true, &mut weights, &gradient, &mut moments);
+            let step = config.step(0.01, t as u64, 1.0);
+            let all = Gradient { rows: None, values: gradient.map(|g| g as f32).to_vec() };
+            let some = Gradient { rows: Some(vec![row as i32]), values: all.values[2 * row..][..2].to_vec() };
+            apply(kernel().unwrap(), step, &mut dense, &all, &mut of_dense);
+            apply(kernel().unwrap(), step, &mut sparse, &some, &mut of_sparse);
         }
-        for (found, expected) in weights.iter().zip(&w) {
+        assert_eq!(dense, sparse);
+        for (found, expected) in dense.iter().zip(&w) {
             assert!((f64::from(*found) - expected).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn gradients_of_different_rows_are_added_row_by_row() {
+        let mut sum = Gradient { rows: Some(vec![1, 4]), values: vec![1.0, 2.0, 3.0, 4.0] };
+        sum.add(Gradient { rows: Some(vec![0, 4]), values: vec![5.0, 6.0, 7.0, 8.0] });
+        assert_eq!(sum.rows, Some(vec![0, 1, 4]));
+        assert_eq!(sum.values, [5.0, 6.0, 1.0, 2.0, 10.0, 12.0]);
     }
 }

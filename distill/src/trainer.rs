@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use ampoule::bundle::{Precision, weights_sha256};
 use ampoule::model::{Model, Noise, Weights, parameter_name};
-use ampoule::{Checkpoint, Error, Options, Result};
+use ampoule::{Batch, Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use rand::rngs::ChaCha8Rng;
@@ -22,7 +22,7 @@ use crate::config::TrainConfig;
 use crate::embedding::pair_losses;
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, losses};
-use crate::optimizer::{NamedGradients, OptimizerState};
+use crate::optimizer::{NamedGradients, OptimizerState, WORDS};
 use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Input, Part, Sequences};
 use crate::teacher::{Answering, Reader, Teacher};
@@ -536,8 +536,10 @@ impl<'a> Trainer<'a> {
     /// The terms and the gradient of one part of a step.
     fn compute(&self, part: &Part, noise: Noise) -> Result<Computed> {
         let device = Device::flex().autodiff();
+        let words = Batch::own_words(part.inputs().iter().map(|input| &input.batch));
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
-        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze: &self.config().freeze });
+        let freeze = &self.config().freeze;
+        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze, words: &words });
         let model = match self.config().precision {
             Precision::Int8 => model.fake_quantized(),
             _ => model,
@@ -547,7 +549,7 @@ impl<'a> Trainer<'a> {
         let (pooling, mut noise) = (self.student.pooling.mode, Some(noise));
         let mut outputs = |input: &Input| -> Result<(Outputs, Option<Outputs>)> {
             let Input { batch, readings, .. } = input;
-            let student = Outputs::of_student(&model, pooling, terms, batch, &device, &mut noise)?;
+            let student = Outputs::of_student(&model, pooling, terms, &batch.of_words(&words), &device, &mut noise)?;
             let teacher = teacher.map(|teacher| teacher.outputs(terms, readings, batch.dims(), &device)).transpose()?;
             Ok((student, teacher))
         };
@@ -569,7 +571,7 @@ impl<'a> Trainer<'a> {
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        Ok(Computed { terms: found, gradient: NamedGradients::collect(&model, loss.backward()) })
+        Ok(Computed { terms: found, gradient: NamedGradients::collect(&model, loss.backward(), words) })
     }
 
     /// The student with its weights as they are now.
@@ -644,10 +646,12 @@ struct Computed {
     gradient: NamedGradients,
 }
 
-/// Puts a model on the device with autodiff, each parameter a new leaf, the frozen ones constants.
+/// Puts a model on the device with autodiff, each parameter a new leaf, the frozen ones constants. Of the embeddings of words it has the
+/// rows of `words` alone: a gradient of all would be zeros, most of them.
 struct Lift<'a> {
     path: Vec<String>,
     freeze: &'a [String],
+    words: &'a [i32],
 }
 
 impl ModuleMapper for Lift<'_> {
@@ -662,7 +666,10 @@ impl ModuleMapper for Lift<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = parameter_name(&self.path);
         let is_frozen = self.freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
-        let lifted = param.map(|tensor| tensor.autodiff());
+        let lifted = param.map(|tensor| match name == WORDS {
+            true => tensor.clone().select(0, Tensor::from_data(self.words, &tensor.device())).autodiff(),
+            false => tensor.autodiff(),
+        });
         lifted.set_require_grad(!is_frozen)
     }
 }

@@ -37,7 +37,7 @@ unsafe fn exp<S: Simd>(x: S::F) -> S::F {
 /// (`scripts/polynomials.py`).
 #[inline(always)]
 #[allow(clippy::approx_constant)] // near ln 2, and not it
-unsafe fn exp2<S: Simd>(x: S::F) -> S::F {
+pub(super) unsafe fn exp2<S: Simd>(x: S::F) -> S::F {
     unsafe {
         let x = S::max(S::splat(-126.0), x);
         let n = S::round(x);
@@ -105,46 +105,41 @@ unsafe fn activate<S: Simd>(activation: Option<Activation>, x: S::F) -> S::F {
     }
 }
 
-/// The derivative of gelu at each value, and what that times the value lacks of gelu: `x Φ(x) - x (Φ(x) + x φ(x)) = -x² φ(x)`. `Φ` is by
-/// Abramowitz and Stegun's 7.1.26, within 1e-7, whose exponential `φ` shares.
+/// The derivative of gelu, and what that times `x` lacks of gelu: `x Φ(x) - x (Φ(x) + x φ(x)) = -x² φ(x)`. `Φ` is by Abramowitz and
+/// Stegun's 7.1.26, within 1e-7, whose exponential `φ` shares. Gelu and its derivative are within 1e-6.
 #[cfg(feature = "autodiff")]
 #[inline(always)]
-pub(super) unsafe fn gelu_tangents<S: Simd>(x: &[f32], slopes: &mut [f32], offsets: &mut [f32]) {
+pub(super) unsafe fn gelu_tangent<S: Simd>(x: S::F) -> (S::F, S::F) {
     const TAIL: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
     const SLOWER: f32 = 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2;
-    let n = x.len();
-    debug_assert!(slopes.len() == n && offsets.len() == n);
-    for i in (0..n).step_by(S::LANES) {
-        unsafe {
-            // Beyond 12 there is nothing left of `φ`.
-            let x = S::max(S::splat(-12.0), S::min(S::splat(12.0), load::<S>(x.as_ptr(), i, n)));
-            let (size, square) = (S::abs(x), S::mul(x, x));
-            let bell = exp::<S>(S::mul(square, S::splat(-0.5)));
-            let t = S::div(S::splat(1.0), S::mul_add(size, S::splat(SLOWER), S::splat(1.0)));
-            let mut tail = S::splat(TAIL[0]);
-            for &c in &TAIL[1..] {
-                tail = S::mul_add(tail, t, S::splat(c));
-            }
-            // Φ(-|x|), then Φ(x) on its own side of a half.
-            let tail = S::mul(S::mul(S::mul(tail, t), bell), S::splat(0.5));
-            let side = S::div(x, S::max(S::splat(f32::MIN_POSITIVE), size));
-            let cumulative = S::mul_add(side, S::sub(S::splat(0.5), tail), S::splat(0.5));
-            let density = S::mul(bell, S::splat(0.398_942_3));
-            store::<S>(S::mul_add(x, density, cumulative), slopes.as_mut_ptr(), i, n);
-            store::<S>(S::sub(S::splat(0.0), S::mul(square, density)), offsets.as_mut_ptr(), i, n);
+    unsafe {
+        // Beyond 12 there is nothing left of `φ`.
+        let x = S::max(S::splat(-12.0), S::min(S::splat(12.0), x));
+        let (size, square) = (S::abs(x), S::mul(x, x));
+        let bell = exp::<S>(S::mul(square, S::splat(-0.5)));
+        let t = S::div(S::splat(1.0), S::mul_add(size, S::splat(SLOWER), S::splat(1.0)));
+        let mut tail = S::splat(TAIL[0]);
+        for &c in &TAIL[1..] {
+            tail = S::mul_add(tail, t, S::splat(c));
         }
+        // Φ(-|x|), then Φ(x) on its own side of a half.
+        let tail = S::mul(S::mul(S::mul(tail, t), bell), S::splat(0.5));
+        let side = S::div(x, S::max(S::splat(f32::MIN_POSITIVE), size));
+        let cumulative = S::mul_add(side, S::sub(S::splat(0.5), tail), S::splat(0.5));
+        let density = S::mul(bell, S::splat(0.398_942_3));
+        (S::mul_add(x, density, cumulative), S::sub(S::splat(0.0), S::mul(square, density)))
     }
 }
 
 /// The values from `i` of a row of `n`, zero beyond its end.
 #[inline(always)]
-unsafe fn load<S: Simd>(row: *const f32, i: usize, n: usize) -> S::F {
+pub(super) unsafe fn load<S: Simd>(row: *const f32, i: usize, n: usize) -> S::F {
     unsafe { if n - i >= S::LANES { S::load(row.add(i)) } else { S::load_some(row.add(i), n - i) } }
 }
 
 /// The values from `i` of a row of `n`, nothing beyond its end.
 #[inline(always)]
-unsafe fn store<S: Simd>(x: S::F, row: *mut f32, i: usize, n: usize) {
+pub(super) unsafe fn store<S: Simd>(x: S::F, row: *mut f32, i: usize, n: usize) {
     unsafe { if n - i >= S::LANES { S::store(x, row.add(i)) } else { S::store_some(x, row.add(i), n - i) } }
 }
 
@@ -201,9 +196,12 @@ macro_rules! with_rows {
     };
 }
 
+#[cfg(feature = "autodiff")]
+pub(super) use with_rows;
+
 /// Splits `rows` into blocks of nearly equal size, at most `most`.
 #[inline(always)]
-fn blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(most);
     let mut first = 0;
     (0..count).map(move |block| {
@@ -256,7 +254,7 @@ unsafe fn tile<S: Simd, const R: usize>(
 }
 
 /// As many floats as a tile of any arm has.
-const TILE: usize = MAX_ROWS * VECTORS * 16;
+pub(super) const TILE: usize = MAX_ROWS * VECTORS * 16;
 
 /// Where the columns of one panel go.
 struct Output {
@@ -426,7 +424,7 @@ pub(super) unsafe fn attend<S: Simd>(
             }
             let mut by = [0.0; MAX_ROWS];
             for (scores, by) in scores.chunks_mut(padded).zip(&mut by).take(n) {
-                *by = 1.0 / powers_of_two::<S>(&mut scores[..seq]);
+                *by = 1.0 / powers_of_two::<S>(&mut scores[..seq]).0;
             }
             for p in 0..value_panels {
                 let values = values.as_ptr().add(p * seq * wide);
@@ -443,9 +441,9 @@ pub(super) unsafe fn attend<S: Simd>(
     }
 }
 
-/// `2^(x - max)` in place of each `x`; returns their sum.
+/// `2^(x - max)` in place of each `x`; returns their sum, and the largest `x`.
 #[inline(always)]
-unsafe fn powers_of_two<S: Simd>(row: &mut [f32]) -> f32 {
+pub(super) unsafe fn powers_of_two<S: Simd>(row: &mut [f32]) -> (f32, f32) {
     let n = row.len();
     let whole = n / S::LANES * S::LANES;
     unsafe {
@@ -454,7 +452,7 @@ unsafe fn powers_of_two<S: Simd>(row: &mut [f32]) -> f32 {
             most = S::max(most, S::load(row.as_ptr().add(i)));
         }
         let most = row[whole..].iter().fold(S::largest(most), |most, &x| most.max(x));
-        let most = S::splat(most);
+        let (largest, most) = (most, S::splat(most));
         let mut sum = S::splat(0.0);
         for i in (0..n).step_by(S::LANES) {
             let e = exp2::<S>(S::sub(load::<S>(row.as_ptr(), i, n), most));
@@ -463,6 +461,6 @@ unsafe fn powers_of_two<S: Simd>(row: &mut [f32]) -> f32 {
                 sum = S::add(sum, e);
             }
         }
-        S::sum(sum) + row[whole..].iter().sum::<f32>()
+        (S::sum(sum) + row[whole..].iter().sum::<f32>(), largest)
     }
 }

@@ -1,17 +1,38 @@
 //! Multi-head self-attention (Vaswani et al. 2017), as BERT lays it out.
 
 use burn::module::Module;
-use burn::nn::LayerNorm;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 
 use super::config::ModelConfig;
-use super::embeddings::load_layer_norm;
+#[cfg(feature = "autodiff")]
+use super::fused;
 use super::linear::Linear;
 use super::noise::Noise;
+use super::norm::Norm;
 use super::weights::WeightSource;
 use super::{HiddenState, Observe};
+use crate::batch::Batch;
 use crate::error::Result;
+
+/// What of a batch is padding.
+pub(crate) struct Padding {
+    /// Tokens of each sequence, padding not counted.
+    #[cfg(feature = "autodiff")]
+    lengths: Vec<usize>,
+    /// What is added to the scores, `[batch, 1, 1, seq]`; none where nothing is padded.
+    mask: Option<Tensor<4>>,
+}
+
+impl Padding {
+    pub(super) fn of(batch: &Batch, device: &Device) -> Self {
+        Padding {
+            #[cfg(feature = "autodiff")]
+            lengths: batch.lengths().to_vec(),
+            mask: batch.score_mask(device),
+        }
+    }
+}
 
 /// Attention with its output projection, residual and layer norm.
 #[derive(Module, Debug)]
@@ -34,7 +55,7 @@ pub struct SelfAttention {
 #[derive(Module, Debug)]
 pub struct Residual {
     dense: Linear,
-    layer_norm: LayerNorm,
+    layer_norm: Norm,
     dropout: f64,
 }
 
@@ -66,16 +87,16 @@ impl Attention {
         [query, key, value, &mut self.output.dense]
     }
 
-    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` (added to the scores) -> `[batch, seq, hidden]`
+    /// `x` `[batch, seq, hidden]` -> `[batch, seq, hidden]`
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<4>>,
+        padding: &Padding,
         number: usize,
         noise: &mut Option<Noise>,
         observe: &mut Observe,
     ) -> Result<Tensor<3>> {
-        let context = self.self_attention.forward(x.clone(), mask, number, noise, observe)?;
+        let context = self.self_attention.forward(x.clone(), padding, number, noise, observe)?;
         Ok(self.output.forward(context, x, noise))
     }
 }
@@ -84,12 +105,21 @@ impl SelfAttention {
     fn forward(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<4>>,
+        padding: &Padding,
         number: usize,
         noise: &mut Option<Noise>,
         observe: &mut Observe,
     ) -> Result<Tensor<3>> {
         let [batch, seq, hidden] = x.dims();
+        #[cfg(feature = "autodiff")]
+        if let Some(kernel) = fused::kernel(&x) {
+            let qkv = Linear::side_by_side([&self.query, &self.key, &self.value], kernel, x); // [batch, seq, 3 * hidden]
+            for (part, state) in [HiddenState::Query, HiddenState::Key, HiddenState::Value].into_iter().enumerate() {
+                observe(state(number), &qkv.clone().narrow(2, part * hidden, hidden))?;
+            }
+            let dropout = Noise::dropout(noise, self.dropout);
+            return Ok(fused::attention(kernel, qkv, self.num_heads, &padding.lengths, dropout));
+        }
         let width = hidden / self.num_heads;
         let heads = |x: Tensor<3>| -> Tensor<4> {
             x.reshape([batch, seq, self.num_heads, width]).swap_dims(1, 2) // [batch, heads, seq, width]
@@ -101,7 +131,7 @@ impl SelfAttention {
         observe(HiddenState::Value(number), &value)?;
         let (query, key, value) = (heads(query / (width as f64).sqrt()), heads(key), heads(value));
         let mut scores = query.matmul(key.swap_dims(2, 3)); // [batch, heads, seq, seq]
-        if let Some(mask) = mask {
+        if let Some(mask) = &padding.mask {
             scores = scores + mask.clone();
         }
         let weights = Noise::drop(noise, softmax(scores, 3), self.dropout);
@@ -121,7 +151,7 @@ impl Residual {
         let h = config.hidden_size;
         Ok(Residual {
             dense: Linear::load(source, &format!("{name}.dense"), h, inputs, device)?,
-            layer_norm: load_layer_norm(source, &format!("{name}.LayerNorm"), h, config, device)?,
+            layer_norm: Norm::load(source, &format!("{name}.LayerNorm"), h, config, device)?,
             dropout: config.hidden_dropout_prob,
         })
     }
@@ -133,7 +163,7 @@ impl Residual {
 
     /// `x` `[batch, seq, in]`, `input` `[batch, seq, hidden]` -> `[batch, seq, hidden]`
     pub(crate) fn forward(&self, x: Tensor<3>, input: Tensor<3>, noise: &mut Option<Noise>) -> Tensor<3> {
-        let x = Noise::drop(noise, self.dense.forward(x), self.dropout);
-        self.layer_norm.forward(x + input)
+        let dropout = Noise::dropout(noise, self.dropout);
+        self.layer_norm.forward(self.dense.forward(x), input, dropout)
     }
 }

@@ -1,12 +1,13 @@
 //! Token ids to vectors: word + position (+ token type), normalised.
 
 use burn::module::{Module, Param};
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig};
+use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::config::ModelConfig;
-use super::linear::{Linear, load_vector};
+use super::linear::Linear;
 use super::noise::Noise;
+use super::norm::Norm;
 use super::weights::WeightSource;
 use crate::error::Result;
 
@@ -16,7 +17,7 @@ pub struct Embeddings {
     word_embeddings: Embedding,
     position_embeddings: Embedding,
     token_type_embeddings: Option<Embedding>,
-    layer_norm: LayerNorm,
+    layer_norm: Norm,
     dropout: f64,
     first_position: usize,
     /// Whether words' rows are [`fake_quantize`](super::linear::fake_quantize)d.
@@ -44,7 +45,7 @@ impl Embeddings {
             word_embeddings,
             position_embeddings,
             token_type_embeddings,
-            layer_norm: load_layer_norm(source, "embeddings.LayerNorm", width, config, device)?,
+            layer_norm: Norm::load(source, "embeddings.LayerNorm", width, config, device)?,
             dropout: config.hidden_dropout_prob,
             first_position: config.first_position(),
             #[cfg(feature = "autodiff")]
@@ -66,8 +67,9 @@ impl Embeddings {
         if let Some(types) = &self.token_type_embeddings {
             rows = rows + types.weight.val().slice(0..1);
         }
-        let x = words + rows.unsqueeze_dim::<3>(0); // [batch, seq, embedding]
-        Noise::drop(noise, self.layer_norm.forward(x), self.dropout)
+        let rows = rows.unsqueeze_dim::<3>(0).expand(words.dims()); // [batch, seq, embedding]
+        let x = self.layer_norm.forward(words, rows, None);
+        Noise::drop(noise, x, self.dropout)
     }
 }
 
@@ -81,18 +83,4 @@ pub(crate) fn load_projection(
         return Ok(None);
     }
     Linear::load(source, "embeddings_project", config.hidden_size, config.embedding_size, device).map(Some)
-}
-
-/// Takes `name.weight` and `name.bias`, both `[width]`.
-pub(crate) fn load_layer_norm(
-    source: &mut dyn WeightSource,
-    name: &str,
-    width: usize,
-    config: &ModelConfig,
-    device: &Device,
-) -> Result<LayerNorm> {
-    let mut norm = LayerNormConfig::new(width).with_epsilon(config.layer_norm_eps).init(device);
-    norm.gamma = load_vector(source, &format!("{name}.weight"), width, device)?;
-    norm.beta = Some(load_vector(source, &format!("{name}.bias"), width, device)?);
-    Ok(norm)
 }

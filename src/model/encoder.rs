@@ -1,12 +1,10 @@
 //! The stack of transformer layers.
 
 use burn::module::Module;
-#[cfg(feature = "autodiff")]
-use burn::tensor::TensorData;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, tanh};
 use burn::tensor::{Device, Tensor};
 
-use super::attention::{Attention, Residual};
+use super::attention::{Attention, Padding, Residual};
 use super::config::ModelConfig;
 use super::linear::Linear;
 use super::noise::Noise;
@@ -14,8 +12,6 @@ use super::weights::WeightSource;
 use super::{HiddenState, Observe};
 use crate::error::Result;
 use crate::kernels::Activation;
-#[cfg(feature = "autodiff")]
-use crate::kernels::Kernel;
 
 /// All layers, first to last.
 #[derive(Module, Debug)]
@@ -69,44 +65,30 @@ impl Layer {
         })
     }
 
-    /// `x` `[batch, seq, hidden]`, `mask` `[batch, 1, 1, seq]` -> `[batch, seq, hidden]`, of the layer of this number.
+    /// `x` `[batch, seq, hidden]` -> `[batch, seq, hidden]`, of the layer of this number.
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
-        mask: Option<&Tensor<4>>,
+        padding: &Padding,
         number: usize,
         noise: &mut Option<Noise>,
         observe: &mut Observe,
     ) -> Result<Tensor<3>> {
-        let x = self.attention.forward(x, mask, number, noise, observe)?;
+        let x = self.attention.forward(x, padding, number, noise, observe)?;
         observe(HiddenState::Attention(number), &x)?;
-        let wide = self.intermediate.dense.forward(x.clone()); // [batch, seq, intermediate]
-        let wide = activate(self.intermediate.activation, wide);
+        let wide = match self.intermediate.activation {
+            Activation::Gelu => self.intermediate.dense.forward_gelu(x.clone()),
+            other => activate(other, self.intermediate.dense.forward(x.clone())),
+        }; // [batch, seq, intermediate]
         Ok(self.output.forward(wide, x, noise))
     }
 }
 
 pub(crate) fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
     match activation {
-        #[cfg(feature = "autodiff")]
-        Activation::Gelu if x.is_autodiff() => gelu_in_training(x),
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => gelu_approximate(x),
         Activation::Relu => relu(x),
         Activation::Tanh => tanh(x),
     }
-}
-
-/// Burn's own computes an error function of each value, one at a time, and again on the way back. Here the kernels give every tangent at
-/// once, which has the value and the derivative of the function itself.
-#[cfg(feature = "autodiff")]
-fn gelu_in_training<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let data = x.clone().inner().into_data();
-    let (Ok(values), Some(kernel)) = (data.as_slice::<f32>(), Kernel::candidates().next()) else {
-        return gelu(x);
-    };
-    let (slopes, offsets) = kernel.gelu_tangents(values);
-    let (shape, device) = (x.shape(), x.device());
-    let constant = |values| Tensor::from_data(TensorData::new(values, shape.clone()), &device);
-    x * constant(slopes) + constant(offsets)
 }

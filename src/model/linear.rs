@@ -1,11 +1,16 @@
 //! `y = x W + b`, the operation in which nearly all of a model's time and bytes are spent.
 
 use burn::module::{Module, Param};
+use burn::tensor::activation::gelu;
 use burn::tensor::module::linear;
 use burn::tensor::{Device, Tensor, TensorData};
 
+#[cfg(feature = "autodiff")]
+use super::fused;
 use super::weights::{WeightSource, transposed};
 use crate::error::Result;
+#[cfg(feature = "autodiff")]
+use crate::kernels::Kernel;
 
 /// A dense layer. Files hold its weight as `[out, in]`; in memory it is `[in, out]`, as Burn multiplies.
 #[derive(Module, Debug)]
@@ -55,14 +60,48 @@ impl Linear {
 
     /// `[.., in] -> [.., out]`
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (weight, bias) = (self.weight.val(), Some(self.bias.val()));
-        match self.rounded {
-            Rounded::Nothing => linear(x, weight, bias),
-            #[cfg(feature = "autodiff")]
-            Rounded::Weights => linear(x, fake_quantize(weight, 0), bias),
-            #[cfg(feature = "autodiff")]
-            Rounded::WeightsAndInputs => linear(fake_quantize(x, D - 1), fake_quantize(weight, 0), bias),
+        let (x, (weight, bias)) = (self.input(x), self.parameters());
+        #[cfg(feature = "autodiff")]
+        if let Some(kernel) = fused::kernel(&x) {
+            return fused::linear::<D, 3>(kernel, x, vec![(weight, bias)], false);
         }
+        linear(x, weight, Some(bias))
+    }
+
+    /// The same, then gelu.
+    pub(crate) fn forward_gelu<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (x, (weight, bias)) = (self.input(x), self.parameters());
+        #[cfg(feature = "autodiff")]
+        if let Some(kernel) = fused::kernel(&x) {
+            return fused::linear::<D, 3>(kernel, x, vec![(weight, bias)], true);
+        }
+        gelu(linear(x, weight, Some(bias)))
+    }
+
+    /// What three layers that read the same give, side by side: `[.., in] -> [.., 3 * out]`.
+    #[cfg(feature = "autodiff")]
+    pub(super) fn side_by_side<const D: usize>(layers: [&Linear; 3], kernel: Kernel, x: Tensor<D>) -> Tensor<D> {
+        let parts = layers.map(Linear::parameters).to_vec();
+        fused::linear::<D, 7>(kernel, layers[0].input(x), parts, false)
+    }
+
+    /// `x`, rounded where it is.
+    fn input<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.rounded {
+            #[cfg(feature = "autodiff")]
+            Rounded::WeightsAndInputs => fake_quantize(x, D - 1),
+            _ => x,
+        }
+    }
+
+    /// The weight, rounded where it is, and the bias.
+    fn parameters(&self) -> (Tensor<2>, Tensor<1>) {
+        let weight = match self.rounded {
+            Rounded::Nothing => self.weight.val(),
+            #[cfg(feature = "autodiff")]
+            _ => fake_quantize(self.weight.val(), 0),
+        };
+        (weight, self.bias.val())
     }
 }
 
