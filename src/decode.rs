@@ -21,6 +21,13 @@ struct Tag {
     label: usize,
 }
 
+impl Tag {
+    /// Whether a word of this tag belongs to an entity of `label` that began before it.
+    fn goes_on(self, label: usize) -> bool {
+        self.label == label && matches!(self.kind, Kind::Inside | Kind::End)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Notation {
     /// `B-X` begins an entity, `I-X` goes on with it.
@@ -136,6 +143,21 @@ impl Scheme {
             self.tags.iter().position(|other| *other == Tag { kind, label: tag.label }).unwrap_or(own)
         };
         self.tags.iter().enumerate().map(of).collect()
+    }
+
+    /// For each word of an entity of so many words, and for the word after it: by tag, whether the word may have it where exactly this entity
+    /// is. Nothing where the scheme has no tags for it.
+    pub fn exactly(&self, label: usize, words: usize) -> Vec<Vec<bool>> {
+        let ranges: Vec<Range<usize>> = (0..words).map(|word| word..word + 1).collect();
+        let of_words = self.encode(&ranges, &[(label, 0..words)]);
+        if of_words.iter().any(|&tag| self.label_of(tag) != Some(label)) {
+            return Vec::new();
+        }
+        let is = |tag: u32| (0..).zip(&self.tags).map(|(other, _)| other == tag).collect();
+        let last = of_words.last().map(|&tag| self.tags[tag as usize]);
+        let ends = last.is_some_and(|tag| matches!(tag.kind, Kind::End | Kind::Single));
+        let after = self.tags.iter().map(|&tag| ends || !tag.goes_on(label)).collect();
+        of_words.into_iter().map(is).chain([after]).collect()
     }
 
     fn may_start(&self, tag: Tag) -> bool {
@@ -343,8 +365,10 @@ impl<'s> Decoder<'s> {
                 open.probability *= of_tag;
             } else {
                 if let Some(open) = &mut self.open {
-                    let goes_on = |t: &Tag| t.label == open.label && matches!(t.kind, Kind::Inside | Kind::End);
-                    let on = (0..).zip(&self.scheme.tags).filter(|(_, t)| goes_on(t)).map(|(t, _)| probability(t));
+                    let on = (0..)
+                        .zip(&self.scheme.tags)
+                        .filter(|(_, t)| t.goes_on(open.label))
+                        .map(|(t, _)| probability(t));
                     open.probability *= 1.0 - on.sum::<f64>().min(1.0);
                 }
                 close(&mut self.open, out);
@@ -507,11 +531,17 @@ mod tests {
         assert!((f64::from(spans[0].score) - expected).abs() < 1e-6, "{spans:?}");
         let doubled: Vec<Vec<f32>> = logits.iter().map(|row| row.iter().map(|x| 2.0 * x).collect()).collect();
         assert_eq!(run_at(&bio, &doubled, false, 2.0)[0].score, spans[0].score);
+        // By the tags that each word has then, too.
+        let sum =
+            |(word, may): (usize, &Vec<bool>)| -> f64 { (0..3).filter(|&tag| may[tag]).map(|tag| p(word, tag)).sum() };
+        assert!((bio.exactly(0, 2).iter().enumerate().map(sum).product::<f64>() - expected).abs() < 1e-12);
         // At the end of a note there is no next word.
         let spans = run(&bio, &logits[..2], false);
         assert!((f64::from(spans[0].score) - p(0, 1) * p(1, 2)).abs() < 1e-6, "{spans:?}");
         // Where the last tag says the end, the next word has no say.
         let iobes = scheme(&["O", "B-a", "E-a"]);
+        assert_eq!(iobes.exactly(0, 2), [vec![false, true, false], vec![false, false, true], vec![true; 3]]);
+        assert_eq!(iobes.exactly(0, 1), Vec::<Vec<bool>>::new());
         let spans = run(&iobes, &logits, false);
         assert!((f64::from(spans[0].score) - p(0, 1) * p(1, 2)).abs() < 1e-6, "{spans:?}");
     }

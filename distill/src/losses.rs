@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ampoule::bundle::PoolingMode;
+use ampoule::decode::{Decoder, Scheme};
 use ampoule::model::{HiddenState, Model, Noise};
 use ampoule::{Batch, Error, Result};
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::embedding::embeddings;
@@ -47,6 +48,24 @@ pub enum Term {
         /// Relation heads; divides both widths. More of them are finer.
         heads: usize,
     },
+    /// Kullback-Leibler divergence from the teacher's attention: the softmax of the scaled products of each token's query with all keys
+    /// (MiniLM, Wang et al. 2020; TinyBERT, Jiao et al. 2020, compares the scores). Heads are split anew, as those of relations are: as
+    /// many as both models have, and they are the attention's own.
+    Attention {
+        /// Its factor in the sum.
+        weight: f64,
+        /// Pairs of student and teacher layers, counted from 1.
+        layer_map: Vec<(usize, usize)>,
+        /// Heads; divides both widths.
+        heads: usize,
+    },
+    /// Kullback-Leibler divergence from the teacher's probability that an entity is there exactly, from its first word to its last, to the
+    /// student's: of each entity that either of them finds, as a distribution of two (yes and no). It is what
+    /// [`Span::score`](ampoule::decode::Span::score) says, and so what its users see; means are taken over words, as those of soft targets.
+    Spans {
+        /// Its factor in the sum.
+        weight: f64,
+    },
     /// Negative log-likelihood of each query's own passage among all passages of the step, from the softmax of their cosines (InfoNCE,
     /// van den Oord et al. 2018; with the negatives of a batch, Henderson et al. 2017). A text without a passage is its own, under another
     /// dropout (SimCSE; Gao et al. 2021). Passages that are relevant to one query, and equal texts, are no negatives of each other.
@@ -75,6 +94,8 @@ impl Term {
             Term::SoftTargets { .. } => "soft_targets",
             Term::Hidden { .. } => "hidden",
             Term::Relations { .. } => "relations",
+            Term::Attention { .. } => "attention",
+            Term::Spans { .. } => "spans",
             Term::Contrastive { .. } => "contrastive",
             Term::Embedding { .. } => "embedding",
         }
@@ -87,6 +108,8 @@ impl Term {
             | Term::SoftTargets { weight, .. }
             | Term::Hidden { weight, .. }
             | Term::Relations { weight, .. }
+            | Term::Attention { weight, .. }
+            | Term::Spans { weight }
             | Term::Contrastive { weight, .. }
             | Term::Embedding { weight, .. } => *weight,
         }
@@ -99,7 +122,7 @@ impl Term {
 
     /// Whether it reads a head's logits, and so wants labels.
     pub(crate) fn reads_logits(&self) -> bool {
-        matches!(self, Term::Hard { .. } | Term::SoftTargets { .. })
+        matches!(self, Term::Hard { .. } | Term::SoftTargets { .. } | Term::Spans { .. })
     }
 
     /// Whether it reads embeddings, and so wants pairs of texts.
@@ -115,9 +138,12 @@ impl Term {
             layer_map.iter().flat_map(of).collect()
         };
         match self {
-            Term::Hard { .. } | Term::SoftTargets { .. } | Term::Contrastive { .. } | Term::Embedding { .. } => {
-                Vec::new()
-            }
+            Term::Hard { .. }
+            | Term::SoftTargets { .. }
+            | Term::Spans { .. }
+            | Term::Contrastive { .. }
+            | Term::Embedding { .. } => Vec::new(),
+            Term::Attention { layer_map, .. } => each(layer_map, &[HiddenState::Query, HiddenState::Key]),
             Term::Hidden { layer_map, .. } => each(layer_map, &[HiddenState::Layer]),
             Term::Relations { layer_map, .. } => {
                 each(layer_map, &[HiddenState::Query, HiddenState::Key, HiddenState::Value])
@@ -139,6 +165,8 @@ pub struct Targets {
     pub tokens: Vec<f32>,
     /// Whether each label is a question of its own (sigmoid) and not one of several (softmax).
     pub multi_label: bool,
+    /// What the labels of words are; none for labels of texts.
+    pub scheme: Option<Scheme>,
     /// What means are taken over: the numbers of the whole step, of which this may be a part.
     pub of_step: Counts,
 }
@@ -216,13 +244,20 @@ pub fn losses(
                 "the loss term {:?} compares pairs of texts, and there are none; train on queries with their passages",
                 term.name()
             ))),
+            (Term::Spans { .. }, Some(teacher)) => {
+                spans(logits(student, term)?, logits(teacher, term)?, targets, device)
+            }
             (Term::Hidden { .. }, Some(teacher)) => {
-                compared(term, student, teacher, |s, t| hidden(s, t, targets, device))
+                compared(term, student, teacher, |[pair]| hidden(pair, targets, device))
             }
             (Term::Relations { heads, .. }, Some(teacher)) => {
-                let sum = compared(term, student, teacher, |s, t| relations(s, t, *heads, targets, device))?;
-                Ok(sum * 3.0) // queries, keys and values are added, layers averaged
+                let of = |[(s, t)]: [States; 1]| relations([&s, &s], [&t, &t], *heads, targets, device);
+                let mean = compared(term, student, teacher, of)?;
+                Ok(mean * 3.0) // queries, keys and values are added, layers averaged
             }
+            (Term::Attention { heads, .. }, Some(teacher)) => compared(term, student, teacher, |[queries, keys]| {
+                relations([&queries.0, &keys.0], [&queries.1, &keys.1], *heads, targets, device)
+            }),
             (_, None) => Err(Error::invalid_input(format!(
                 "the loss term {:?} needs a teacher; name one, or take the term out",
                 term.name()
@@ -292,34 +327,32 @@ fn soft_targets(
         * temperature.powi(2)
 }
 
-/// The mean of `f` over the pairs of states that `term` compares.
-fn compared(
+/// A state of the student's and the one of the teacher's that it is compared with, `[batch, seq, hidden]`.
+type States = (Tensor<3>, Tensor<3>);
+
+/// The mean of `f` over the pairs of states that `term` compares, `N` at a time.
+fn compared<const N: usize>(
     term: &Term,
     student: &Outputs,
     teacher: &Outputs,
-    f: impl Fn(Tensor<3>, Tensor<3>) -> Result<Tensor<1>>,
+    f: impl Fn([States; N]) -> Result<Tensor<1>>,
 ) -> Result<Tensor<1>> {
-    let pairs = term.pairs();
-    let mut sum: Option<Tensor<1>> = None;
-    for (s, t) in &pairs {
-        let (Some(student), Some(teacher)) = (student.states.get(s), teacher.states.get(t)) else {
-            return Err(Error::invalid_input(format!(
-                "layer_map of the term {:?} pairs the student's {s:?} with the teacher's {t:?}, and there is no such pair",
-                term.name()
-            )));
-        };
-        let value = f(student.clone(), teacher.clone())?;
-        sum = Some(match sum {
-            None => value,
-            Some(sum) => sum + value,
-        });
-    }
-    sum.map(|sum| sum / pairs.len() as f64)
+    let found = |(s, t): &(HiddenState, HiddenState)| match (student.states.get(s), teacher.states.get(t)) {
+        (Some(student), Some(teacher)) => Ok((student.clone(), teacher.clone())),
+        _ => Err(Error::invalid_input(format!(
+            "layer_map of the term {:?} pairs the student's {s:?} with the teacher's {t:?}, and there is no such pair",
+            term.name()
+        ))),
+    };
+    let states = term.pairs().iter().map(found).collect::<Result<Vec<States>>>()?;
+    let values = states.as_chunks::<N>().0.iter().map(|states| f(states.clone())).collect::<Result<Vec<_>>>()?;
+    let count = values.len();
+    let sum = values.into_iter().reduce(|sum, value| sum + value);
+    sum.map(|sum| sum / count as f64)
         .ok_or_else(|| Error::invalid_input("layer_map is empty; pair at least one of the student's with a teacher's"))
 }
 
-/// `[batch, seq, hidden]` of both -> `[1]`
-fn hidden(student: Tensor<3>, teacher: Tensor<3>, targets: &Targets, device: &Device) -> Result<Tensor<1>> {
+fn hidden((student, teacher): States, targets: &Targets, device: &Device) -> Result<Tensor<1>> {
     let ([_, _, width], [_, _, expected]) = (student.dims(), teacher.dims());
     if width != expected {
         return Err(Error::invalid_input(format!(
@@ -332,26 +365,88 @@ fn hidden(student: Tensor<3>, teacher: Tensor<3>, targets: &Targets, device: &De
     Ok(masked_mean(squares, &targets.tokens, targets.of_step.tokens, device))
 }
 
-/// `[batch, seq, width]` of both, of any width -> `[1]`
+/// A factor of the probability that exactly one entity is there: at a position, counted through the batch, the tags that it has then.
+type Factor = (usize, Vec<bool>);
+
+/// `[batch, positions, labels]` of both -> `[1]`
+fn spans(student: &Tensor<3>, teacher: &Tensor<3>, targets: &Targets, device: &Device) -> Result<Tensor<1>> {
+    let Some(scheme) = &targets.scheme else {
+        return Err(Error::invalid_input("the loss term \"spans\" compares entities, and these are labels of texts"));
+    };
+    let [batch, positions, labels] = student.dims();
+    let host = |x: &Tensor<3>| x.clone().into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
+    let of_teacher = host(teacher);
+    let mut entities: Vec<Vec<Factor>> = Vec::new();
+    for logits in [&of_teacher, &host(student)] {
+        for row in 0..batch {
+            let words: Vec<usize> =
+                (row * positions..(row + 1) * positions).filter(|&at| targets.answered[at] > 0.0).collect();
+            let mut found = Vec::new();
+            let mut decoder = Decoder::new(scheme, 1.0);
+            for (number, at) in words.iter().enumerate() {
+                decoder.push(number..number + 1, &logits[at * labels..][..labels], &mut |span| found.push(span))?;
+            }
+            decoder.finish(&mut |span| found.push(span));
+            for span in found {
+                let tags = scheme.exactly(span.label, span.range.len());
+                entities.push(words[span.range.start..].iter().copied().zip(tags).collect());
+            }
+        }
+    }
+    entities.sort();
+    entities.dedup();
+    if entities.is_empty() {
+        return Ok((student.clone() * 0.0).sum());
+    }
+    // Every factor of every entity, side by side.
+    let factors: Vec<&Factor> = entities.iter().flatten().collect();
+    let count = factors.len();
+    let at: Vec<i64> = factors.iter().map(|(at, _)| *at as i64).collect();
+    let rest: Vec<f32> =
+        factors.iter().flat_map(|(_, may)| may).map(|&may| if may { 0.0 } else { -30_000.0 }).collect();
+    let at = Tensor::<1, Int>::from_data(TensorData::new(at, [count]), device);
+    let rest = Tensor::<3>::from_data(TensorData::new(rest, [1, count, labels]), device);
+    let mut sums = vec![0.0; entities.len() * count];
+    let mut next = 0;
+    for (sums, entity) in sums.chunks_mut(count).zip(&entities) {
+        sums[next..next + entity.len()].fill(1.0);
+        next += entity.len();
+    }
+    let sums = Tensor::<2>::from_data(TensorData::new(sums, [entities.len(), count]), device);
+    // [entities, 2]: log probabilities of yes and no, neither of them certain
+    let both = |x: &Tensor<3>| -> Tensor<2> {
+        let x = x.clone().reshape([1, batch * positions, labels]).select(1, at.clone());
+        let of_factor = log_sum_exp(x.clone() + rest.clone()) - log_sum_exp(x);
+        let yes = sums.clone().matmul(of_factor.reshape([count, 1])).clamp(-12.0, -1e-5);
+        let no = (yes.clone().exp().neg() + 1.0).log();
+        Tensor::cat(vec![yes, no], 1)
+    };
+    let (student, teacher) = (both(student), both(teacher));
+    let divergence = teacher.clone().exp() * (teacher - student);
+    Ok(divergence.sum() / targets.of_step.answered.max(1) as f64)
+}
+
+/// How each token's first vector relates to all second ones: `[batch, seq, width]` of both models, of any width -> `[1]`
 fn relations(
-    student: Tensor<3>,
-    teacher: Tensor<3>,
+    student: [&Tensor<3>; 2],
+    teacher: [&Tensor<3>; 2],
     heads: usize,
     targets: &Targets,
     device: &Device,
 ) -> Result<Tensor<1>> {
-    let [batch, seq, _] = student.dims();
+    let [batch, seq, _] = student[0].dims();
     let others = mask(&targets.tokens, [batch, seq], device) - 1.0; // -1 where there is nothing to compare
     let padding = (others * 30_000.0).unsqueeze_dims::<4>(&[1, 1]); // [batch, 1, 1, seq]
-    let scores = |x: Tensor<3>| -> Result<Tensor<4>> {
-        let [batch, seq, width] = x.dims();
+    let scores = |of: [&Tensor<3>; 2]| -> Result<Tensor<4>> {
+        let [batch, seq, width] = of[0].dims();
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::invalid_input(format!(
                 "configuration: {heads} relation heads do not divide a width of {width}"
             )));
         }
-        let x = x.reshape([batch, seq, heads, width / heads]).swap_dims(1, 2); // [batch, heads, seq, width / heads]
-        let products = x.clone().matmul(x.swap_dims(2, 3)) / ((width / heads) as f64).sqrt();
+        // [batch, heads, seq, width / heads]
+        let [a, b] = of.map(|x| x.clone().reshape([batch, seq, heads, width / heads]).swap_dims(1, 2));
+        let products = a.matmul(b.swap_dims(2, 3)) / ((width / heads) as f64).sqrt();
         Ok(log_softmax(products + padding.clone(), 3)) // [batch, heads, seq, seq]
     };
     let (student, teacher) = (scores(student)?, scores(teacher)?);
@@ -371,6 +466,7 @@ mod tests {
             allowed: allowed.to_vec(),
             tokens: Vec::new(),
             multi_label,
+            scheme: None,
             of_step: Counts { answered: 1, labelled: 1, tokens: 1 },
         }
     }
@@ -461,7 +557,7 @@ mod tests {
         let of_step = Counts { answered: 0, labelled: 0, tokens: 8 };
         let targets = Targets { tokens, of_step, ..targets(&[], &[], false) };
         let relations =
-            |s: &Tensor<3>, t: &Tensor<3>, heads| relations(s.clone(), t.clone(), heads, &targets, &Device::flex());
+            |s: &Tensor<3>, t: &Tensor<3>, heads| relations([s; 2], [t; 2], heads, &targets, &Device::flex());
         let (s, t) = (logits(&s, [2, 5, 6]), logits(&t, [2, 5, 12]));
         let found = scalar(relations(&s, &t, heads).unwrap());
         assert!(expected > 0.1 && (found - expected).abs() < 1e-5, "{found}, expected {expected}");
@@ -469,5 +565,76 @@ mod tests {
         for heads in [0, 4, 5] {
             assert!(relations(&s, &t, heads).unwrap_err().to_string().contains("do not divide"));
         }
+    }
+
+    #[test]
+    fn attention_is_that_of_queries_to_keys() {
+        let (batch, seq) = (1, 2);
+        // One head of width 1: the scores are products of numbers.
+        let state = |values: [f32; 2]| logits(&values, [batch, seq, 1]);
+        let states = |q, k| BTreeMap::from([(HiddenState::Query(1), state(q)), (HiddenState::Key(1), state(k))]);
+        let outputs = |states| Outputs { logits: None, embeddings: None, states };
+        let (student, teacher) = (outputs(states([1.0, -1.0], [0.5, 2.0])), outputs(states([2.0, 0.3], [1.0, -1.0])));
+        let of_step = Counts { answered: 0, labelled: 0, tokens: 2 };
+        let targets = Targets { tokens: vec![1.0; 2], of_step, ..targets(&[], &[], false) };
+        let term = Term::Attention { weight: 1.0, layer_map: vec![(1, 1)], heads: 1 };
+        let found = losses(&[term], &student, Some(&teacher), &targets, &Device::flex()).unwrap();
+        let row = |q: f64, k: [f64; 2]| {
+            let e = k.map(|k| (q * k).exp());
+            e.map(|x| x / (e[0] + e[1]))
+        };
+        let mut expected = 0.0;
+        for (s, t) in [(1.0, 2.0), (-1.0, 0.3)] {
+            let (s, t) = (row(s, [0.5, 2.0]), row(t, [1.0, -1.0]));
+            expected += t.iter().zip(s).map(|(t, s)| t * (t / s).ln()).sum::<f64>() / 2.0;
+        }
+        let found = scalar(found[0].clone());
+        assert!(expected > 0.1 && (found - expected).abs() < 1e-6, "{found}, expected {expected}");
+    }
+
+    /// Entities of either side count, words without an answer do not, and the probabilities are those of the decoder's scores.
+    #[test]
+    fn spans_are_compared_by_the_scores_that_users_see() {
+        let tags = ["O", "B-a", "I-a"].map(str::to_owned);
+        let scheme = Scheme::new(&tags).unwrap();
+        // two texts of four positions, the first and the last of the second not answered
+        let s: Vec<f32> = [[0, 2, 0], [1, 0, 3], [2, 0, 1], [3, 0, 0], [9, 9, 9], [0, 1, 0], [2, 0, 1], [9, 9, 9]]
+            .concat()
+            .iter()
+            .map(|&x: &i32| x as f32)
+            .collect();
+        let t: Vec<f32> = [[1, 2, 0], [2, 0, 1], [2, 0, 1], [3, 0, 0], [9, 9, 9], [2, 1, 0], [2, 0, 1], [9, 9, 9]]
+            .concat()
+            .iter()
+            .map(|&x: &i32| x as f32)
+            .collect();
+        let answered = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0];
+        let targets = Targets {
+            scheme: Some(scheme),
+            of_step: Counts { answered: 6, labelled: 0, tokens: 0 },
+            ..targets(&answered, &[], false)
+        };
+        let p = |x: &[f32], at: usize, may: &[usize]| {
+            let e: Vec<f64> = x[at * 3..][..3].iter().map(|&x| f64::from(x).exp()).collect();
+            may.iter().map(|&tag| e[tag]).sum::<f64>() / e.iter().sum::<f64>()
+        };
+        // the student's [0, 2) and [5, 6), the teacher's [0, 1)
+        let entities = |x: &[f32]| {
+            [
+                p(x, 0, &[1]) * p(x, 1, &[2]) * p(x, 2, &[0, 1]),
+                p(x, 0, &[1]) * p(x, 1, &[0, 1]),
+                p(x, 5, &[1]) * p(x, 6, &[0, 1]),
+            ]
+        };
+        let kl = |(t, s): (f64, f64)| t * (t / s).ln() + (1.0 - t) * ((1.0 - t) / (1.0 - s)).ln();
+        let expected = entities(&t).into_iter().zip(entities(&s)).map(kl).sum::<f64>() / 6.0;
+        let device = Device::flex();
+        let (s, t) = (logits(&s, [2, 4, 3]), logits(&t, [2, 4, 3]));
+        let found = scalar(spans(&s, &t, &targets, &device).unwrap());
+        assert!(expected > 0.01 && (found - expected).abs() < 1e-5, "{found}, expected {expected}");
+        assert!(scalar(spans(&t, &t, &targets, &device).unwrap()).abs() < 1e-6);
+        // All outside.
+        let none = logits(&[5.0, 0.0, 0.0].repeat(8), [2, 4, 3]);
+        assert_eq!(scalar(spans(&none, &none, &targets, &device).unwrap()), 0.0);
     }
 }
