@@ -19,9 +19,10 @@ use crate::ui::hint;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint folder of the teacher
-    #[arg(long, value_name = "FOLDER")]
-    teacher: PathBuf,
+    /// Checkpoint folder of the teacher. May be given several times: they teach the mean of their probabilities, and what of a teacher goes
+    /// into the student is the first one's
+    #[arg(long, value_name = "FOLDER", required = true)]
+    teacher: Vec<PathBuf>,
     #[command(flatten)]
     shape: ShapeArgs,
     /// Number of word pieces that the student's vocabulary keeps: those that the train and transfer texts use most, special tokens and
@@ -92,7 +93,8 @@ enum Basis {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let teacher = Checkpoint::open(&args.teacher)?;
+    let mut teachers = args.teacher.iter().map(Checkpoint::open).collect::<ampoule::Result<Vec<_>>>()?.into_iter();
+    let teacher = teachers.next().ok_or_else(|| hint("no teacher is named", "--teacher FOLDER"))?;
     let data = args.data.read()?;
     let mut start = Map::new();
     let (student, layer_map) = match &args.student {
@@ -122,6 +124,8 @@ pub fn run(args: Args) -> Result<()> {
     let (width, of_teacher) = (student.config.hidden_size, teacher.config.hidden_size);
     match layer_map.is_empty() {
         true => {}
+        // Several have no states in common.
+        false if args.teacher.len() > 1 => {}
         false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
         false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
     }
@@ -137,7 +141,7 @@ pub fn run(args: Args) -> Result<()> {
         let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});
         settings.stages.extend(last.as_object().cloned());
     }
-    let mut teacher = Teacher::new(teacher);
+    let mut teacher = teachers.fold(Teacher::new(teacher), Teacher::and);
     if let Some(folder) = &args.cache {
         teacher = teacher.with_cache(folder, u64::from(args.cache_gib) << 30);
     }

@@ -142,8 +142,8 @@ struct Sequence {
     ids: Vec<u32>,
     /// The tags that each position may have; none where it does not count. One position for labels of whole texts.
     allowed: Vec<Option<Allowed>>,
-    /// What the teacher reads, where it is not this sequence.
-    reading: Option<Reading>,
+    /// What each teacher reads, where it is not this sequence.
+    readings: Vec<Option<Reading>>,
 }
 
 #[derive(Clone)]
@@ -179,8 +179,8 @@ impl Epoch {
 pub(crate) struct Input {
     pub(crate) batch: Batch,
     pub(crate) targets: Targets,
-    /// What the teacher reads; nothing where none is asked.
-    pub(crate) readings: Vec<Reading>,
+    /// What each teacher reads.
+    pub(crate) readings: Vec<Vec<Reading>>,
 }
 
 /// A part of a step.
@@ -210,7 +210,7 @@ impl Part {
 /// Makes sequences of texts.
 pub(crate) struct Sequences<'a> {
     data: &'a Data,
-    teacher: Option<Reader>,
+    teachers: Vec<Reader>,
     tokenizer: Tokenizer,
     config: ModelConfig,
     scheme: Option<Scheme>,
@@ -224,7 +224,7 @@ const ORDER: u64 = 2;
 const TYPING: u64 = 3;
 
 impl<'a> Sequences<'a> {
-    pub(crate) fn new(student: &Checkpoint, teacher: Option<Reader>, data: &'a Data) -> Result<Self> {
+    pub(crate) fn new(student: &Checkpoint, teachers: Vec<Reader>, data: &'a Data) -> Result<Self> {
         let model = student.config.clone();
         let fits = match data {
             Data::Entities { .. } => model.task == Task::TokenClassification,
@@ -252,7 +252,7 @@ impl<'a> Sequences<'a> {
             }
             scheme = Some(tags);
         }
-        Ok(Sequences { data, teacher, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
+        Ok(Sequences { data, teachers, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
     }
 
     /// The most tokens of a sequence, special tokens not counted.
@@ -313,8 +313,14 @@ impl<'a> Sequences<'a> {
     /// Refuses terms that the data cannot teach.
     fn check_terms(&self, terms: &[Term]) -> Result<()> {
         let (cannot, others): (fn(&Term) -> bool, _) = match self.data {
-            Data::Search { .. } => (Term::reads_logits, "contrastive, embedding, hidden and relations"),
-            _ => (Term::reads_embeddings, "hard, soft_targets, hidden and relations"),
+            Data::Search { .. } => (Term::reads_logits, "contrastive, embedding, hidden, relations and attention"),
+            Data::Labels { .. } => (
+                |term| term.reads_embeddings() || matches!(term, Term::Spans { .. }),
+                "hard, soft_targets, hidden, relations and attention",
+            ),
+            Data::Entities { .. } => {
+                (Term::reads_embeddings, "hard, soft_targets, spans, hidden, relations and attention")
+            }
         };
         match terms.iter().find(|term| cannot(term)) {
             Some(term) => Err(Error::invalid_input(format!(
@@ -376,8 +382,8 @@ impl<'a> Sequences<'a> {
                     allowed[i + 1] = tags.next().flatten();
                 }
             }
-            let reading = self.reading(&window.tokens, clean)?;
-            out.push(Sequence { ids: self.with_special(&window.tokens), allowed, reading });
+            let readings = self.readings(&window.tokens, clean)?;
+            out.push(Sequence { ids: self.with_special(&window.tokens), allowed, readings });
             Ok(())
         };
         let mut windower = Windower::new(window);
@@ -389,16 +395,13 @@ impl<'a> Sequences<'a> {
     fn whole(&self, text: &str, clean: &Clean, window: usize, allowed: Option<Allowed>) -> Result<Sequence> {
         let mut tokens = self.tokenizer.encode(text)?;
         tokens.truncate(window);
-        let reading = self.reading(&tokens, clean)?;
-        Ok(Sequence { ids: self.with_special(&tokens), allowed: vec![allowed], reading })
+        let readings = self.readings(&tokens, clean)?;
+        Ok(Sequence { ids: self.with_special(&tokens), allowed: vec![allowed], readings })
     }
 
-    /// What the teacher reads where the student reads these tokens, if it is something else.
-    fn reading(&self, tokens: &[Token], clean: &Clean) -> Result<Option<Reading>> {
-        match &self.teacher {
-            Some(teacher) => teacher.read(tokens, clean),
-            None => Ok(None),
-        }
+    /// What each teacher reads where the student reads these tokens, if it is something else.
+    fn readings(&self, tokens: &[Token], clean: &Clean) -> Result<Vec<Option<Reading>>> {
+        self.teachers.iter().map(|teacher| teacher.read(tokens, clean)).collect()
     }
 
     fn label_target(&self, text: &LabelledText) -> Result<Allowed> {
@@ -496,19 +499,20 @@ impl<'a> Sequences<'a> {
             allowed: vec![0.0; count * labels],
             tokens: vec![0.0; sequences.len() * seq],
             multi_label: self.config.task == Task::MultiLabel,
+            scheme: self.scheme.clone(),
             of_step: Counts::default(),
         };
-        let mut readings = Vec::new();
+        let mut readings = vec![Vec::new(); self.teachers.len()];
         for (row, sequence) in sequences.iter().enumerate() {
-            if self.teacher.is_some() {
+            for (reading, readings) in sequence.readings.iter().zip(&mut readings) {
                 let own = || Reading::same(&sequence.ids, sequence.allowed.iter().map(Option::is_some));
-                let reading = sequence.reading.clone().unwrap_or_else(own);
+                let reading = reading.clone().unwrap_or_else(own);
                 for (column, _) in reading.tokens.iter().enumerate().filter(|(_, at)| at.is_some()) {
                     targets.tokens[row * seq + column] = 1.0;
                 }
                 readings.push(reading);
             }
-            let is_answered = |column: usize| readings.last().is_some_and(|r: &Reading| r.answers[column].is_some());
+            let is_answered = |column: usize| readings.iter().any(|readings| readings[row].answers[column].is_some());
             for (column, allowed) in sequence.allowed.iter().enumerate() {
                 let Some(allowed) = allowed else { continue };
                 let at = row * positions + column;
@@ -636,7 +640,7 @@ mod tests {
         let covers = ["Chemical", "Disease"].map(str::to_owned).into();
         let train = vec![NerSet { examples: vec![Example { id: String::new(), text, entities }], covers }];
         let data = Data::Entities { train, dev: Vec::new(), transfer: Vec::new() };
-        let sequences = Sequences::new(&student, None, &data).unwrap();
+        let sequences = Sequences::new(&student, Vec::new(), &data).unwrap();
         let epoch = sequences.epoch(0, &TrainConfig::default()).unwrap();
         let [Part::Texts(Input { targets, .. })] = &sequences.parts(&epoch, 0, 1)[..] else { panic!("one part") };
         let weights: Vec<f32> = targets
@@ -669,7 +673,7 @@ mod tests {
             TrainConfig { terms: vec![Term::SoftTargets { weight: 1.0, temperature: 1.0 }], ..TrainConfig::default() };
         let noise = TypingNoise { words: 1.0, ..TypingNoise::default() };
         let noisy = TrainConfig { noise: Some(noise), ..clean.clone() };
-        let sequences = Sequences::new(&student, None, &data).unwrap();
+        let sequences = Sequences::new(&student, Vec::new(), &data).unwrap();
         let epoch = |number, config: &TrainConfig| sequences.epoch(number, config).unwrap();
         let ids = |epoch: &Epoch| epoch.sequences.iter().map(|s| s.ids.clone()).collect::<Vec<_>>();
         let transferred = |epoch: &Epoch| epoch.sequences.last().unwrap().ids.clone();

@@ -14,6 +14,7 @@ use ampoule::text::{Token, Tokenizer};
 use ampoule::{Batch, Checkpoint, Error, Result, Task};
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
@@ -21,38 +22,133 @@ use crate::losses::{Outputs, Term};
 use crate::search::of_length_1;
 use crate::typing::Alignment;
 
-/// Who teaches a student.
+/// Who teaches a student: one model, or several that are taken together.
 pub struct Teacher {
-    pub(crate) checkpoint: Checkpoint,
+    /// At least one.
+    pub(crate) members: Vec<Checkpoint>,
     cache: Option<(PathBuf, u64)>,
 }
 
 impl Teacher {
     /// This checkpoint, whose tokenizer may be another one than the student's.
     pub fn new(checkpoint: Checkpoint) -> Self {
-        Teacher { checkpoint, cache: None }
+        Teacher { members: vec![checkpoint], cache: None }
+    }
+
+    /// Together with another one, which has the same labels: what they teach is the mean of their probabilities (Hinton et al. 2015). They
+    /// have no hidden states in common, so the terms that compare such need one teacher.
+    pub fn and(mut self, other: Checkpoint) -> Self {
+        self.members.push(other);
+        self
     }
 
     pub(crate) fn without_cache(self) -> Self {
         Teacher { cache: None, ..self }
     }
 
-    /// Tells it from another teacher: its weights and what is computed of them.
-    fn sha256(&self) -> String {
-        let hash = Sha256::new().chain_update(weights_sha256(&self.checkpoint.weights));
-        let hash = hash.chain_update(self.checkpoint.config.to_json().to_string());
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    /// What tells it from another teacher, for the run's identity: of each member the weights, and what is computed of them.
+    pub(crate) fn identity(&self) -> [Value; 2] {
+        let of_each = |value: fn(&Checkpoint) -> Value| match self.members.as_slice() {
+            [one] => value(one),
+            several => several.iter().map(value).collect(),
+        };
+        [of_each(|member| weights_sha256(&member.weights).into()), of_each(|member| member.config.to_json())]
     }
 
-    /// Keeps its answers in `folder`, a file of at most `max_bytes`, and takes from there what is asked again: a second run with the same
-    /// texts computes none. They change no bit of the student. The file is as confidential as the texts; it is its owner's alone.
+    /// Keeps its answers in `folder`, a file for each member and at most `max_bytes` in all, and takes from there what is asked again: a
+    /// second run with the same texts computes none. They change no bit of the student. The files are as confidential as the texts; they
+    /// are their owner's alone.
     pub fn with_cache(self, folder: &Path, max_bytes: u64) -> Self {
         Teacher { cache: Some((folder.to_owned(), max_bytes)), ..self }
     }
 }
 
+/// Models that answer together.
+pub(crate) struct Ensemble(Vec<Answering>);
+
+impl Ensemble {
+    /// Each has to answer with the student's labels.
+    pub(crate) fn load(teacher: Teacher, student: &Checkpoint) -> Result<Self> {
+        let Teacher { members, cache } = teacher;
+        let cache = cache.map(|(folder, max_bytes)| (folder, max_bytes / members.len() as u64));
+        let load = |member| Answering::load(member, cache.as_ref(), student);
+        members.into_iter().map(load).collect::<Result<_>>().map(Ensemble)
+    }
+
+    /// What the terms need, at the places of a batch `[batch, seq]` of which these are each member's readings; zeros where nobody answers.
+    pub(crate) fn outputs(
+        &self,
+        terms: &[Term],
+        readings: &[Vec<Reading>],
+        dims: [usize; 2],
+        device: &Device,
+    ) -> Result<Outputs> {
+        let [one] = self.0.as_slice() else {
+            if let Some(term) = terms.iter().find(|term| !term.pairs().is_empty() || term.reads_embeddings()) {
+                return Err(Error::invalid_input(format!(
+                    "the loss term {:?} compares states, which several teachers do not have in common; take it out, or name one teacher",
+                    term.name()
+                )));
+            }
+            return self.mean(readings, dims, device);
+        };
+        one.outputs(terms, readings.first().map_or(&[], Vec::as_slice), dims, device)
+    }
+
+    /// Logits of the mean of the members' probabilities, of those that answer at a place.
+    fn mean(&self, readings: &[Vec<Reading>], dims: [usize; 2], device: &Device) -> Result<Outputs> {
+        let (mut sums, mut answers) = (Vec::new(), Vec::new());
+        for (member, readings) in self.0.iter().zip(readings) {
+            let Some(logits) = member.outputs(&[], readings, dims, device)?.logits else { continue };
+            let [_, positions, labels] = logits.dims();
+            let logits = logits.into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
+            sums.resize(logits.len(), 0.0f64);
+            answers.resize(logits.len() / labels, 0.0f64);
+            for (row, reading) in readings.iter().enumerate() {
+                for column in
+                    (0..positions.min(reading.answers.len())).filter(|&column| reading.answers[column].is_some())
+                {
+                    let at = row * positions + column;
+                    let places = at * labels..(at + 1) * labels;
+                    let found = probabilities(&logits[places.clone()], member.is_multi_label());
+                    sums[places].iter_mut().zip(found).for_each(|(sum, p)| *sum += p);
+                    answers[at] += 1.0;
+                }
+            }
+        }
+        let labels = sums.len() / answers.len().max(1);
+        let is_multi_label = self.0.iter().any(Answering::is_multi_label);
+        let logit = |(i, sum): (usize, f64)| {
+            let p = sum / answers[i / labels].max(1.0);
+            let of_rest = if is_multi_label { (1.0 - p).max(1e-9).ln() } else { 0.0 };
+            if answers[i / labels] > 0.0 { (p.max(1e-9).ln() - of_rest) as f32 } else { 0.0 }
+        };
+        let logits: Vec<f32> = sums.into_iter().enumerate().map(logit).collect();
+        let shape = [dims[0], answers.len() / dims[0].max(1), labels];
+        let logits = (labels > 0).then(|| Tensor::from_data(TensorData::new(logits, shape), device));
+        Ok(Outputs { logits, embeddings: None, states: BTreeMap::new() })
+    }
+
+    /// How many sequences were computed, and how many were found in the cache.
+    pub(crate) fn counts(&self) -> Option<(usize, usize)> {
+        let counts = self.0.iter().map(Answering::counts).collect::<Option<Vec<_>>>()?;
+        Some(counts.into_iter().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1)))
+    }
+}
+
+/// Of each label, in f64, where all have finite logits.
+fn probabilities(logits: &[f32], is_multi_label: bool) -> Vec<f64> {
+    let logits = logits.iter().map(|&x| f64::from(x));
+    if is_multi_label {
+        return logits.map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+    }
+    let largest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.clone().map(|x| (x - largest).exp()).sum();
+    logits.map(|x| (x - largest).exp() / sum).collect()
+}
+
 /// A model that answers and is not trained.
-pub(crate) struct Answering {
+struct Answering {
     model: FrozenModel,
     pooling: PoolingMode,
     /// By tag, that of a further word where one word is several; none for labels of whole texts.
@@ -61,10 +157,10 @@ pub(crate) struct Answering {
 }
 
 impl Answering {
-    /// A teacher has to answer with the student's labels.
-    pub(crate) fn load(teacher: Teacher, student: &Checkpoint) -> Result<Self> {
-        let sha256 = teacher.sha256();
-        let Teacher { checkpoint: mut teacher, cache } = teacher;
+    fn load(mut teacher: Checkpoint, cache: Option<&(PathBuf, u64)>, student: &Checkpoint) -> Result<Self> {
+        let sha256 = Sha256::new().chain_update(weights_sha256(&teacher.weights));
+        let sha256 = sha256.chain_update(teacher.config.to_json().to_string()).finalize();
+        let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
         let config = &teacher.config;
         if config.task != student.config.task {
             return Err(Error::incompatible(format!(
@@ -83,13 +179,13 @@ impl Answering {
             Task::TokenClassification => Scheme::new(&config.id2label)?.continued(),
             _ => Vec::new(),
         };
-        let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, &sha256, max_bytes)).transpose()?;
+        let cache = cache.map(|(folder, max_bytes)| Cache::open(folder, &sha256, *max_bytes)).transpose()?;
         let model = FrozenModel::load(config, &mut teacher.weights)?;
         Ok(Answering { model, pooling: teacher.pooling.mode, goes_on, cache })
     }
 
     /// What the terms need of it, at the places of a batch `[batch, seq]` of which these are the readings; zeros elsewhere.
-    pub(crate) fn outputs(
+    fn outputs(
         &self,
         terms: &[Term],
         readings: &[Reading],
@@ -162,8 +258,11 @@ impl Answering {
         }
     }
 
-    /// How many sequences were computed, and how many were found in the cache.
-    pub(crate) fn counts(&self) -> Option<(usize, usize)> {
+    fn is_multi_label(&self) -> bool {
+        self.model.config().task == Task::MultiLabel
+    }
+
+    fn counts(&self) -> Option<(usize, usize)> {
         self.cache.as_ref().map(Cache::counts)
     }
 

@@ -25,7 +25,7 @@ use crate::losses::{Outputs, losses};
 use crate::optimizer::{NamedGradients, OptimizerState, WORDS};
 use crate::run::{Best, RunFolder, State, threads_of};
 use crate::sequences::{Data, Epoch, Input, Part, Sequences};
-use crate::teacher::{Answering, Reader, Teacher};
+use crate::teacher::{Ensemble, Reader, Teacher};
 
 /// One step, as it is logged; what an older log lacks is 0 when it is read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -206,7 +206,7 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     let [config] = stages.as_slice() else {
         return Err(Error::invalid_input("only the batches of a run of one stage can be written; take `stages` out"));
     };
-    let sequences = Sequences::new(student, None, data)?;
+    let sequences = Sequences::new(student, Vec::new(), data)?;
     let steps =
         (0..config.epochs).map(|number| Ok(sequences.epoch(number, config)?.batches.len())).sum::<Result<usize>>()?;
     let epoch = sequences.epoch(0, config)?;
@@ -252,7 +252,7 @@ struct Trainer<'a> {
     /// All but its weights, which are the model's.
     student: Checkpoint,
     model: Model,
-    teacher: Option<Answering>,
+    teacher: Option<Ensemble>,
     sequences: Sequences<'a>,
     folder: RunFolder,
     optimizer: OptimizerState,
@@ -279,11 +279,11 @@ impl<'a> Trainer<'a> {
             student.config.attention_probs_dropout_prob = p;
             student.config.classifier_dropout = Some(p);
         }
-        let teacher_sha256 = teacher.as_ref().map(|teacher| weights_sha256(&teacher.checkpoint.weights));
-        let teacher_config = teacher.as_ref().map(|teacher| teacher.checkpoint.config.to_json());
-        let reader = teacher.as_ref().map(|teacher| Reader::new(&teacher.checkpoint, &student));
-        let teacher = teacher.map(|teacher| Answering::load(teacher, &student)).transpose()?;
-        let sequences = Sequences::new(&student, reader, data)?;
+        let [teacher_sha256, teacher_config] = teacher.as_ref().map(Teacher::identity).unwrap_or_default();
+        let members = teacher.iter().flat_map(|teacher| &teacher.members);
+        let readers = members.map(|member| Reader::new(member, &student)).collect();
+        let teacher = teacher.map(|teacher| Ensemble::load(teacher, &student)).transpose()?;
+        let sequences = Sequences::new(&student, readers, data)?;
         let mut number = 0;
         let mut planned = Vec::new();
         for config in stages {
@@ -625,7 +625,7 @@ impl<'a> Trainer<'a> {
         model.temperature = fit.map_or(1.0, |fit| fit.temperature);
         model.quantization_aware = self.config().precision == Precision::Int8;
         self.folder.finish(&model)?;
-        if let Some((computed, found)) = self.teacher.as_ref().and_then(Answering::counts) {
+        if let Some((computed, found)) = self.teacher.as_ref().and_then(Ensemble::counts) {
             self.folder.log(&json!({ "teacher": { "computed": computed, "cached": found } }))?;
         }
         Ok(Outcome::Finished { dev_score, step, fit })

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use super::*;
 use crate::losses::{Counts, Targets};
 use crate::optimizer::NamedGradients;
-use crate::teacher::{Answering, Reading, Teacher};
+use crate::teacher::{Ensemble, Reading, Teacher};
 
 /// Numbers of all sizes and signs.
 fn numbers(count: usize, by: f32) -> Vec<f32> {
@@ -141,7 +141,7 @@ fn parts(sizes: &[usize]) -> Vec<Pairs> {
             let seq = batch.dims()[1];
             let tokens = texts.iter().flat_map(|ids| (0..seq).map(|i| f32::from(u8::from(i < ids.len())))).collect();
             let of_step = Counts { tokens: 40, ..Counts::default() };
-            let readings = texts.iter().map(|ids| Reading::same(ids, std::iter::empty())).collect();
+            let readings = vec![texts.iter().map(|ids| Reading::same(ids, std::iter::empty())).collect()];
             Input { batch, targets: Targets { tokens, of_step, ..Targets::default() }, readings }
         };
         parts.push(Pairs { sides: [side(0), side(1)], step: step.clone(), part });
@@ -155,7 +155,7 @@ fn parts(sizes: &[usize]) -> Vec<Pairs> {
 fn the_parts_of_a_step_are_its_whole() {
     let of_student = Checkpoint::open("../tests/fixtures/checkpoints/bert-encoder").unwrap();
     let of_teacher = Checkpoint::open("../tests/fixtures/checkpoints/electra-encoder").unwrap();
-    let teacher = Answering::load(Teacher::new(of_teacher), &of_student).unwrap();
+    let teacher = Ensemble::load(Teacher::new(of_teacher), &of_student).unwrap();
     let Checkpoint { config, weights, pooling, .. } = of_student;
     let terms = [
         Term::Contrastive { weight: 1.0, temperature: 0.05 },

@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn what_belongs_together_is_no_negative_of_each_other() {
         let pair = |texts: [usize; 2], queries: &[usize]| Pair {
-            sequences: [(), ()].map(|()| Sequence { ids: Vec::new(), allowed: Vec::new(), reading: None }),
+            sequences: [(), ()].map(|()| Sequence { ids: Vec::new(), allowed: Vec::new(), readings: Vec::new() }),
             texts,
             queries: queries.iter().copied().collect(),
         };
@@ -157,7 +157,7 @@ mod tests {
             &[("pain", &[0, 2]), ("naloxone", &[1]), ("a b c", &[1, 3])],
         )];
         let data = Data::Search { train, dev: Vec::new(), transfer: vec!["a patient".to_owned(); 2] };
-        let sequences = Sequences::new(&student, None, &data).unwrap();
+        let sequences = Sequences::new(&student, Vec::new(), &data).unwrap();
         let config = TrainConfig {
             batch_size: 4,
             terms: vec![Term::Contrastive { weight: 1.0, temperature: 0.05 }],

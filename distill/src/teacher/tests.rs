@@ -41,7 +41,7 @@ fn taught(teacher: &str, text: &str, alignment: &Alignment) -> (Tags, Tags) {
     let reading = reader.read(&tokens, &clean).unwrap().expect("it reads something else");
     let of_teacher: BTreeMap<usize, u32> =
         gold(&scheme, &teacher.tokenizer.encode(TEXT).unwrap(), &spans).into_iter().collect();
-    let answering = Answering::load(Teacher::new(teacher), &student).unwrap();
+    let answering = Answering::load(teacher, None, &student).unwrap();
     let labels = student.config.id2label.len();
     let found = (0..).zip(&reading.answers).filter_map(|(position, answer)| {
         let Answer { at, is_further } = (*answer)?;
@@ -146,7 +146,7 @@ fn embeddings_are_the_embedders_of_the_clean_text() {
         let readings: Vec<Reading> = texts.iter().map(read).collect();
         let embedder = ampoule::Embedder::from_checkpoint(teacher.clone(), &ampoule::Options::default()).unwrap();
         let expected = embedder.embed_batch(&texts).unwrap();
-        let answering = Answering::load(Teacher::new(teacher), &student).unwrap();
+        let answering = Answering::load(teacher, None, &student).unwrap();
         let terms = [Term::Embedding { weight: 1.0, temperature: 0.05 }];
         let found = answering.outputs(&terms, &readings, [3, 24], &Device::flex()).unwrap();
         assert!(found.logits.is_none() && found.states.is_empty());
@@ -154,5 +154,62 @@ fn embeddings_are_the_embedders_of_the_clean_text() {
         let expected = expected.iter().flat_map(|vector| of_length_1(vector));
         let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(apart < 1e-3, "{mode:?}: {apart}");
+    }
+}
+
+/// Of two teachers, one of other tokens: the mean of the probabilities where both answer, and the one's own where it is alone.
+#[test]
+fn several_teachers_teach_the_mean_of_their_probabilities() {
+    for (student, other) in [("bert-token", "roberta-token"), ("bert-multi-label", "bert-multi-label")] {
+        let student = checkpoint(student);
+        let (first, mut second) = (student.clone(), checkpoint(other));
+        // So that the same folder is another model.
+        for tensor in second.weights.0.values_mut() {
+            tensor.data.iter_mut().for_each(|x| *x *= 1.5);
+        }
+        let tokens = student.tokenizer.encode(TEXT).unwrap();
+        let readings: Vec<Vec<Reading>> = [&first, &second]
+            .map(|teacher| {
+                let read = Reader::new(teacher, &student).read(&tokens, &Clean::of(TEXT)).unwrap();
+                let own: Vec<u32> = std::iter::once(student.tokenizer.cls_id())
+                    .chain(tokens.iter().map(|token| token.id))
+                    .chain([student.tokenizer.sep_id()])
+                    .collect();
+                let counts = match student.config.task {
+                    Task::TokenClassification => vec![true; own.len()],
+                    _ => vec![true],
+                };
+                vec![read.unwrap_or_else(|| Reading::same(&own, counts.into_iter()))]
+            })
+            .into();
+        let (device, dims) = (Device::flex(), [1, tokens.len() + 2]);
+        let logits = |teacher: Teacher, readings: &[Vec<Reading>]| {
+            let found = Ensemble::load(teacher, &student).unwrap().outputs(&[], readings, dims, &device).unwrap();
+            found.logits.unwrap().into_data().try_into_vec::<f32>().unwrap()
+        };
+        let both = logits(Teacher::new(first.clone()).and(second.clone()), &readings);
+        let each =
+            [(&first, 0), (&second, 1)].map(|(teacher, i)| logits(Teacher::new(teacher.clone()), &readings[i..]));
+        let (labels, is_multi_label) = (student.config.id2label.len(), student.config.task == Task::MultiLabel);
+        let mut alone = 0;
+        for (place, found) in both.chunks(labels).enumerate() {
+            let answering: Vec<usize> = (0..2).filter(|&i| readings[i][0].answers[place].is_some()).collect();
+            if answering.is_empty() {
+                assert_eq!(found, vec![0.0; labels]);
+                continue;
+            }
+            alone += usize::from(answering.len() == 1);
+            let of = |logits: &[f32]| probabilities(&logits[..labels], is_multi_label);
+            let found = of(found);
+            for (label, p) in found.into_iter().enumerate() {
+                let sum: f64 = answering.iter().map(|&i| of(&each[i][place * labels..])[label]).sum();
+                assert!((p - sum / answering.len() as f64).abs() < 1e-5, "place {place}, label {label}");
+            }
+        }
+        assert_eq!(alone > 0, !is_multi_label);
+        let terms = [Term::Hidden { weight: 1.0, layer_map: vec![(1, 1)] }];
+        let several = Ensemble::load(Teacher::new(first).and(second), &student).unwrap();
+        let refused = several.outputs(&terms, &readings, dims, &device).err().unwrap().to_string();
+        assert!(refused.contains("\"hidden\" compares states"), "{refused}");
     }
 }
