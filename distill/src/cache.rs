@@ -25,10 +25,9 @@ pub(crate) type Values = Vec<u8>;
 /// Bytes of an entry before its values: the key, their number of bytes, and the beginning of the hash of key and values.
 const HEADER: usize = 32 + 4 + 8;
 
-/// The answers of one teacher.
+/// The answers of teachers.
 pub(crate) struct Cache {
     max_bytes: u64,
-    teacher: String,
     file: Mutex<Entries>,
     computed: AtomicUsize,
     found: AtomicUsize,
@@ -45,18 +44,12 @@ struct Entries {
 }
 
 impl Cache {
-    /// Opens or makes the cache in `folder` for the teacher whose weights have this hash. It grows to at most `max_bytes`.
-    pub(crate) fn open(folder: &Path, teacher_sha256: &str, max_bytes: u64) -> Result<Self> {
+    /// Opens or makes the cache in `folder`. It grows to at most `max_bytes`.
+    pub(crate) fn open(folder: &Path, max_bytes: u64) -> Result<Self> {
         make_private(folder).map_err(|e| Error::io(folder, e))?;
         let path = folder.join("answers.bin");
         let entries = Entries::open(&path)?;
-        Ok(Cache {
-            max_bytes,
-            teacher: teacher_sha256.to_owned(),
-            file: Mutex::new(entries),
-            computed: AtomicUsize::new(0),
-            found: AtomicUsize::new(0),
-        })
+        Ok(Cache { max_bytes, file: Mutex::new(entries), computed: AtomicUsize::new(0), found: AtomicUsize::new(0) })
     }
 
     /// How many sequences were computed and found since it was opened.
@@ -65,14 +58,14 @@ impl Cache {
     }
 
     /// The values of each sequence: those kept, and those that `compute` gives of the others, which are kept then. Values are what was
-    /// `asked`, in words.
+    /// `asked`: the teacher's hash, and of what, in words.
     pub(crate) fn get_or_compute(
         &self,
         sequences: &[&[u32]],
         asked: &str,
         compute: impl FnOnce(&[&[u32]]) -> Result<Vec<Values>>,
     ) -> Result<Vec<Values>> {
-        let keys: Vec<Key> = sequences.iter().map(|ids| self.key(ids, asked)).collect();
+        let keys: Vec<Key> = sequences.iter().map(|ids| key(ids, asked)).collect();
         let mut values: Vec<Option<Vec<u8>>> = {
             let mut entries = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             keys.iter().map(|key| entries.get(key)).collect()
@@ -91,12 +84,12 @@ impl Cache {
         }
         Ok(values.into_iter().flatten().collect())
     }
+}
 
-    fn key(&self, ids: &[u32], asked: &str) -> Key {
-        let mut hash = Sha256::new().chain_update(&self.teacher).chain_update(asked);
-        ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        hash.finalize().into()
-    }
+fn key(ids: &[u32], asked: &str) -> Key {
+    let mut hash = Sha256::new().chain_update(asked);
+    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    hash.finalize().into()
 }
 
 impl Entries {
@@ -230,16 +223,15 @@ mod tests {
     fn what_was_computed_once_is_found_and_another_question_is_computed() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
-        let cache = Cache::open(&folder, "teacher", 1 << 20).unwrap();
+        let cache = Cache::open(&folder, 1 << 20).unwrap();
         assert_eq!(ask(&cache, &IDS[..2], 1), (answers(&IDS[..2]), 2));
         assert_eq!(ask(&cache, &IDS, 1), (answers(&IDS), 1));
         assert_eq!(ask(&cache, &IDS, 2), (answers(&IDS), 3));
         // While it is written by one, it is read by others.
-        let second = Cache::open(&folder, "teacher", 1 << 20).unwrap();
+        let second = Cache::open(&folder, 1 << 20).unwrap();
         assert_eq!(ask(&second, &IDS, 1), (answers(&IDS), 0));
         drop((cache, second));
-        assert_eq!(ask(&Cache::open(&folder, "teacher", 1 << 20).unwrap(), &IDS, 1), (answers(&IDS), 0));
-        assert_eq!(ask(&Cache::open(&folder, "another", 1 << 20).unwrap(), &IDS, 1), (answers(&IDS), 3));
+        assert_eq!(ask(&Cache::open(&folder, 1 << 20).unwrap(), &IDS, 1), (answers(&IDS), 0));
         #[cfg(unix)]
         for (path, mode) in [(folder.clone(), 0o700), (folder.join("answers.bin"), 0o600)] {
             let found = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
@@ -251,7 +243,7 @@ mod tests {
     fn a_file_cut_anywhere_or_with_any_byte_changed_gives_no_wrong_answer_and_is_mended() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answers.bin");
-        let open = || Cache::open(folder.path(), "teacher", 1 << 20);
+        let open = || Cache::open(folder.path(), 1 << 20);
         ask(&open().unwrap(), &IDS, 1);
         let whole = fs::read(&path).unwrap();
         let check = |bytes: &[u8], is_magic_whole: bool| {
@@ -279,7 +271,7 @@ mod tests {
     fn a_full_cache_still_answers() {
         let folder = tempfile::tempdir().unwrap();
         let most = (MAGIC.len() + HEADER + 12) as u64;
-        let cache = Cache::open(folder.path(), "teacher", most).unwrap();
+        let cache = Cache::open(folder.path(), most).unwrap();
         assert_eq!(ask(&cache, &IDS, 1), (answers(&IDS), 3));
         assert_eq!(ask(&cache, &IDS, 1), (answers(&IDS), 2));
         assert_eq!(fs::metadata(folder.path().join("answers.bin")).unwrap().len(), most);

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ampoule::bundle::{PoolingMode, weights_sha256};
 use ampoule::decode::Scheme;
@@ -55,24 +56,27 @@ impl Teacher {
         [of_each(|member| weights_sha256(&member.weights).into()), of_each(|member| member.config.to_json())]
     }
 
-    /// Keeps its answers in `folder`, a file for each member and at most `max_bytes` in all, and takes from there what is asked again: a
-    /// second run with the same texts computes none. They change no bit of the student. The files are as confidential as the texts; they
-    /// are their owner's alone.
+    /// Keeps its answers in `folder`, a file of at most `max_bytes`, and takes from there what is asked again: a second run with the same
+    /// texts computes none. They change no bit of the student. The file is as confidential as the texts; it is its owner's alone.
     pub fn with_cache(self, folder: &Path, max_bytes: u64) -> Self {
         Teacher { cache: Some((folder.to_owned(), max_bytes)), ..self }
     }
 }
 
 /// Models that answer together.
-pub(crate) struct Ensemble(Vec<Answering>);
+pub(crate) struct Ensemble {
+    members: Vec<Answering>,
+    /// What they share.
+    cache: Option<Arc<Cache>>,
+}
 
 impl Ensemble {
     /// Each has to answer with the student's labels.
     pub(crate) fn load(teacher: Teacher, student: &Checkpoint) -> Result<Self> {
         let Teacher { members, cache } = teacher;
-        let cache = cache.map(|(folder, max_bytes)| (folder, max_bytes / members.len() as u64));
-        let load = |member| Answering::load(member, cache.as_ref(), student);
-        members.into_iter().map(load).collect::<Result<_>>().map(Ensemble)
+        let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, max_bytes)).transpose()?.map(Arc::new);
+        let load = |member| Answering::load(member, cache.clone(), student);
+        Ok(Ensemble { members: members.into_iter().map(load).collect::<Result<_>>()?, cache })
     }
 
     /// What the terms need, at the places of a batch `[batch, seq]` of which these are each member's readings; zeros where nobody answers.
@@ -83,7 +87,7 @@ impl Ensemble {
         dims: [usize; 2],
         device: &Device,
     ) -> Result<Outputs> {
-        let [one] = self.0.as_slice() else {
+        let [one] = self.members.as_slice() else {
             if let Some(term) = terms.iter().find(|term| !term.pairs().is_empty() || term.reads_embeddings()) {
                 return Err(Error::invalid_input(format!(
                     "the loss term {:?} compares states, which several teachers do not have in common; take it out, or name one teacher",
@@ -98,7 +102,7 @@ impl Ensemble {
     /// Logits of the mean of the members' probabilities, of those that answer at a place.
     fn mean(&self, readings: &[Vec<Reading>], dims: [usize; 2], device: &Device) -> Result<Outputs> {
         let (mut sums, mut answers) = (Vec::new(), Vec::new());
-        for (member, readings) in self.0.iter().zip(readings) {
+        for (member, readings) in self.members.iter().zip(readings) {
             let Some(logits) = member.outputs(&[], readings, dims, device)?.logits else { continue };
             let [_, positions, labels] = logits.dims();
             let logits = logits.into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
@@ -117,7 +121,7 @@ impl Ensemble {
             }
         }
         let labels = sums.len() / answers.len().max(1);
-        let is_multi_label = self.0.iter().any(Answering::is_multi_label);
+        let is_multi_label = self.members.iter().any(Answering::is_multi_label);
         let logit = |(i, sum): (usize, f64)| {
             let p = sum / answers[i / labels].max(1.0);
             let of_rest = if is_multi_label { (1.0 - p).max(1e-9).ln() } else { 0.0 };
@@ -131,8 +135,7 @@ impl Ensemble {
 
     /// How many sequences were computed, and how many were found in the cache.
     pub(crate) fn counts(&self) -> Option<(usize, usize)> {
-        let counts = self.0.iter().map(Answering::counts).collect::<Option<Vec<_>>>()?;
-        Some(counts.into_iter().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1)))
+        self.cache.as_deref().map(Cache::counts)
     }
 }
 
@@ -153,11 +156,13 @@ struct Answering {
     pooling: PoolingMode,
     /// By tag, that of a further word where one word is several; none for labels of whole texts.
     goes_on: Vec<usize>,
-    cache: Option<Cache>,
+    /// Of its weights and what is computed of them: tells its answers from another teacher's.
+    sha256: String,
+    cache: Option<Arc<Cache>>,
 }
 
 impl Answering {
-    fn load(mut teacher: Checkpoint, cache: Option<&(PathBuf, u64)>, student: &Checkpoint) -> Result<Self> {
+    fn load(mut teacher: Checkpoint, cache: Option<Arc<Cache>>, student: &Checkpoint) -> Result<Self> {
         let sha256 = Sha256::new().chain_update(weights_sha256(&teacher.weights));
         let sha256 = sha256.chain_update(teacher.config.to_json().to_string()).finalize();
         let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -179,9 +184,8 @@ impl Answering {
             Task::TokenClassification => Scheme::new(&config.id2label)?.continued(),
             _ => Vec::new(),
         };
-        let cache = cache.map(|(folder, max_bytes)| Cache::open(folder, &sha256, *max_bytes)).transpose()?;
         let model = FrozenModel::load(config, &mut teacher.weights)?;
-        Ok(Answering { model, pooling: teacher.pooling.mode, goes_on, cache })
+        Ok(Answering { model, pooling: teacher.pooling.mode, goes_on, sha256, cache })
     }
 
     /// What the terms need of it, at the places of a batch `[batch, seq]` of which these are the readings; zeros elsewhere.
@@ -241,7 +245,7 @@ impl Answering {
         let ids: Vec<&[u32]> = readings.iter().map(|reading| reading.ids.as_slice()).collect();
         let packed = match &self.cache {
             None => compute(&ids)?,
-            Some(cache) => cache.get_or_compute(&ids, &format!("{asked:?}"), compute)?,
+            Some(cache) => cache.get_or_compute(&ids, &format!("{}{asked:?}", self.sha256), compute)?,
         };
         let of = |(bytes, ids): (&Vec<u8>, &&[u32])| {
             Answers::unpacked(bytes, self.positions(ids.len()) * labels, ids.len(), h, asked)
@@ -260,10 +264,6 @@ impl Answering {
 
     fn is_multi_label(&self) -> bool {
         self.model.config().task == Task::MultiLabel
-    }
-
-    fn counts(&self) -> Option<(usize, usize)> {
-        self.cache.as_ref().map(Cache::counts)
     }
 
     /// The logits of a word that an earlier one's answer was for too: what began an entity there goes on with it here.

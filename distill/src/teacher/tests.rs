@@ -208,7 +208,14 @@ fn several_teachers_teach_the_mean_of_their_probabilities() {
         }
         assert_eq!(alone > 0, !is_multi_label);
         let terms = [Term::Hidden { weight: 1.0, layer_map: vec![(1, 1)] }];
-        let several = Ensemble::load(Teacher::new(first).and(second), &student).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let several = Teacher::new(first).and(second).with_cache(folder.path(), 1 << 20);
+        let several = Ensemble::load(several, &student).unwrap();
+        for found in [0, 2] {
+            let kept = several.outputs(&[], &readings, dims, &device).unwrap().logits.unwrap();
+            assert_eq!(kept.into_data().try_into_vec::<f32>().unwrap(), both);
+            assert_eq!(several.counts(), Some((2, found)));
+        }
         let refused = several.outputs(&terms, &readings, dims, &device).err().unwrap().to_string();
         assert!(refused.contains("\"hidden\" compares states"), "{refused}");
     }
