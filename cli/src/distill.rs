@@ -36,8 +36,9 @@ pub struct Args {
     /// What narrower hidden states keep of the teacher's
     #[arg(long, value_enum, default_value = "importance", requires = "hidden")]
     basis: Basis,
-    /// Checkpoint folder of the student, in place of --layers; an encoder without a head gets one for the teacher's labels
-    #[arg(long, value_name = "FOLDER", conflicts_with = "layers")]
+    /// Checkpoint folder that the student is, or with --layers is made of, in place of the teacher; an encoder without a head gets one for the
+    /// teacher's labels
+    #[arg(long, value_name = "FOLDER")]
     student: Option<PathBuf>,
     /// Also write the student's bundle in this precision, `model.PRECISION.safetensors` in the run's folder, measured on the dev sets. Before
     /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute
@@ -97,20 +98,20 @@ pub fn run(args: Args) -> Result<()> {
     let teacher = teachers.next().ok_or_else(|| hint("no teacher is named", "--teacher FOLDER"))?;
     let data = args.data.read()?;
     let mut start = Map::new();
-    let (student, layer_map) = match &args.student {
-        Some(path) => (args.reduced(args.open(path, &teacher)?, &data, &mut start)?, Vec::new()),
-        None if args.shape.layers.is_empty() => {
-            return Err(hint("no student is named", "--layers 2,4,6, or --student FOLDER"));
-        }
-        None => {
-            let shape = args.shape.shape();
-            let teacher = args.reduced(teacher.clone(), &data, &mut start)?;
-            match args.basis {
-                Basis::Importance => student_from_teacher(&teacher, &shape)?,
-                Basis::Components => student_from_states(&teacher, &shape, &data.training_texts())?,
-            }
-        }
+    if args.student.is_none() && args.shape.layers.is_empty() {
+        return Err(hint("no student is named", "--layers 2,4,6, or --student FOLDER"));
+    }
+    let source = args.student.as_ref().map_or_else(|| Ok(teacher.clone()), |path| args.open(path, &teacher))?;
+    let source = args.reduced(source, &data, &mut start)?;
+    let (student, mut layer_map) = match (args.shape.layers.is_empty(), args.basis) {
+        (true, _) => (source, Vec::new()),
+        (false, Basis::Importance) => student_from_teacher(&source, &args.shape.shape())?,
+        (false, Basis::Components) => student_from_states(&source, &args.shape.shape(), &data.training_texts())?,
     };
+    if args.student.is_some() || args.teacher.len() > 1 {
+        // Its layers are not the teacher's, or several have no states in common.
+        layer_map.clear();
+    }
     let mut defaults = args.data.defaults(&data);
     let mut terms = match data {
         Data::Entities { .. } | Data::Labels { .. } => {
@@ -124,8 +125,6 @@ pub fn run(args: Args) -> Result<()> {
     let (width, of_teacher) = (student.config.hidden_size, teacher.config.hidden_size);
     match layer_map.is_empty() {
         true => {}
-        // Several have no states in common.
-        false if args.teacher.len() > 1 => {}
         false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
         false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
     }

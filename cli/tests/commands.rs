@@ -352,6 +352,30 @@ fn a_student_is_of_the_shape_that_is_asked_for_and_its_log_says_what_that_cost()
 }
 
 #[test]
+fn a_student_made_of_another_model_learns_from_several_teachers_of_other_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = corpus(folder.path());
+    let (corpus, run) = (corpus.to_str().unwrap(), folder.path().join("run"));
+    let [first, second, student] =
+        ["roberta-token", "bert-token", "distilbert-encoder"].map(|name| fixture(name).to_str().unwrap().to_owned());
+    let cache = folder.path().join("cache").to_str().unwrap().to_owned();
+    let mut arguments = training("distill", corpus, run.to_str().unwrap());
+    arguments.extend(["--teacher", &first, "--teacher", &second, "--student", &student, "--cache", &cache]);
+    let with = |more: &[&str]| ampoule(&[&arguments[..], more].concat());
+    let refused = r#"terms=[{"term": "attention", "weight": 1, "layer_map": [[1, 1]], "heads": 4}]"#;
+    assert_fails(&with(&["--layers", "2", "--set", refused]), "\"attention\" compares states, which several teachers");
+    assert!(!run.exists());
+    let terms = r#"terms=[{"term": "soft_targets", "weight": 1, "temperature": 2}, {"term": "spans", "weight": 1}]"#;
+    let output = with(&["--layers", "2", "--set", terms]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(run.join("model/config.json")).unwrap()).unwrap();
+    assert_eq!((&config["model_type"], &config["n_layers"]), (&"distilbert".into(), &1.into()));
+    let run = fs::read_to_string(run.join("config.json")).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&run).unwrap();
+    assert_eq!(run["teacher_sha256"].as_array().map(Vec::len), Some(2), "{run}");
+}
+
+#[test]
 fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = corpus(folder.path());

@@ -1,6 +1,7 @@
 //! What a student is taught: a list of named terms, each with its weight, whose weighted sum is the loss.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ampoule::bundle::PoolingMode;
 use ampoule::decode::{Decoder, Scheme};
@@ -166,7 +167,7 @@ pub struct Targets {
     /// Whether each label is a question of its own (sigmoid) and not one of several (softmax).
     pub multi_label: bool,
     /// What the labels of words are; none for labels of texts.
-    pub scheme: Option<Scheme>,
+    pub scheme: Option<Arc<Scheme>>,
     /// What means are taken over: the numbers of the whole step, of which this may be a part.
     pub of_step: Counts,
 }
@@ -610,7 +611,7 @@ mod tests {
             .collect();
         let answered = [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0];
         let targets = Targets {
-            scheme: Some(scheme),
+            scheme: Some(Arc::new(scheme)),
             of_step: Counts { answered: 6, labelled: 0, tokens: 0 },
             ..targets(&answered, &[], false)
         };

@@ -4,6 +4,7 @@ mod pairs;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ampoule::decode::Scheme;
 use ampoule::text::{Token, Tokenizer, Window, Windower};
@@ -186,7 +187,7 @@ pub(crate) struct Input {
 /// A part of a step.
 pub(crate) enum Part {
     /// Texts that are each taught by themselves.
-    Texts(Input),
+    Texts(Box<Input>),
     /// Texts that are compared with each other.
     Pairs(Box<Pairs>),
 }
@@ -194,14 +195,14 @@ pub(crate) enum Part {
 impl Part {
     pub(crate) fn inputs(&self) -> &[Input] {
         match self {
-            Part::Texts(input) => std::slice::from_ref(input),
+            Part::Texts(input) => std::slice::from_ref(&**input),
             Part::Pairs(pairs) => &pairs.sides,
         }
     }
 
     fn inputs_mut(&mut self) -> &mut [Input] {
         match self {
-            Part::Texts(input) => std::slice::from_mut(input),
+            Part::Texts(input) => std::slice::from_mut(&mut **input),
             Part::Pairs(pairs) => &mut pairs.sides,
         }
     }
@@ -213,7 +214,7 @@ pub(crate) struct Sequences<'a> {
     teachers: Vec<Reader>,
     tokenizer: Tokenizer,
     config: ModelConfig,
-    scheme: Option<Scheme>,
+    scheme: Option<Arc<Scheme>>,
     /// By training set, 1 for `O` and for every tag of a label that it does not cover.
     outside: Vec<Vec<f32>>,
 }
@@ -250,7 +251,7 @@ impl<'a> Sequences<'a> {
                 outside
                     .push(outside_of(set, &tags, model.id2label.len()).map(|may| f32::from(u8::from(may))).collect());
             }
-            scheme = Some(tags);
+            scheme = Some(Arc::new(tags));
         }
         Ok(Sequences { data, teachers, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
     }
@@ -440,7 +441,7 @@ impl<'a> Sequences<'a> {
             true => {
                 let sequences = chosen.iter().map(|&i| &epoch.sequences[i]).collect();
                 let cut = cut(sequences, parts, |sequence: &&Sequence| sequence.ids.len());
-                cut.iter().map(|part| Part::Texts(self.input(part))).collect()
+                cut.iter().map(|part| Part::Texts(Box::new(self.input(part)))).collect()
             }
             false => {
                 let cut = cut(chosen.iter().map(|&i| &epoch.pairs[i]).collect(), parts, |pair: &&Pair| pair.tokens());
@@ -642,7 +643,8 @@ mod tests {
         let data = Data::Entities { train, dev: Vec::new(), transfer: Vec::new() };
         let sequences = Sequences::new(&student, Vec::new(), &data).unwrap();
         let epoch = sequences.epoch(0, &TrainConfig::default()).unwrap();
-        let [Part::Texts(Input { targets, .. })] = &sequences.parts(&epoch, 0, 1)[..] else { panic!("one part") };
+        let [Part::Texts(input)] = &sequences.parts(&epoch, 0, 1)[..] else { panic!("one part") };
+        let targets = &input.targets;
         let weights: Vec<f32> = targets
             .allowed
             .chunks(5)

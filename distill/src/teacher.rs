@@ -79,6 +79,18 @@ impl Ensemble {
         Ok(Ensemble { members: members.into_iter().map(load).collect::<Result<_>>()?, cache })
     }
 
+    /// Refuses terms that it cannot teach.
+    pub(crate) fn check(&self, terms: &[Term]) -> Result<()> {
+        let compares = |term: &&Term| !term.pairs().is_empty() || matches!(term, Term::Embedding { .. });
+        match terms.iter().find(compares) {
+            Some(term) if self.members.len() > 1 => Err(Error::invalid_input(format!(
+                "the loss term {:?} compares states, which several teachers do not have in common; take it out, or name one teacher",
+                term.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// What the terms need, at the places of a batch `[batch, seq]` of which these are each member's readings; zeros where nobody answers.
     pub(crate) fn outputs(
         &self,
@@ -87,16 +99,10 @@ impl Ensemble {
         dims: [usize; 2],
         device: &Device,
     ) -> Result<Outputs> {
-        let [one] = self.members.as_slice() else {
-            if let Some(term) = terms.iter().find(|term| !term.pairs().is_empty() || term.reads_embeddings()) {
-                return Err(Error::invalid_input(format!(
-                    "the loss term {:?} compares states, which several teachers do not have in common; take it out, or name one teacher",
-                    term.name()
-                )));
-            }
-            return self.mean(readings, dims, device);
-        };
-        one.outputs(terms, readings.first().map_or(&[], Vec::as_slice), dims, device)
+        match self.members.as_slice() {
+            [one] => one.outputs(terms, readings.first().map_or(&[], Vec::as_slice), dims, device),
+            _ => self.mean(readings, dims, device),
+        }
     }
 
     /// Logits of the mean of the members' probabilities, of those that answer at a place.

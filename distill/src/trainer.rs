@@ -287,6 +287,9 @@ impl<'a> Trainer<'a> {
         let mut number = 0;
         let mut planned = Vec::new();
         for config in stages {
+            if let Some(teacher) = &teacher {
+                teacher.check(&config.terms)?;
+            }
             let batches = |epoch| Ok(sequences.epoch(epoch, &config)?.batches.len());
             let epochs = (number..number + config.epochs).map(batches).collect::<Result<Vec<_>>>()?;
             number += config.epochs;
