@@ -62,7 +62,7 @@ impl Checkpoint {
     /// [`NotFound`](ErrorKind::NotFound) where a file is missing, [`Incompatible`](ErrorKind::Incompatible) for what is not
     /// supported, [`Corrupt`](ErrorKind::Corrupt) for damage, with every missing, unused and mis-shaped tensor named.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::read(path.as_ref(), None).map_err(|e| e.context(path.as_ref().display()))
+        Self::read(path.as_ref(), None).map_err(|e| opening(path.as_ref(), e))
     }
 
     /// Reads a folder's encoder and puts a new head on it, in place of any that it has.
@@ -70,7 +70,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_with_head(path: impl AsRef<Path>, head: &NewHead) -> Result<Self> {
-        Self::read(path.as_ref(), Some(head)).map_err(|e| e.context(path.as_ref().display()))
+        Self::read(path.as_ref(), Some(head)).map_err(|e| opening(path.as_ref(), e))
     }
 
     /// Reads a folder's `config.json` alone: the model's shape, and its temperature.
@@ -81,7 +81,7 @@ impl Checkpoint {
         let path = path.as_ref();
         read_json(&path.join("config.json"))
             .and_then(|json| Ok((ModelConfig::from_json(&json)?, read_temperature(&json)?)))
-            .map_err(|e| e.context(path.display()))
+            .map_err(|e| opening(path, e))
     }
 
     fn read(path: &Path, head: Option<&NewHead>) -> Result<Self> {
@@ -322,6 +322,18 @@ fn read_limited(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::corrupt(format!("{}: larger than {MAX_JSON} bytes", path.display())));
     }
     Ok(bytes)
+}
+
+/// What is wrong with what `path` names, and what was meant, where that can be told.
+fn opening(path: &Path, error: Error) -> Error {
+    let inner = path.join("model");
+    match () {
+        () if path.is_file() => Error::invalid_input("a file; a checkpoint is a folder").context(path.display()),
+        () if inner.join("config.json").is_file() => {
+            Error::invalid_input(format!("not a checkpoint, but {} is one", inner.display())).context(path.display())
+        }
+        () => error.context(path.display()),
+    }
 }
 
 fn read_json(path: &Path) -> Result<Value> {

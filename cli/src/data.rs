@@ -210,6 +210,19 @@ impl Corpus {
         }
     }
 
+    /// Refuses texts none of whose labels any of the models has.
+    pub fn check_known_labels(texts: &[LabelledText], models: &[ModelConfig]) -> Result<()> {
+        let known = |label: &String| models.iter().any(|config| config.id2label.contains(label));
+        let mut labels = texts.iter().flat_map(|text| &text.labels).peekable();
+        match labels.peek().copied() {
+            Some(first) if !labels.any(known) => Err(hint(
+                format!("no model has the label {first:?}, nor any other of the data"),
+                "the labels as the model writes them, capitals included; `ampoule inspect` lists them",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
         read_labelled(&self.file(which)?)
     }
@@ -286,7 +299,11 @@ fn say_held_out(corpus: &Corpus, train: usize, dev: usize) {
 impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
-        let transfer = self.transfer.iter().map(|p| Ok(read_lines(p)?)).collect::<Result<Vec<_>>>()?.concat();
+        let lines = |path: &PathBuf| match read_lines(path)? {
+            lines if lines.is_empty() => Err(hint(format!("{}: no text in it", path.display()), "a text a line")),
+            lines => Ok(lines),
+        };
+        let transfer = self.transfer.iter().map(lines).collect::<Result<Vec<_>>>()?.concat();
         match one_kind(&corpora, Split::Train)? {
             Kind::Entities => {
                 let unit = self.offsets.unit();

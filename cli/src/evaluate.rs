@@ -396,9 +396,9 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
         noise.map(|noise| texts.iter().map(|text| noise.labelled(text, args.noise_seed)).collect());
     let texts = texts.as_slice();
     // As with entities, each is opened before any is scored.
-    for path in &args.models {
-        Classifier::open(path, options)?;
-    }
+    let config = |path| Classifier::open(path, options).map(|classifier| classifier.config().clone());
+    let configs = args.models.iter().map(config).collect::<ampoule::Result<Vec<ModelConfig>>>()?;
+    Corpus::check_known_labels(texts, &configs)?;
     note_reading(args.split, &args.models, &args.data)?;
     let mut objects = Vec::new();
     let mut reliabilities = Vec::new();

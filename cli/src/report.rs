@@ -197,11 +197,11 @@ fn check(candidates: &[Candidate], corpora: &[Corpus], data: &Labelled) -> Resul
             ));
         }
     }
-    if let Labelled::Entities(sets) = data {
-        let configs: Vec<ModelConfig> = candidates.iter().map(|candidate| candidate.config.clone()).collect();
-        corpora.iter().zip(sets).try_for_each(|(corpus, set)| corpus.check_known(set, &configs))?;
+    let configs: Vec<ModelConfig> = candidates.iter().map(|candidate| candidate.config.clone()).collect();
+    match data {
+        Labelled::Entities(sets) => corpora.iter().zip(sets).try_for_each(|(c, set)| c.check_known(set, &configs)),
+        Labelled::Labels(texts) => Corpus::check_known_labels(texts, &configs),
     }
-    Ok(())
 }
 
 /// What a model is, without a measurement.

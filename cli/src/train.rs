@@ -70,8 +70,12 @@ impl RunArgs {
         let mut all = serde_json::to_value(defaults)?;
         if let Some(path) = &self.config {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            let file: serde_json::Value =
+            let mut file: serde_json::Value =
                 serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
+            // That of a run's folder has them beside what else tells the run from others.
+            if file["config"].is_object() && file["data_sha256"].is_string() {
+                file = file["config"].take();
+            }
             merge(&mut all, &file);
         }
         for setting in &self.set {
@@ -83,7 +87,10 @@ impl RunArgs {
             merge(&mut all, &nested);
         }
         let mut settings: TrainConfig = serde_json::from_value(all).map_err(|e| {
-            hint(format!("settings: {e}"), "the fields of `config.json` in any run folder, under `config`")
+            hint(
+                format!("settings: {e}"),
+                "the settings in `config.json` of any run folder; that file can be given as it is",
+            )
         })?;
         settings.seed = self.seed.unwrap_or(settings.seed);
         settings.epochs = self.epochs.unwrap_or(settings.epochs);

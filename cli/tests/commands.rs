@@ -352,6 +352,48 @@ fn a_student_is_of_the_shape_that_is_asked_for_and_its_log_says_what_that_cost()
 }
 
 #[test]
+fn what_was_meant_is_said_where_something_else_was_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = corpus(folder.path());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (corpus, run, again) = (corpus.to_str().unwrap(), path("run"), path("again"));
+    let start = fixture("bert-token");
+    let start = start.to_str().unwrap();
+    let once = ["train", "--model", start, "--data", corpus, "--epochs", "1"];
+    let with = |more: &[&str]| ampoule(&[once.as_slice(), more].concat());
+    assert!(with(&["--threads", "1", "--run", &run]).status.success());
+    // A run's own settings, as they lie there.
+    let output = with(&["--config", &format!("{run}/config.json"), "--run", &again]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(model_of(Path::new(&run)) == model_of(Path::new(&again)));
+
+    let model = format!("{run}/model");
+    for verb in [["evaluate", "--data", corpus], ["quantize", "--out", "x.safetensors"]] {
+        assert_fails(&ampoule(&[verb.as_slice(), &["--model", &run]].concat()), "run/model is one");
+    }
+    assert_fails(&ampoule(&["report", "--run", &model, "--data", corpus]), "run/model: not the folder of a run");
+    let bundle = path("model.int8.safetensors");
+    assert!(ampoule(&["quantize", "--model", &model, "--out", &bundle]).status.success());
+    let train = ["train", "--model", &bundle, "--data", corpus, "--run", "x"];
+    assert_fails(&ampoule(&train), "a file; a checkpoint is a folder");
+    fs::write(path("empty.txt"), "\n\n").unwrap();
+    let empty = path("empty.txt");
+    let distill =
+        ["distill", "--teacher", start, "--layers", "1", "--data", corpus, "--run", "x", "--transfer", &empty];
+    assert_fails(&ampoule(&distill), "empty.txt: no text in it");
+    // A note in a label's place, and labels that nobody has.
+    let labels = path("labels.jsonl");
+    let classifier = fixture("bert-sequence");
+    for (label, part) in [
+        (format!("{CANARY} ").repeat(9), "its label has 81 characters"),
+        ("odd".into(), "no model has the label \"odd\""),
+    ] {
+        fs::write(&labels, serde_json::json!({"text": "the pain", "label": label}).to_string()).unwrap();
+        assert_fails(&ampoule(&["evaluate", "--model", classifier.to_str().unwrap(), "--data", &labels]), part);
+    }
+}
+
+#[test]
 fn a_student_made_of_another_model_learns_from_several_teachers_of_other_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = corpus(folder.path());
@@ -777,7 +819,7 @@ fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_
     assert_fails(&report(&["--timing=-1"]), "--timing is not a time");
     assert_fails(&report(&["--noise", "2"]), "--noise is not a share");
     assert_fails(&report(&["--model", fixture("bert-encoder").to_str().unwrap()]), "its task is encoder");
-    assert_fails(&ampoule(&["report", "--run", &path("none"), "--data", corpus]), "config.json");
+    assert_fails(&ampoule(&["report", "--run", &path("none"), "--data", corpus]), "not the folder of a run");
     fs::rename(&student, path("away")).unwrap();
     assert_fails(&report(&[]), "the run has no model yet");
 }

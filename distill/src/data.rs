@@ -95,6 +95,19 @@ pub struct NerFolder {
     pub test: Option<NerSet>,
 }
 
+/// The most characters of a label. What is longer is a text in a label's place, and errors quote labels.
+const MAX_LABEL: usize = 64;
+
+/// Why a label cannot be one.
+fn wrong_label(label: &str) -> Option<String> {
+    match label.chars().count() {
+        0 => Some("its label is empty".to_owned()),
+        n if n > MAX_LABEL => Some(format!("its label has {n} characters; labels are names of at most {MAX_LABEL}")),
+        _ if label.chars().any(char::is_control) => Some("its label has a control character".to_owned()),
+        _ => None,
+    }
+}
+
 /// The unit in which a JSONL file counts offsets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ampoule::model::{HostTensor, Weights};
-use ampoule::{Checkpoint, Error, Result};
+use ampoule::{Checkpoint, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -271,6 +271,10 @@ impl RunLog {
             let path = run.join(name);
             fs::read_to_string(&path).map_err(|e| Error::io(&path, e))
         };
+        if !run.join("log.jsonl").is_file() {
+            let what = format!("{}: not the folder of a run, which has a log.jsonl", run.display());
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
         let config = serde_json::from_str(&read("config.json")?)
             .map_err(|_| Error::corrupt(format!("{}: not JSON", run.join("config.json").display())))?;
         let mut log = RunLog { config, steps: Vec::new(), evaluations: Vec::new(), test_readings: 0 };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ampoule::{Error, Result};
 
-use super::{Annotated, Annotation, Example, join, lines};
+use super::{Annotated, Annotation, Example, join, lines, wrong_label};
 
 /// The tag of a token.
 enum Tag {
@@ -62,7 +62,7 @@ fn parse(line: &str) -> Result<(&str, Tag)> {
     if token.is_empty() || token.trim() != token {
         return Err(Error::invalid_input("the token is empty, or begins or ends with white space"));
     }
-    let label = |label: &str| (!label.is_empty() && label.trim() == label).then(|| label.to_owned());
+    let label = |label: &str| (wrong_label(label).is_none() && label.trim() == label).then(|| label.to_owned());
     let tag = match tag.split_once('-') {
         None if tag == "O" => Some(Tag::Outside),
         Some(("B", l)) => label(l).map(Tag::Begin),

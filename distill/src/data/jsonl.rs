@@ -7,7 +7,7 @@ use ampoule::{Error, Result};
 use serde::Deserialize;
 use serde_json::error::Category;
 
-use super::{Annotated, Annotation, Example, LabelledText, OffsetUnit, lines};
+use super::{Annotated, Annotation, Example, LabelledText, OffsetUnit, lines, wrong_label};
 
 #[derive(Deserialize)]
 struct NerLine {
@@ -107,8 +107,8 @@ pub fn read_labelled(path: &Path) -> Result<Vec<LabelledText>> {
             (None, Some(labels)) => labels,
             _ => return Err(Error::invalid_input(format!("expected either \"label\" or \"labels\": {LABELLED}"))),
         };
-        if labels.iter().any(String::is_empty) {
-            return Err(Error::invalid_input("a label is empty"));
+        if let Some(wrong) = labels.iter().find_map(|label| wrong_label(label)) {
+            return Err(Error::invalid_input(wrong));
         }
         if labels.iter().collect::<BTreeSet<_>>().len() < labels.len() {
             return Err(Error::invalid_input("a label is there twice"));
@@ -158,8 +158,8 @@ fn annotations(text: &str, entities: Vec<Entity>, unit: OffsetUnit) -> Result<Ve
         if !(0.0..=1.0).contains(&score) {
             return error(format!("its score {score} is not in 0..=1"));
         }
-        if label.is_empty() {
-            return error("its label is empty".to_owned());
+        if let Some(wrong) = wrong_label(&label) {
+            return error(wrong);
         }
         if let Some((other, end)) = before
             && start < end

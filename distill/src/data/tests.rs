@@ -237,7 +237,7 @@ fn reads_labels_and_lines() {
         ("", "either \"label\" or \"labels\""),
         (r#","label":"a","labels":["a"]"#, "either \"label\" or \"labels\""),
         (r#","labels":["a","a"]"#, "a label is there twice"),
-        (r#","label":"""#, "a label is empty"),
+        (r#","label":"""#, "label is empty"),
         (r#","label":3"#, "not the fields and types expected"),
     ] {
         let (_folder, path) = file("a.jsonl", format!("\n{{\"text\":\"{CANARY}\"{more}}}"));
