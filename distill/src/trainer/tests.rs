@@ -67,6 +67,47 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
 }
 
 #[test]
+fn a_loss_that_is_not_finite_stops_the_run_by_step_and_term_and_leaves_the_last_state() {
+    let text = "the pain of aspirin";
+    let entities = vec![Annotation { label: "Disease".to_owned(), range: 4..8, score: 1.0 }];
+    let examples = vec![Example { id: String::new(), text: text.to_owned(), entities }; 8];
+    let set = NerSet { examples, covers: BTreeSet::from(["Chemical", "Disease"].map(str::to_owned)) };
+    let data = Data::Entities { train: vec![set.clone()], dev: vec![set], transfer: Vec::new() };
+    let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, teacher: Option<Checkpoint>, config: &TrainConfig| {
+        let (stop, path) = (AtomicBool::new(false), folder.path().join(name));
+        train(start.clone(), teacher.map(Teacher::new), &data, config, &path, &stop, &mut After(0, &stop))
+    };
+    let optimizer = AdamW { learning_rate: 1e30, warmup: 0.0, ..AdamW::default() };
+    let config = TrainConfig {
+        epochs: 3,
+        batch_size: 4,
+        runs: 0.0,
+        save_every: 1,
+        threads: 1,
+        optimizer,
+        ..TrainConfig::default()
+    };
+    let error = run("steep", None, &config).unwrap_err();
+    assert_eq!(error.kind(), ampoule::ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("step 1: the loss term \"hard\" is "), "{error}");
+    let state = |name: &str| std::fs::read(folder.path().join(name).join("state.safetensors"));
+    let saved = state("steep").unwrap();
+    // The same call ends at the same step, and the state is as it was.
+    assert!(run("steep", None, &config).unwrap_err().to_string().contains("step 1: the loss term"));
+    assert_eq!(state("steep").unwrap(), saved);
+
+    let mut teacher = start.clone();
+    teacher.weights.0.get_mut("classifier.weight").unwrap().data.fill(3e38);
+    let terms = vec![Term::Hard { weight: 1.0 }, Term::SoftTargets { weight: 1.0, temperature: 1.0 }];
+    let config = TrainConfig { terms, optimizer: AdamW::default(), ..config };
+    let error = run("overflow", Some(teacher), &config).unwrap_err();
+    assert!(error.to_string().contains("step 0: the loss term \"soft_targets\" is "), "{error}");
+    assert!(state("overflow").is_err());
+}
+
+#[test]
 fn a_second_run_computes_no_teacher_and_neither_the_cache_nor_its_damage_changes_a_bit() {
     let text = "the pain of aspirin";
     let annotation = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
