@@ -374,8 +374,14 @@ impl DataArgs {
         }
     }
 
-    /// Refuses data that covers a label and marks it nowhere: a new head would learn that it never occurs.
+    /// Refuses data that covers a label and marks it nowhere, or whose texts all have the same label: a new head would learn nothing else.
     pub fn check_taught(&self, data: &Data) -> Result<()> {
+        if let (Task::SingleLabel, [label]) = (self.task(data), self.labels(data).as_slice()) {
+            return Err(hint(
+                format!("all texts have the label {label:?}, so there is nothing to tell apart"),
+                "texts of at least two labels, or --multi-label",
+            ));
+        }
         let Data::Entities { train, .. } = data else { return Ok(()) };
         let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);
         let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();

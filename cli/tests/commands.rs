@@ -381,8 +381,16 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     let distill =
         ["distill", "--teacher", start, "--layers", "1", "--data", corpus, "--run", "x", "--transfer", &empty];
     assert_fails(&ampoule(&distill), "empty.txt: no text in it");
-    // A note in a label's place, and labels that nobody has.
     let labels = path("labels.jsonl");
+    let one = path("one");
+    fs::create_dir(&one).unwrap();
+    for file in ["train.jsonl", "dev.jsonl"] {
+        fs::write(Path::new(&one).join(file), r#"{"text": "the pain", "label": "odd"}"#).unwrap();
+    }
+    let encoder = fixture("bert-encoder").to_str().unwrap().to_owned();
+    let train = ["train", "--model", &encoder, "--data", &one, "--run", "x"];
+    assert_fails(&ampoule(&train), "all texts have the label \"odd\"");
+    // A note in a label's place, and labels that nobody has.
     let classifier = fixture("bert-sequence");
     for (label, part) in [
         (format!("{CANARY} ").repeat(9), "its label has 81 characters"),
