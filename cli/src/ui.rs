@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ampoule::ErrorKind;
 use ampoule_distill::{EvaluationLog, ProgressListener, StepLog, TemperatureFit};
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 /// An error that says itself what to try.
@@ -169,9 +169,20 @@ pub fn fitted(fit: &TemperatureFit) -> String {
 
 /// A bar that counts on a terminal.
 pub fn counter(length: usize, what: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
-    let style = format!("{{bar:30}} {{pos}}/{{len}} {what}  {{per_sec}}  {{eta}} left");
-    bar.set_style(ProgressStyle::with_template(&style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar(Some(length as u64), &format!("{{bar:30}} {{pos}}/{{len}} {what}  {{speed}}  {{eta}} left"))
+}
+
+/// A bar on a terminal, with `{speed}` for steps per second.
+fn bar(length: Option<u64>, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.with_key("speed", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A bar that cannot be written is no failure.
+        let _ = match state.per_sec() {
+            few if few < 10.0 => write!(out, "{few:.1}/s"),
+            many => write!(out, "{many:.0}/s"),
+        };
+    }));
     bar
 }
 
@@ -203,9 +214,7 @@ pub struct TrainingView {
 impl TrainingView {
     /// `json` prints each evaluation as an object on stdout in place of the row on stderr.
     pub fn new(json: bool, metric: &'static str) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let style = "{bar:30} {pos}/{len} steps  {per_sec}  {eta} left  {msg}";
-        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let bar = bar(None, "{bar:30} {pos}/{len} steps  {speed}  {eta} left  {msg}");
         TrainingView { bar, sums: Vec::new(), steps: 0, json, metric }
     }
 
