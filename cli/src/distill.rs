@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     student: Option<PathBuf>,
     /// Also write the student's bundle in this precision, `model.PRECISION.safetensors` in the run's folder, measured on the dev sets. Before
-    /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute
+    /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute, unless the last stage does
     #[arg(long, value_parser = quantize::precisions())]
     precision: Option<Precision>,
     /// Keep the teacher's answers in this folder, for later epochs and runs. Guard it as you guard the texts
@@ -134,7 +134,11 @@ pub fn run(args: Args) -> Result<()> {
         defaults.optimizer.learning_rate = 3e-4;
     }
     let mut settings = args.run.settings(&TrainConfig { terms, ..defaults })?;
-    if let Some(Precision::Int8) = args.precision {
+    let ends_in_int8 = match settings.stages.last().map(|stage| stage.get("precision")) {
+        Some(Some(precision)) => *precision == json!("int8"),
+        _ => settings.precision == Precision::Int8,
+    };
+    if args.precision == Some(Precision::Int8) && !ends_in_int8 {
         settings.stages.extend(settings.stages.is_empty().then(Map::new));
         let rate = settings.optimizer.learning_rate / 10.0;
         let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});

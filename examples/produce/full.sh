@@ -5,7 +5,7 @@
 # called again. AMPOULE names a built binary in place of `cargo run`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-minilm=$1 data=$2 runs=$3
+minilm=${3:+$1} data=${3:+$2} runs=${3:?usage: full.sh MINILM_FOLDER DATA_FOLDER RUNS_FOLDER}
 ampoule() { ${AMPOULE:-cargo run --release --quiet --manifest-path "$here/../../Cargo.toml" --} "$@"; }
 corpora=(--data "$data/ner_bc5cdr" --data "$data/ner_ncbi_disease")
 

@@ -4,7 +4,7 @@
 # AMPOULE names a built binary in place of `cargo run`. A killed run goes on when this is called again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-runs=$1
+runs=${1:?usage: tiny.sh RUNS_FOLDER}
 ampoule() { ${AMPOULE:-cargo run --release --quiet --manifest-path "$here/../../Cargo.toml" --} "$@"; }
 corpora=(--data "$here/data/bc5cdr" --data "$here/data/ncbi")
 
