@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
-use ampoule_distill::score::{Bootstrap, NerReport, Prf, interval, paired_bootstrap, paired_label_bootstrap};
+use ampoule_distill::score::{
+    Bootstrap, Interval, NerReport, Prf, interval, label_intervals, paired_bootstrap, paired_label_bootstrap,
+};
 use ampoule_distill::{
     Calibration, Dictionary, FoundEntities, FoundLabels, Judgements, Reliability, TemperatureFit, TypingNoise,
 };
@@ -402,7 +404,8 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
     note_reading(args.split, &args.models, &args.data)?;
     let mut objects = Vec::new();
     let mut reliabilities = Vec::new();
-    let mut header = ["text labels", "accuracy", "F1 micro", "F1 macro", "AUROC"].map(str::to_owned).to_vec();
+    let mut header =
+        ["text labels", "accuracy (95 %)", "F1 micro", "F1 macro (95 %)", "AUROC (95 %)"].map(str::to_owned).to_vec();
     header.extend(ScoreReliability::HEADER.map(str::to_owned));
     if noise.is_some() {
         header.extend(["accuracy noisy", "lost (95 %)", "F1 macro noisy", "lost (95 %)"].map(str::to_owned));
@@ -423,12 +426,19 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
         };
         let reliability = ScoreReliability { temperature: Some(classifier.temperature()), calibration, fit };
         let three = |x: f64| format!("{x:.3}");
+        let within = |of: Interval| format!("{:.3} ({:.3}..{:.3})", of.value, of.low, of.high);
+        let intervals = label_intervals(&clean, args.resamples as usize, SEED);
         let mut line = vec![path.display().to_string()];
-        line.extend([clean.accuracy, clean.micro_f1, clean.macro_f1].map(three));
-        line.push(clean.auroc.map_or("-".to_owned(), three));
+        line.extend([within(intervals.accuracy), three(clean.micro_f1), within(intervals.macro_f1)]);
+        line.push(intervals.auroc.map_or("-".to_owned(), within));
         line.extend(reliability.cells());
-        let mut object =
-            json!({"model": path, "scores": clean, "calibration": reliability.json(), "device": classifier.device()});
+        let mut object = json!({
+            "model": path,
+            "scores": clean,
+            "intervals": intervals,
+            "calibration": reliability.json(),
+            "device": classifier.device(),
+        });
         if let Some(noisy) = noisy {
             let lost = paired_label_bootstrap(&clean, &noisy, args.resamples as usize, SEED);
             for (score, lost) in [(noisy.accuracy, lost.accuracy), (noisy.macro_f1, lost.macro_f1)] {

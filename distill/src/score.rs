@@ -85,6 +85,9 @@ pub struct ClassReport {
     /// Of each label one entry a text, for [`interval`].
     #[serde(skip)]
     pub by_label: BTreeMap<String, Vec<Counts>>,
+    /// Of each label that `auroc` may be of one entry a text: its score, and whether the text has it.
+    #[serde(skip)]
+    ranked: Vec<Vec<(f32, bool)>>,
 }
 
 /// What was decided on one text's labels.
@@ -114,6 +117,8 @@ pub struct LabelIntervals {
     pub accuracy: Interval,
     /// Of [`ClassReport::macro_f1`].
     pub macro_f1: Interval,
+    /// Of [`ClassReport::auroc`]; of a sample without a text that has a label, or with none that has not, its area is left out.
+    pub auroc: Option<Interval>,
 }
 
 /// How far one labelling of texts lies from another.
@@ -242,16 +247,17 @@ pub fn classification_scores(
     let tallies: Vec<Tally> = by_label.iter().map(Tally::of).collect();
     let per_label: Vec<Prf> = tallies.iter().map(|tally| Prf { f1: tally.f1(), ..tally.prf() }).collect();
     let second_only = !multi_label && labels.len() == 2;
-    let areas: Vec<f64> = ranked.into_iter().skip(usize::from(second_only)).filter_map(area_under_roc).collect();
+    ranked.drain(..usize::from(second_only));
     let all = tallies.iter().fold(Tally::default(), |sum, tally| sum + *tally);
     ClassReport {
         accuracy: accuracy(decisions.iter()),
         macro_f1: mean(&per_label.iter().map(|prf| prf.f1).collect::<Vec<_>>()).unwrap_or_default(),
         micro_f1: all.f1(),
-        auroc: mean(&areas),
+        auroc: auroc(&ranked, &Vec::from_iter(0..gold.len())),
         per_label: labels.iter().cloned().zip(per_label).collect(),
         decisions,
         by_label: labels.iter().cloned().zip(by_label).collect(),
+        ranked,
     }
 }
 
@@ -292,7 +298,13 @@ pub fn label_intervals(report: &ClassReport, resamples: usize, seed: u64) -> Lab
         let values = resampled(report.decisions.len(), resamples, seed, |picks| score(report, picks));
         Interval::of(value, &values)
     };
-    LabelIntervals { accuracy: of(&accuracy_of, report.accuracy), macro_f1: of(&macro_f1, report.macro_f1) }
+    let auroc = report.auroc.map(|value| {
+        let area = |picks: &[usize]| auroc(&report.ranked, picks).unwrap_or(f64::NAN);
+        let mut values = resampled(report.decisions.len(), resamples, seed, area);
+        values.retain(|value| value.is_finite());
+        Interval::of(value, &values)
+    });
+    LabelIntervals { accuracy: of(&accuracy_of, report.accuracy), macro_f1: of(&macro_f1, report.macro_f1), auroc }
 }
 
 /// The share of the micro F1 of `b` that `a` has on the same texts, by bootstrap samples of texts as in [`paired_bootstrap`]; those
@@ -487,6 +499,12 @@ fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
 }
 
 /// The area under the ROC curve, in scikit-learn's order of operations, of (score, is it so) pairs in any order.
+/// The mean area of the labels that have one in these texts.
+fn auroc(ranked: &[Vec<(f32, bool)>], picks: &[usize]) -> Option<f64> {
+    let of_picks = |label: &Vec<(f32, bool)>| area_under_roc(picks.iter().map(|&at| label[at]).collect());
+    mean(&ranked.iter().filter_map(of_picks).collect::<Vec<_>>())
+}
+
 fn area_under_roc(mut pairs: Vec<(f32, bool)>) -> Option<f64> {
     pairs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
     // (false, true) positives above each distinct score

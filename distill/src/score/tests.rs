@@ -96,6 +96,7 @@ fn label_scores_equal_scikit_learn_to_the_last_digit() {
             per_label: by_label(&case["per_label"]),
             decisions: report.decisions.clone(),
             by_label: report.by_label.clone(),
+            ranked: report.ranked.clone(),
         };
         assert_eq!(report, expected);
 
@@ -476,7 +477,8 @@ fn what_is_kept_of_a_score_is_one_of_oneself_and_lies_in_its_interval() {
     let gold: Vec<Vec<String>> = (0..40).map(|at| vec![names[at % 2].clone()]).collect();
     let scores = |wrong: usize| -> Vec<Vec<(String, f32)>> {
         let right = |at: usize| at % 2 == usize::from(at % 10 < wrong);
-        (0..40).map(|at| vec![("x".to_owned(), if right(at) { 0.9 } else { 0.1 }), ("y".to_owned(), 0.5)]).collect()
+        let score = |at: usize| if right(at) { 0.9 } else { 0.1 };
+        (0..40).map(|at| vec![("x".to_owned(), score(at)), ("y".to_owned(), 1.0 - score(at))]).collect()
     };
     let [most, some] = [1, 4].map(|wrong| classification_scores(&gold, &scores(wrong), &names, false));
     let kept = label_retention(&some, &most, 500, 1).unwrap();
@@ -486,6 +488,16 @@ fn what_is_kept_of_a_score_is_one_of_oneself_and_lies_in_its_interval() {
         assert!(interval.value == value && interval.low < value && value < interval.high, "{interval:?}");
     }
     assert_eq!(label_intervals(&some, 0, 1).macro_f1.low, some.macro_f1);
+    // The area of a sample is that of its texts by themselves.
+    let auroc = intervals.auroc.unwrap();
+    assert!(Some(auroc.value) == some.auroc && auroc.low < auroc.value && auroc.value < auroc.high, "{auroc:?}");
+    let picks: Vec<usize> = (0..40).map(|at| at * at % 40).collect();
+    let picked = |all: Vec<Vec<(String, f32)>>| picks.iter().map(|&at| all[at].clone()).collect::<Vec<_>>();
+    let of_picks: Vec<Vec<String>> = picks.iter().map(|&at| gold[at].clone()).collect();
+    let alone = classification_scores(&of_picks, &picked(scores(4)), &names, false);
+    assert_eq!(super::auroc(&some.ranked, &picks), alone.auroc);
+    let one_sided = label_intervals(&classification_scores(&gold[..1], &scores(4)[..1], &names, false), 50, 1);
+    assert_eq!(one_sided.auroc, None);
     for (label, prf) in &some.per_label {
         assert!((interval(&some.by_label[label], 0, 1).0 - prf.f1).abs() < 1e-12);
     }
