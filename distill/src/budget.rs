@@ -219,11 +219,11 @@ const LEAST_EMBEDDING: usize = 8;
 const TOKENS: usize = 128;
 
 /// Looks for students within `budget` that start from a teacher: any number of its layers, evenly taken; whole heads of its own width;
-/// feed-forward blocks in its proportion, or half as wide; its embeddings, or narrower ones, or those of the width `embedding`. `teacher` has
-/// the student's vocabulary.
+/// feed-forward blocks in its proportion, or half as wide; its embeddings, or narrower ones, or those of the width `embedding`. `teacher`
+/// has the student's vocabulary.
 ///
-/// What is too large is not measured, and neither is what cannot be on the front. Of the rest, the number of layers is guessed by the time of
-/// those measured before, so that a few models are measured for each choice of widths, nearly all of them about as slow as is allowed.
+/// What is too large is not measured, and neither is what cannot be on the front. Of the rest, the number of layers is guessed by the time
+/// of those measured before, so that for each choice of widths a few models are measured, nearly all of them about as slow as is allowed.
 ///
 /// # Errors
 /// Those of `costs`; [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where the teacher does not read so many tokens at once, or has no
