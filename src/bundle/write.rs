@@ -399,13 +399,11 @@ impl<'a> Layout<'a> {
                     tensor.data[at]
                 ));
             }
-            if dtype == Dtype::I8 {
-                if shape[1] > MAX_INNER {
-                    return invalid(format!(
-                        "tensor {name:?}: expected rows of at most {MAX_INNER} values, found {}; keep it wider than int8",
-                        shape[1]
-                    ));
-                }
+            if dtype == Dtype::I8 && shape[1] > MAX_INNER {
+                return invalid(format!(
+                    "tensor {name:?}: expected rows of at most {MAX_INNER} values, found {}; keep it wider than int8",
+                    shape[1]
+                ));
             }
             planned.extend(stored.into_iter().map(|(stored, role)| {
                 let source = match role {
