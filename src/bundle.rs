@@ -90,7 +90,7 @@ use sha2::{Digest, Sha256};
 pub(crate) use self::check::is_temperature;
 pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Precision, TensorInfo};
 pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows, with_same_inputs};
-pub use self::write::{BundleSpec, Staged, stage, weights_sha256, write};
+pub use self::write::{BundleSpec, Staged, size, stage, weights_sha256, write};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Int8, Integers, ModelConfig, Values, WeightSource};
 

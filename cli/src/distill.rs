@@ -1,23 +1,27 @@
 //! `ampoule distill`: a small student from a teacher.
 
+mod budget;
+
 use std::path::{Path, PathBuf};
 
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
-use ampoule::{Checkpoint, Task};
+use ampoule::{Checkpoint, ModelConfig, Task};
 use ampoule_distill::{
-    Data, StudentShape, Teacher, Term, TrainConfig, VocabularyReport, factorize_embeddings, prune_vocabulary,
-    relation_heads, student_from_states, student_from_teacher,
+    Candidate, Data, StudentShape, Teacher, Term, TrainConfig, VocabularyReport, factorize_embeddings,
+    prune_vocabulary, relation_heads, student_from_states, student_from_teacher,
 };
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+use self::budget::BudgetArgs;
 use crate::data::DataArgs;
 use crate::quantize;
 use crate::train::RunArgs;
 use crate::ui::hint;
 
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("narrower").args(["hidden", "budget"]))]
 pub struct Args {
     /// Checkpoint folder of the teacher. May be given several times: they teach the mean of their probabilities, and what of a teacher goes
     /// into the student is the first one's
@@ -25,6 +29,8 @@ pub struct Args {
     teacher: Vec<PathBuf>,
     #[command(flatten)]
     shape: ShapeArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
     /// Number of word pieces that the student's vocabulary keeps: those that the train and transfer texts use most, special tokens and
     /// single characters
     #[arg(long, value_name = "N")]
@@ -34,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     embedding: Option<usize>,
     /// What narrower hidden states keep of the teacher's
-    #[arg(long, value_enum, default_value = "importance", requires = "hidden")]
+    #[arg(long, value_enum, default_value = "importance", requires = "narrower")]
     basis: Basis,
     /// Checkpoint folder that the student is, or with --layers is made of, in place of the teacher; an encoder without a head gets one for the
     /// teacher's labels
@@ -93,92 +99,139 @@ enum Basis {
     Components,
 }
 
-pub fn run(args: Args) -> Result<()> {
-    let mut teachers = args.teacher.iter().map(Checkpoint::open).collect::<ampoule::Result<Vec<_>>>()?.into_iter();
-    let teacher = teachers.next().ok_or_else(|| hint("no teacher is named", "--teacher FOLDER"))?;
+pub fn run(mut args: Args) -> Result<()> {
+    let teachers = args.teacher.iter().map(Checkpoint::open).collect::<ampoule::Result<Vec<_>>>()?;
+    let Some(teacher) = teachers.first() else { return Err(hint("no teacher is named", "--teacher FOLDER")) };
     let data = args.data.read()?;
-    let mut start = Map::new();
+    if args.budget.is_given() && !budget::choose(&mut args, &teachers, &data)? {
+        return Ok(());
+    }
     if args.student.is_none() && args.shape.layers.is_empty() {
         return Err(hint("no student is named", "--layers 2,4,6, or --student FOLDER"));
     }
-    let source = args.student.as_ref().map_or_else(|| Ok(teacher.clone()), |path| args.open(path, &teacher))?;
-    let source = args.reduced(source, &data, &mut start)?;
-    let (student, mut layer_map) = match (args.shape.layers.is_empty(), args.basis) {
-        (true, _) => (source, Vec::new()),
-        (false, Basis::Importance) => student_from_teacher(&source, &args.shape.shape())?,
-        (false, Basis::Components) => student_from_states(&source, &args.shape.shape(), &data.training_texts())?,
+    let mut start = Map::new();
+    let source = args.student.as_ref().map_or_else(|| Ok(teacher.clone()), |path| args.open(path, teacher))?;
+    let source = args.pruned(source, &data, Some(&mut start))?;
+    let (student, layer_map) = match args.shape.layers.is_empty() {
+        true => (args.factorized(source, &data, Some(&mut start))?, Vec::new()),
+        false => args.cut(&source, &data, Some(&mut start))?,
     };
-    if args.student.is_some() || args.teacher.len() > 1 {
-        // Its layers are not the teacher's, or several have no states in common.
-        layer_map.clear();
-    }
-    let mut defaults = args.data.defaults(&data);
-    let mut terms = match data {
-        Data::Entities { .. } | Data::Labels { .. } => {
-            vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }]
-        }
-        Data::Search { .. } => vec![
-            Term::Contrastive { weight: 1.0, temperature: 0.05 },
-            Term::Embedding { weight: 1.0, temperature: 0.05 },
-        ],
-    };
-    let (width, of_teacher) = (student.config.hidden_size, teacher.config.hidden_size);
-    match layer_map.is_empty() {
-        true => {}
-        false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
-        false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
-    }
-    if let (Data::Search { .. }, None) = (&data, &args.student) {
-        // What went with the layers is more to learn than a pretrained teacher has.
-        defaults.epochs = 4;
-        defaults.optimizer.learning_rate = 3e-4;
-    }
-    let mut settings = args.run.settings(&TrainConfig { terms, ..defaults })?;
-    let ends_in_int8 = match settings.stages.last().map(|stage| stage.get("precision")) {
-        Some(Some(precision)) => *precision == json!("int8"),
-        _ => settings.precision == Precision::Int8,
-    };
-    if args.precision == Some(Precision::Int8) && !ends_in_int8 {
-        settings.stages.extend(settings.stages.is_empty().then(Map::new));
-        let rate = settings.optimizer.learning_rate / 10.0;
-        let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});
-        settings.stages.extend(last.as_object().cloned());
-    }
-    let mut teacher = teachers.fold(Teacher::new(teacher), Teacher::and);
-    if let Some(folder) = &args.cache {
-        teacher = teacher.with_cache(folder, u64::from(args.cache_gib) << 30);
-    }
-    args.run.train(student, Some(teacher), &data, &settings)?;
+    let settings = args.settings(&student.config, layer_map, &teacher.config, &data)?;
+    args.run.train(student, args.taught_by(&teachers), &data, &settings)?;
     if !start.is_empty() && !args.run.plan {
         args.run.log_start(&start.into())?;
     }
-    match args.precision {
-        Some(precision) if !args.run.plan => quantize::run(args.run.bundle(precision, &args.data)),
-        _ => Ok(()),
+    let Some(precision) = args.precision.filter(|_| !args.run.plan) else { return Ok(()) };
+    let bundle = args.run.bundle(precision, &args.data);
+    let path = bundle.out.clone();
+    quantize::run(bundle)?;
+    match args.budget.is_given() {
+        true => args.budget.check(&path, args.run.json),
+        false => Ok(()),
     }
 }
 
+/// Where it is noted, and said, what a smaller checkpoint costs; none for nowhere.
+type Start<'a> = Option<&'a mut Map<String, Value>>;
+
 impl Args {
-    /// The checkpoint with the vocabulary and the embeddings that are asked for; what that costs is said, and put into `start`.
-    fn reduced(&self, mut checkpoint: Checkpoint, data: &Data, start: &mut Map<String, Value>) -> Result<Checkpoint> {
-        let texts = data.training_texts();
-        if let Some(pieces) = self.vocabulary {
-            let (pruned, report) = prune_vocabulary(&checkpoint, &texts, pieces)?;
+    /// Takes a shape as if its options had been given.
+    fn take(&mut self, student: &Candidate) {
+        let StudentShape { layers, hidden_size, num_attention_heads, intermediate_size } = student.shape.clone();
+        self.shape =
+            ShapeArgs { layers, hidden: hidden_size, heads: num_attention_heads, intermediate: intermediate_size };
+        self.embedding = student.embedding;
+    }
+
+    /// The checkpoint with the vocabulary that is asked for.
+    fn pruned(&self, checkpoint: Checkpoint, data: &Data, start: Start) -> Result<Checkpoint> {
+        let Some(pieces) = self.vocabulary else { return Ok(checkpoint) };
+        let (pruned, report) = prune_vocabulary(&checkpoint, &data.training_texts(), pieces)?;
+        if let Some(start) = start {
             self.run.say(start, "vocabulary", json!(report), &pruned_to(&report))?;
-            checkpoint = pruned;
         }
-        if let Some(width) = self.embedding {
-            let before = checkpoint.config.embedding_size;
-            let (factorized, lost) = factorize_embeddings(&checkpoint, &texts, width)?;
+        Ok(pruned)
+    }
+
+    /// The checkpoint with the embeddings that are asked for.
+    fn factorized(&self, checkpoint: Checkpoint, data: &Data, start: Start) -> Result<Checkpoint> {
+        let Some(width) = self.embedding else { return Ok(checkpoint) };
+        let before = checkpoint.config.embedding_size;
+        let (factorized, lost) = factorize_embeddings(&checkpoint, &data.training_texts(), width)?;
+        if let Some(start) = start {
             let report = json!({"width_before": before, "width": width, "variance_lost": lost});
             let line = format!(
                 "embeddings {width} wide in place of {before}: {:.1} % of the variance of what the layers read of these texts is lost",
                 100.0 * lost
             );
             self.run.say(start, "embedding", report, &line)?;
-            checkpoint = factorized;
         }
-        Ok(checkpoint)
+        Ok(factorized)
+    }
+
+    /// The student of a teacher with its vocabulary, and the layers that belong together.
+    fn cut(&self, teacher: &Checkpoint, data: &Data, start: Start) -> Result<(Checkpoint, Vec<(usize, usize)>)> {
+        let teacher = self.factorized(teacher.clone(), data, start)?;
+        let shape = self.shape.shape();
+        Ok(match self.basis {
+            Basis::Importance => student_from_teacher(&teacher, &shape)?,
+            Basis::Components => student_from_states(&teacher, &shape, &data.training_texts())?,
+        })
+    }
+
+    /// How such a student is trained.
+    fn settings(
+        &self,
+        student: &ModelConfig,
+        layer_map: Vec<(usize, usize)>,
+        teacher: &ModelConfig,
+        data: &Data,
+    ) -> Result<TrainConfig> {
+        let mut defaults = self.data.defaults(data);
+        let mut terms = match data {
+            Data::Entities { .. } | Data::Labels { .. } => {
+                vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }]
+            }
+            Data::Search { .. } => vec![
+                Term::Contrastive { weight: 1.0, temperature: 0.05 },
+                Term::Embedding { weight: 1.0, temperature: 0.05 },
+            ],
+        };
+        let (width, of_teacher) = (student.hidden_size, teacher.hidden_size);
+        match layer_map.is_empty() {
+            true => {}
+            // Another model's layers are not the teacher's, and several have no states in common.
+            false if self.student.is_some() || self.teacher.len() > 1 => {}
+            false if width == of_teacher => terms.push(Term::Hidden { weight: 1.0, layer_map }),
+            false => terms.push(Term::Relations { weight: 1.0, layer_map, heads: relation_heads(width, of_teacher) }),
+        }
+        if let (Data::Search { .. }, None) = (data, &self.student) {
+            // What went with the layers is more to learn than a pretrained teacher has.
+            defaults.epochs = 4;
+            defaults.optimizer.learning_rate = 3e-4;
+        }
+        let mut settings = self.run.settings(&TrainConfig { terms, ..defaults })?;
+        let ends_in_int8 = match settings.stages.last().map(|stage| stage.get("precision")) {
+            Some(Some(precision)) => *precision == json!("int8"),
+            _ => settings.precision == Precision::Int8,
+        };
+        if self.precision == Some(Precision::Int8) && !ends_in_int8 {
+            settings.stages.extend(settings.stages.is_empty().then(Map::new));
+            let rate = settings.optimizer.learning_rate / 10.0;
+            let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});
+            settings.stages.extend(last.as_object().cloned());
+        }
+        Ok(settings)
+    }
+
+    /// The teachers together, with their cache.
+    fn taught_by(&self, teachers: &[Checkpoint]) -> Option<Teacher> {
+        let (first, others) = teachers.split_first()?;
+        let teacher = others.iter().cloned().fold(Teacher::new(first.clone()), Teacher::and);
+        Some(match &self.cache {
+            Some(folder) => teacher.with_cache(folder, u64::from(self.cache_gib) << 30),
+            None => teacher,
+        })
     }
 
     /// The student's folder, with a new head where it has none.

@@ -1,5 +1,6 @@
 //! `ampoule doctor`: what this machine has, what Ampoule will use of it, how fast that is, and how much memory it takes.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ampoule::text::Tokenizer;
@@ -25,7 +26,7 @@ pub struct Args {
 }
 
 /// Tokens of the text that is measured, special tokens counted.
-const TOKENS: usize = 128;
+pub const TOKENS: usize = 128;
 
 /// Of this a text of so many tokens is made.
 const TEXT: &str = "The patient was started on lisinopril 10 mg daily for hypertension and developed angioedema of the lips \
@@ -34,15 +35,16 @@ diabetes treated with metformin, and chronic kidney disease. There was no fever,
 and the swelling had gone by the next morning without any sign of airway obstruction or anaphylaxis.";
 
 /// What is measured: a text to what the model answers, as an app calls it.
-enum Model {
+pub enum Model {
     Extractor(Extractor),
     Classifier(Classifier),
     Embedder(Embedder),
 }
 
 impl Model {
-    fn open(args: &ModelArgs, options: &Options) -> ampoule::Result<Self> {
-        let Some(path) = &args.model else { return Ok(Model::Extractor(Extractor::embedded(options)?)) };
+    /// The embedded model where there is no path.
+    pub fn open(path: Option<&Path>, options: &Options) -> ampoule::Result<Self> {
+        let Some(path) = path else { return Ok(Model::Extractor(Extractor::embedded(options)?)) };
         Ok(match config_of(path)?.task {
             Task::TokenClassification => Model::Extractor(Extractor::open(path, options)?),
             Task::SingleLabel | Task::MultiLabel => Model::Classifier(Classifier::open(path, options)?),
@@ -50,7 +52,7 @@ impl Model {
         })
     }
 
-    fn device(&self) -> &DeviceReport {
+    pub fn device(&self) -> &DeviceReport {
         match self {
             Model::Extractor(model) => model.device(),
             Model::Classifier(model) => model.device(),
@@ -58,12 +60,26 @@ impl Model {
         }
     }
 
-    fn tokenizer(&self) -> &Tokenizer {
+    pub fn tokenizer(&self) -> &Tokenizer {
         match self {
             Model::Extractor(model) => model.tokenizer(),
             Model::Classifier(model) => model.tokenizer(),
             Model::Embedder(model) => model.tokenizer(),
         }
+    }
+
+    /// The time of each call from text to answer, for as long as `time`, after one that is not timed.
+    pub fn milliseconds(&self, text: &str, time: Duration) -> ampoule::Result<Times> {
+        self.run(text)?;
+        let mut times = Vec::new();
+        let end = Instant::now() + time;
+        while times.is_empty() || Instant::now() < end {
+            let start = Instant::now();
+            self.run(text)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(Times { least: times[0], median: times[times.len() / 2], runs: times.len() })
     }
 
     fn run(&self, text: &str) -> ampoule::Result<()> {
@@ -75,18 +91,25 @@ impl Model {
     }
 }
 
-/// A text of [`TOKENS`] tokens, or the nearest to it, and how many it has.
-fn text(tokenizer: &Tokenizer) -> ampoule::Result<(String, usize)> {
-    let tokens = |text: &str| Ok::<_, ampoule::Error>(tokenizer.encode(text)?.len() + 2);
+/// How long calls took, in milliseconds.
+pub struct Times {
+    least: f64,
+    pub median: f64,
+    runs: usize,
+}
+
+/// A text of so many tokens, special tokens counted, or the nearest to it, and how many it has.
+pub fn text(tokenizer: &Tokenizer, tokens: usize) -> ampoule::Result<(String, usize)> {
+    let count = |text: &str| Ok::<_, ampoule::Error>(tokenizer.encode(text)?.len() + 2);
     let mut text = String::new();
     // Words, and in the end full stops, which are a token each.
-    for word in TEXT.split_whitespace().cycle().take(TOKENS).chain(std::iter::repeat_n(".", TOKENS)) {
+    for word in TEXT.split_whitespace().cycle().take(tokens).chain(std::iter::repeat_n(".", tokens)) {
         let longer = if text.is_empty() { word.to_owned() } else { format!("{text} {word}") };
-        if tokens(&longer)? <= TOKENS {
+        if count(&longer)? <= tokens {
             text = longer;
         }
     }
-    let count = tokens(&text)?;
+    let count = count(&text)?;
     Ok((text, count))
 }
 
@@ -134,19 +157,10 @@ pub fn run(args: Args) -> Result<()> {
     if !(args.seconds > 0.0 && args.seconds <= 3600.0) {
         return Err(hint("--seconds is not a time above 0 and up to 3600", "--seconds 5"));
     }
-    let model = Model::open(&args.model, &args.model.running.options())?;
-    let (text, tokens) = text(model.tokenizer())?;
+    let model = Model::open(args.model.model.as_deref(), &args.model.running.options())?;
+    let (text, tokens) = text(model.tokenizer(), TOKENS)?;
     let report = model.device();
-    model.run(&text)?;
-    let mut times = Vec::new();
-    let end = Instant::now() + Duration::from_secs_f64(args.seconds);
-    while times.is_empty() || Instant::now() < end {
-        let start = Instant::now();
-        model.run(&text)?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    times.sort_by(f64::total_cmp);
-    let (least, median) = (times[0], times[times.len() / 2]);
+    let Times { least, median, runs } = model.milliseconds(&text, Duration::from_secs_f64(args.seconds))?;
     // Before drivers of GPUs are looked at, which are no part of the model.
     let peak = peak_memory();
     let (machine, adapters) = (Machine::this(), gpu_adapters());
@@ -161,7 +175,7 @@ pub fn run(args: Args) -> Result<()> {
             tokens,
             milliseconds_min: least,
             milliseconds_median: median,
-            runs: times.len(),
+            runs,
             peak_memory_bytes: peak,
         });
         return print_json(&object);
@@ -189,10 +203,7 @@ pub fn run(args: Args) -> Result<()> {
         ("gpu", gpu),
         ("uses", format!("{}, {} thread(s): {}", report.name, report.threads, report.reason)),
         ("kernels", kernels),
-        (
-            "speed",
-            format!("{tokens} tokens with {name}: {least:.1} ms at best, {median:.1} ms median of {}", times.len()),
-        ),
+        ("speed", format!("{tokens} tokens with {name}: {least:.1} ms at best, {median:.1} ms median of {runs}")),
         (
             "memory",
             peak.map_or("the system does not say".to_owned(), |bytes| {

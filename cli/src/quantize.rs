@@ -22,7 +22,7 @@ pub struct Args {
     model: PathBuf,
     /// The bundle to write, NAME.int8.safetensors by custom
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// How its matrices are kept
     #[arg(long, default_value = "int8", value_parser = precisions())]
     precision: Precision,

@@ -40,7 +40,7 @@ pub struct Args {
 pub struct RunArgs {
     /// Folder of the run; a run that is there already goes on
     #[arg(long, value_name = "FOLDER")]
-    run: PathBuf,
+    pub run: PathBuf,
     /// JSON file of settings; `--set` and the options below come after it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -61,7 +61,7 @@ pub struct RunArgs {
     pub plan: bool,
     /// Print each evaluation and the outcome as JSON objects
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 impl RunArgs {

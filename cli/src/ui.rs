@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ampoule::ErrorKind;
 use ampoule_distill::{EvaluationLog, ProgressListener, StepLog, TemperatureFit};
@@ -186,9 +186,22 @@ fn bar(length: Option<u64>, template: &str) -> ProgressBar {
     bar
 }
 
+/// A count without an end, on a terminal.
+pub fn spinner(what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(&format!("{{spinner}} {{pos}} {what}"));
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar
+}
+
 /// Set when the user presses Ctrl-C for the first time; the second ends the process.
 pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
+    // A process has one handler, and may train several times.
+    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    if let Some(stop) = STOP.get() {
+        return Ok(stop.clone());
+    }
+    let stop = STOP.get_or_init(Arc::default).clone();
     let handle = stop.clone();
     ctrlc::set_handler(move || {
         if handle.swap(true, Ordering::Relaxed) {

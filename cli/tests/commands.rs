@@ -351,6 +351,113 @@ fn a_student_is_of_the_shape_that_is_asked_for_and_its_log_says_what_that_cost()
     assert_eq!(fs::read_to_string(run.join("log.jsonl")).unwrap(), log);
 }
 
+/// From limits to a bundle: shapes that fit, some tried, the best trained to the end, and the same by the command that was said.
+#[test]
+fn a_budget_becomes_a_student_that_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let produce = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/produce");
+    let [start, data, teacher, run] =
+        [produce.join("start"), produce.join("data/ncbi"), folder.path().join("teacher"), folder.path().join("run")];
+    let [start, data, teacher_run, run_text] = [&start, &data, &teacher, &run].map(|path| path.to_str().unwrap());
+    let few = ["--set", "steps=12", "--set", "batch_size=4", "--set", "optimizer.learning_rate=1e-3", "--threads", "2"];
+    let train = ["train", "--model", start, "--data", data, "--run", teacher_run];
+    let output = ampoule(&[train.as_slice(), &few].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let model = teacher.join("model");
+    let distill =
+        ["distill", "--teacher", model.to_str().unwrap(), "--data", data, "--run", run_text, "--vocabulary", "900"];
+    let distill = [distill.as_slice(), &few].concat();
+    let with = |more: &[&str]| ampoule(&[&distill[..], more].concat());
+    let budget = ["--budget", "0.3 MB, 1000 ms@64", "--tries", "2"];
+    let objects = |output: &Output| -> Vec<serde_json::Value> {
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+
+    // What cannot be is said before anything is made.
+    for (more, part) in [
+        (["--budget", "4 apples"].as_slice(), "budget \"4 apples\": expected a size in kB"),
+        (&["--budget", "0.3 MB", "--tries", "0"], "--tries 0"),
+        (&["--budget", "5 ms@4000"], "this teacher reads 3 to 128 tokens at once"),
+        (&["--budget", "5 kB"], "no student of this teacher fits 0.005 MB: the smallest takes 0."),
+        (&["--budget", "0.3 MB", "--embedding", "900"], "embeddings 900 wide"),
+        (
+            &["--budget", "0.3 MB", "--set", r#"terms=[{"term":"hidden","weight":1,"layer_map":[[1,1]]}]"#],
+            "a layer_map",
+        ),
+    ] {
+        assert_fails(&with(more), part);
+        assert!(!run.exists());
+    }
+    assert_fails(&with(&["--budget", "0.000001 ms@64"]), "of those small enough, the fastest takes");
+    for more in [["--layers", "1"], ["--student", start]] {
+        assert_eq!(with(&[budget.as_slice(), &more].concat()).status.code(), Some(2));
+    }
+    assert_eq!(with(&["--tries", "2"]).status.code(), Some(2));
+    let without = ampoule(&["distill", "--data", data, "--run", run_text, "--budget", "4 MB"]);
+    assert!(without.status.code() == Some(2) && text(&without.stderr).contains("--teacher <FOLDER>: missing"));
+
+    let planned = objects(&with(&[budget.as_slice(), &["--plan", "--json"]].concat()));
+    assert_eq!(planned.len(), 2);
+    let shapes = planned[0]["shapes"].as_array().unwrap();
+    let tried: Vec<&serde_json::Value> = shapes.iter().filter(|shape| !shape["try"].is_null()).collect();
+    assert_eq!(tried.len(), 2);
+    for shape in shapes {
+        let is_too_large = shape["bytes"].as_u64().unwrap() > 300_000;
+        assert_eq!(shape["breaks"] == "bytes", is_too_large, "{shape}");
+    }
+    assert!(shapes.iter().any(|shape| shape["breaks"] == "bytes"));
+    // Two steps in twelve, and one of the last stage's as many.
+    let tries = planned[1]["plan"]["tries"].as_array().unwrap();
+    assert!(tries.iter().all(|one| one["steps"] == 4 && one["seconds"].as_f64().unwrap() > 0.0), "{}", planned[1]);
+    assert!(!run.join("model").exists() && fs::read_dir(run.join("budget")).unwrap().count() == 1);
+
+    let said = objects(&with(&[budget.as_slice(), &["--json"]].concat()));
+    assert_eq!(said[0], planned[0], "a search that was made is not made again");
+    let of = |name: &str| said.iter().find_map(|object| object.get(name)).unwrap();
+    let best = of("best");
+    assert!(tried.iter().any(|shape| shape["layers"] == best["layers"] && shape["bytes"] == best["bytes"]));
+    let scores: Vec<f64> =
+        of("tries").as_array().unwrap().iter().map(|one| one["dev_score"].as_f64().unwrap()).collect();
+    assert_eq!(scores.len(), 2);
+    let bundle = run.join("model.int8.safetensors");
+    let written = fs::metadata(&bundle).unwrap().len();
+    let expected = best["bytes"].as_u64().unwrap();
+    assert!((written..=written + 8).contains(&expected), "{expected} said, {written} written");
+    assert!(of("bundle")["bytes"] != written || said.last().unwrap()["bundle"]["breaks"].is_null());
+    for entry in fs::read_dir(run.join("budget")).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
+        assert!(entry.path().join("model/config.json").is_file());
+    }
+
+    // Killed after its first try, it goes on with the same shapes, and ends with the same student.
+    let (model, log) = (model_of(&run), fs::read_to_string(run.join("log.jsonl")).unwrap());
+    for entry in fs::read_dir(&run).unwrap().flatten().filter(|entry| entry.file_name() != "budget") {
+        match entry.path() {
+            path if path.is_dir() => fs::remove_dir_all(path).unwrap(),
+            path => fs::remove_file(path).unwrap(),
+        }
+    }
+    let second = fs::read_dir(run.join("budget")).unwrap().flatten().map(|e| e.path()).filter(|p| p.is_dir()).max();
+    fs::remove_dir_all(second.unwrap()).unwrap();
+    let output = with(&budget);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    assert!(
+        shown.contains("tries left: 1 of 4 steps") && shown.contains("dev F1") && shown.contains(": fits 0.3 MB"),
+        "{shown}"
+    );
+    assert!(model_of(&run) == model && fs::read_to_string(run.join("log.jsonl")).unwrap() == log);
+
+    // The command that is shown is for the same run: there is nothing left of it to do.
+    let command = shown.lines().find(|line| line.starts_with("  ampoule distill ")).unwrap();
+    let arguments: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let output = ampoule(&arguments);
+    assert!(output.status.success() && !command.contains("--budget"), "{command}: {}", text(&output.stderr));
+    assert!(model_of(&run) == model);
+    assert_fails(&with(&["--budget", "0.31 MB"]), "is of a search for another budget");
+}
+
 #[test]
 fn what_was_meant_is_said_where_something_else_was_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -17,6 +17,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Times that the training texts are gone through.
     pub epochs: usize,
+    /// The most steps, in fewer epochs where these are made before; as many as the epochs have where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
     /// The most sequences of a step, or pairs of a query and a passage: each has the passages of the others for negatives, whatever the
     /// threads.
     pub batch_size: usize,
@@ -69,6 +72,7 @@ impl Default for TrainConfig {
         TrainConfig {
             seed: 1,
             epochs: 6,
+            steps: None,
             batch_size: 16,
             max_batch_tokens: 1024,
             window: 0,
@@ -140,6 +144,9 @@ impl TrainConfig {
         let wrong = |what: &str| Err(Error::invalid_input(what));
         if self.epochs == 0 || self.batch_size == 0 || self.evaluations_per_epoch == 0 || self.save_every == 0 {
             return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
+        }
+        if self.steps == Some(0) {
+            return wrong("steps must be at least 1, or absent");
         }
         if self.batch_size > 1 << 20 || self.max_batch_tokens > 1 << 30 {
             return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");

@@ -2,7 +2,7 @@
 
 use ampoule::model::HostTensor;
 use ampoule::text::Tokenizer;
-use ampoule::{Checkpoint, Error, ModelType, Result};
+use ampoule::{Checkpoint, Error, ModelConfig, ModelType, Result};
 use nalgebra::{DMatrix, DVector, DVectorView};
 
 /// The most tokens of the texts that embeddings are fitted on, evenly taken.
@@ -27,12 +27,7 @@ const RIDGE: f64 = 1e-6;
 /// hidden states, and where the texts have no token to fit on.
 pub fn factorize_embeddings(checkpoint: &Checkpoint, texts: &[&str], width: usize) -> Result<(Checkpoint, f64)> {
     let config = &checkpoint.config;
-    let most = config.embedding_size.min(config.hidden_size) - 1;
-    if !(2..=most).contains(&width) {
-        return Err(Error::invalid_input(format!(
-            "embeddings {width} wide: expected 2 to {most}, narrower than they are"
-        )));
-    }
+    let mut factorized = Checkpoint { config: factorized(config, width)?, ..checkpoint.clone() };
     let old = Embeddings::read(checkpoint)?;
     let tokens = tokens(&checkpoint.tokenizer, texts, config.max_tokens())?;
     let components = old.principal_components(&tokens, width - 1);
@@ -48,11 +43,6 @@ pub fn factorize_embeddings(checkpoint: &Checkpoint, texts: &[&str], width: usiz
     };
     let lost = new.fit(&old, &tokens)?;
 
-    let mut factorized = checkpoint.clone();
-    factorized.config.model_type = ModelType::Electra;
-    factorized.config.embedding_size = width;
-    factorized.config.max_position_embeddings = new.positions.ncols();
-    factorized.config.type_vocab_size = new.types.ncols();
     let mut set = |name: &str, shape: Vec<usize>, data: &[f64]| {
         let data = data.iter().map(|&x| x as f32).collect();
         factorized.weights.0.insert(name.to_owned(), HostTensor { shape, data });
@@ -66,6 +56,24 @@ pub fn factorize_embeddings(checkpoint: &Checkpoint, texts: &[&str], width: usiz
     set("embeddings_project.weight", vec![config.hidden_size, width], new.linear.transpose().as_slice());
     set("embeddings_project.bias", vec![config.hidden_size], new.offset.as_slice());
     Ok((factorized, lost))
+}
+
+/// The configuration with embeddings `width` wide.
+pub(crate) fn factorized(config: &ModelConfig, width: usize) -> Result<ModelConfig> {
+    let most = config.embedding_size.min(config.hidden_size) - 1;
+    if !(2..=most).contains(&width) {
+        return Err(Error::invalid_input(format!(
+            "embeddings {width} wide: expected 2 to {most}, narrower than they are"
+        )));
+    }
+    Ok(ModelConfig {
+        model_type: ModelType::Electra,
+        embedding_size: width,
+        // Positions that are never used have no row.
+        max_position_embeddings: config.max_tokens(),
+        type_vocab_size: config.type_vocab_size.max(1),
+        ..config.clone()
+    })
 }
 
 /// Ids and positions of tokens of the texts, special ones counted.

@@ -36,6 +36,7 @@
 //! ```
 
 mod bm25;
+mod budget;
 mod cache;
 mod calibration;
 mod config;
@@ -57,6 +58,7 @@ mod typing;
 mod vocabulary;
 
 pub use bm25::Bm25;
+pub use budget::{Budget, Candidate, Costs, Found, Limit, Measured, TimeLimit, search, stand_in, tries};
 pub use calibration::{Answers, BINS, Bin, Calibration, Judgements, Reliability, TemperatureFit};
 pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;

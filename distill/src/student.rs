@@ -4,11 +4,12 @@ use ampoule::model::{HiddenState, HostTensor, Model};
 use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result};
 use burn::tensor::Device;
 use nalgebra::DMatrix;
+use serde::{Deserialize, Serialize};
 
 use crate::factorize::{cosines, leading};
 
 /// The shape of a student that starts from its teacher.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StudentShape {
     /// The teacher's layers that it gets, counted from 1.
     pub layers: Vec<usize>,
@@ -127,7 +128,7 @@ fn state_basis(teacher: &Checkpoint, layers: &[usize], texts: &[&str], width: us
 }
 
 /// The teacher's configuration in the student's shape.
-fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> {
+pub(crate) fn narrowed(teacher: &ModelConfig, shape: &StudentShape) -> Result<ModelConfig> {
     let width = |name: &str, asked: Option<usize>, most: usize, default: usize| match asked {
         None => Ok(default),
         Some(n) if (1..=most).contains(&n) => Ok(n),

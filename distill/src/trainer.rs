@@ -244,6 +244,17 @@ impl Stage {
     }
 }
 
+/// Of numbers of batches those that `most` steps come to; an epoch without any keeps its number.
+fn first_steps(epochs: Vec<usize>, most: Option<usize>) -> Vec<usize> {
+    let mut left = most.unwrap_or(usize::MAX);
+    let cut = |batches: usize| {
+        let batches = batches.min(left);
+        left -= batches;
+        batches
+    };
+    epochs.into_iter().map(cut).collect()
+}
+
 struct Trainer<'a> {
     stages: Vec<Stage>,
     data: &'a Data,
@@ -293,6 +304,7 @@ impl<'a> Trainer<'a> {
             let batches = |epoch| Ok(sequences.epoch(epoch, &config)?.batches.len());
             let epochs = (number..number + config.epochs).map(batches).collect::<Result<Vec<_>>>()?;
             number += config.epochs;
+            let epochs = first_steps(epochs, config.steps);
             let stage = Stage { config, epochs };
             if stage.steps() == 0 {
                 return Err(Error::invalid_input("there is no text to train on"));
@@ -359,8 +371,8 @@ impl<'a> Trainer<'a> {
             }
             let (seconds, measured) =
                 (begun.elapsed().as_secs_f64(), chosen.iter().map(|&b| epoch.tokens(b)).sum::<usize>());
-            let (epochs, steps) = (self.stages[stage].epochs.len(), self.stages[stage].steps());
-            let tokens = epochs * order.iter().map(|&batch| epoch.tokens(batch)).sum::<usize>();
+            let steps = self.stages[stage].steps();
+            let tokens = steps * order.iter().map(|&batch| epoch.tokens(batch)).sum::<usize>() / order.len();
             let evaluations = match self.config().teaches_labels() {
                 true => self.stages[stage].epochs.iter().map(|n| self.config().evaluations_per_epoch.min(*n)).sum(),
                 false => 0,

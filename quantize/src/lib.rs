@@ -58,6 +58,36 @@ impl Default for QuantizeOptions {
     }
 }
 
+impl QuantizeOptions {
+    fn metadata(&self, config: &ModelConfig) -> Metadata {
+        Metadata {
+            config: config.clone(),
+            precision: self.precision,
+            producer: self.producer.clone(),
+            licence: self.licence.clone(),
+            pooling: self.pooling,
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+        }
+    }
+}
+
+/// Bytes of the bundle that [`quantize`] writes of a model of this shape, whatever its weights are. A fitted temperature may have more
+/// digits than that of the options, and the file eight bytes more.
+///
+/// # Errors
+/// Those of [`bundle::size`].
+pub fn bundle_bytes(config: &ModelConfig, tokenizer_json: &[u8], options: &QuantizeOptions) -> Result<u64> {
+    bundle::size(&BundleSpec {
+        metadata: &options.metadata(config),
+        weights: &Weights::default(),
+        tokenizer_json,
+        wider: &options.wider,
+        pre_quant_scales: &options.pre_quant_scales,
+        card: options.card.as_deref(),
+    })
+}
+
 /// Fits the temperature of the bundle at a path, before it is put in place; none leaves that of the options. Integers answer with
 /// other logits than the model did, so what was fitted on its own may not be theirs.
 pub type FitTemperature<'a> = dyn FnMut(&Path) -> Result<Option<f32>> + 'a;
@@ -90,15 +120,7 @@ pub fn quantize(
     fit: Option<&mut FitTemperature>,
     guard: Option<Guard>,
 ) -> Result<Report> {
-    let mut metadata = Metadata {
-        config: config.clone(),
-        precision: options.precision,
-        producer: options.producer.clone(),
-        licence: options.licence.clone(),
-        pooling: options.pooling,
-        max_tokens: options.max_tokens,
-        temperature: options.temperature,
-    };
+    let mut metadata = options.metadata(config);
     let mut pre_quant_scales = options.pre_quant_scales.clone();
     let is_int8 = |name: &String| options.precision == Precision::Int8 && !options.wider.contains_key(name);
     pre_quant_scales.retain(|name, _| bundle::with_same_inputs(name).iter().all(is_int8));

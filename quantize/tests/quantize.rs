@@ -7,7 +7,7 @@ use ampoule::bundle::{Bundle, Load, Precision};
 use ampoule::model::{HostTensor, ModelConfig, WeightSource, Weights};
 use ampoule::text::{SpecialTokens, Tokenizer};
 use ampoule::{Embedder, Error, Options, Result};
-use ampoule_quantize::{Guard, QuantizeOptions, Report, TemperatureChange, quantize, smooth};
+use ampoule_quantize::{Guard, QuantizeOptions, Report, TemperatureChange, bundle_bytes, quantize, smooth};
 use serde_json::json;
 
 const TOKENIZER: &[u8] = b"{}";
@@ -31,6 +31,44 @@ fn model() -> (ModelConfig, Weights) {
 fn run(out: &Path, options: &QuantizeOptions, guard: Option<Guard>) -> Result<Report> {
     let (config, weights) = model();
     quantize(&config, &weights, TOKENIZER, out, options, None, guard)
+}
+
+/// Known before there are weights, and to the byte; with a fitted temperature, to its digits.
+#[test]
+fn a_bundle_is_as_large_as_was_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("bundle");
+    let (config, weights) = model();
+    let factors: Vec<f32> = (1..=16).map(|i| i as f32 / 8.0).collect();
+    let plain = QuantizeOptions::default();
+    for precision in [Precision::F32, Precision::F16, Precision::Int8] {
+        for options in [
+            QuantizeOptions { precision, ..plain.clone() },
+            QuantizeOptions {
+                precision,
+                max_tokens: Some(12),
+                card: Some("A card.".to_owned()),
+                wider: [("classifier.weight".to_owned(), Precision::F16)].into(),
+                licence: "none \"at\" all".to_owned(),
+                ..plain.clone()
+            },
+        ] {
+            run(&out, &options, None).unwrap();
+            assert_eq!(bundle_bytes(&config, TOKENIZER, &options).unwrap(), std::fs::metadata(&out).unwrap().len());
+            let mut fit = |_: &Path| Ok(Some(1.2346));
+            quantize(&config, &weights, TOKENIZER, &out, &options, Some(&mut fit), None).unwrap();
+            let written = std::fs::metadata(&out).unwrap().len();
+            let most = QuantizeOptions { temperature: 12.3456, ..options };
+            let said = bundle_bytes(&config, TOKENIZER, &most).unwrap();
+            assert!((written..=written + 8).contains(&said), "{said} said, {written} written");
+        }
+    }
+    let name = "encoder.layer.0.intermediate.dense.weight".to_owned();
+    let evened = QuantizeOptions { pre_quant_scales: [(name, factors)].into(), ..plain.clone() };
+    run(&out, &evened, None).unwrap();
+    let said = |options| bundle_bytes(&config, TOKENIZER, options).unwrap();
+    assert_eq!(said(&evened), std::fs::metadata(&out).unwrap().len());
+    assert!(said(&evened) > said(&plain) && bundle_bytes(&config, b"", &plain).is_err());
 }
 
 #[test]

@@ -33,6 +33,22 @@ pub struct BundleSpec<'a> {
     pub card: Option<&'a str>,
 }
 
+/// Bytes of the bundle that [`write()`] makes of such a model, whatever its weights are: they are not looked at.
+///
+/// # Errors
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) where the other parts do not fit together.
+pub fn size(spec: &BundleSpec) -> Result<u64> {
+    let tensors = spec.metadata.config.tensors().into_iter();
+    let tensors = tensors.flat_map(|(name, shape)| Stored::of(spec, &name, shape)).map(|(stored, _)| stored);
+    let mut tensors: Vec<Stored> = tensors.chain(files(spec).map(|(stored, _)| stored)).collect();
+    tensors.sort_by(Stored::in_file);
+    let mut entries = metadata(spec)?;
+    entries.extend(["source_sha256", "data_sha256", "header_sha256"].map(|digest| (digest, no_digest())));
+    let header = header(&tensors, &entries)
+        .map_err(|e| Error::internal("a bundle's header cannot be written").with_source(e))?;
+    Ok((8 + header.len() + tensors.iter().map(Stored::bytes).sum::<usize>()) as u64)
+}
+
 /// Writes a bundle to `path`, in place of what is there. The old file stays as it is until the new one is whole.
 ///
 /// # Errors
@@ -163,17 +179,138 @@ enum Source<'a> {
     Bytes(&'a [u8]),
 }
 
-struct Planned<'a> {
+/// A tensor of the file, as the header has it.
+struct Stored {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    source: Source<'a>,
 }
 
-impl Planned<'_> {
+/// What a tensor is to the weight that it is there for.
+#[derive(Clone, Copy)]
+enum Role {
+    Values,
+    Scales,
+    Factors,
+}
+
+impl Stored {
+    /// The tensors that there are for the weight `name`.
+    fn of(spec: &BundleSpec, name: &str, shape: Vec<usize>) -> Vec<(Self, Role)> {
+        let dtype = match shape.len() {
+            2 => {
+                let usual = check::matrix_precision(name, spec.metadata.precision);
+                spec.wider.get(name).map_or(usual, |wider| usual.min(*wider)).dtype()
+            }
+            _ => Dtype::F32,
+        };
+        let mut all = Vec::new();
+        let mut beside = |name, length, role| all.push((Stored { name, dtype: Dtype::F32, shape: vec![length] }, role));
+        if dtype == Dtype::I8 {
+            beside(check::scale_name(name), shape[0], Role::Scales);
+            if spec.pre_quant_scales.contains_key(name) {
+                beside(check::pre_quant_scale_name(name), shape[1], Role::Factors);
+            }
+        }
+        all.push((Stored { name: name.to_owned(), dtype, shape }, Role::Values));
+        all
+    }
+
     fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size()
     }
+
+    /// The order of the file.
+    fn in_file(&self, other: &Self) -> std::cmp::Ordering {
+        other.dtype.size().cmp(&self.dtype.size()).then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+/// The tensors that hold files.
+fn files<'a>(spec: &BundleSpec<'a>) -> impl Iterator<Item = (Stored, &'a [u8])> + use<'a> {
+    let card = spec.card.map(|card| (check::CARD, card.as_bytes()));
+    [(check::TOKENIZER, spec.tokenizer_json)]
+        .into_iter()
+        .chain(card)
+        .map(|(name, bytes)| (Stored { name: name.to_owned(), dtype: Dtype::U8, shape: vec![bytes.len()] }, bytes))
+}
+
+/// The metadata but for digests, of what fits together.
+fn metadata(spec: &BundleSpec) -> Result<BTreeMap<&'static str, String>> {
+    let metadata = spec.metadata;
+    let config = &metadata.config;
+    config.validate()?;
+    check::usable(metadata).map_err(|(name, expected, found)| {
+        Error::invalid_input(format!("{name}: expected {expected}, found {found}"))
+    })?;
+    if spec.tokenizer_json.is_empty() {
+        return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
+    }
+    let mut hf = config.to_json();
+    if let Some(fields) = hf.as_object_mut() {
+        for labels in ["id2label", "label2id"] {
+            fields.remove(labels);
+        }
+    }
+    let hf = hf.to_string();
+    if hf.len() > MAX_CONFIG_BYTES {
+        return Err(Error::invalid_input(format!(
+            "config: expected at most {MAX_CONFIG_BYTES} bytes, found {}",
+            hf.len()
+        )));
+    }
+    let (major, minor) = FORMAT_VERSION;
+    let mut entries = BTreeMap::from([
+        ("config", hf),
+        ("format", "ampoule".to_owned()),
+        ("format_version", format!("{major}.{minor}")),
+        ("labels", serde_json::Value::from(config.id2label.clone()).to_string()),
+        ("licence", metadata.licence.clone()),
+        ("normalize", metadata.pooling.normalize.to_string()),
+        ("pooling", metadata.pooling.mode.as_str().to_owned()),
+        ("precision", metadata.precision.to_string()),
+        ("producer", metadata.producer.clone()),
+        ("task", config.task.as_str().to_owned()),
+        ("temperature", metadata.temperature.to_string()),
+    ]);
+    if let Some(n) = metadata.max_tokens {
+        entries.insert("max_tokens", n.to_string());
+    }
+    Ok(entries)
+}
+
+/// Stands where a digest is not known yet.
+fn no_digest() -> String {
+    "0".repeat(64)
+}
+
+/// The padded header.
+fn header<'a>(
+    tensors: impl IntoIterator<Item = &'a Stored>,
+    metadata: &BTreeMap<&'static str, String>,
+) -> io::Result<Vec<u8>> {
+    let mut entries = BTreeMap::from([("__metadata__", serde_json::to_value(metadata)?)]);
+    let mut begin = 0;
+    for tensor in tensors {
+        let end = begin + tensor.bytes();
+        entries.insert(
+            &tensor.name,
+            serde_json::json!({
+                "data_offsets": [begin, end],
+                "dtype": format!("{:?}", tensor.dtype),
+                "shape": tensor.shape,
+            }),
+        );
+        begin = end;
+    }
+    let mut header = serde_json::to_vec(&entries)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+struct Planned<'a> {
+    stored: Stored,
+    source: Source<'a>,
 }
 
 /// Every tensor in the file's order, and the metadata but for the digests that come last.
@@ -184,66 +321,18 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(spec: &BundleSpec<'a>) -> Result<Self> {
-        let metadata = spec.metadata;
-        let config = &metadata.config;
-        config.validate()?;
-        check::usable(metadata).map_err(|(name, expected, found)| {
-            Error::invalid_input(format!("{name}: expected {expected}, found {found}"))
-        })?;
-        if spec.tokenizer_json.is_empty() {
-            return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
-        }
+        let mut metadata = metadata(spec)?;
         let mut tensors = Self::weights(spec)?;
-        let bytes = |name: &str, bytes: &'a [u8]| Planned {
-            name: name.to_owned(),
-            dtype: Dtype::U8,
-            shape: vec![bytes.len()],
-            source: Source::Bytes(bytes),
-        };
-        tensors.push(bytes(check::TOKENIZER, spec.tokenizer_json));
-        if let Some(card) = spec.card {
-            tensors.push(bytes(check::CARD, card.as_bytes()));
-        }
+        tensors.extend(files(spec).map(|(stored, bytes)| Planned { stored, source: Source::Bytes(bytes) }));
         if tensors.len() > MAX_TENSORS {
             return Err(Error::invalid_input(format!(
                 "expected at most {MAX_TENSORS} tensors, found {}",
                 tensors.len()
             )));
         }
-        tensors.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
-
-        let mut hf = config.to_json();
-        if let Some(fields) = hf.as_object_mut() {
-            for labels in ["id2label", "label2id"] {
-                fields.remove(labels);
-            }
-        }
-        let hf = hf.to_string();
-        if hf.len() > MAX_CONFIG_BYTES {
-            return Err(Error::invalid_input(format!(
-                "config: expected at most {MAX_CONFIG_BYTES} bytes, found {}",
-                hf.len()
-            )));
-        }
-        let (major, minor) = FORMAT_VERSION;
-        let mut entries = BTreeMap::from([
-            ("config", hf),
-            ("format", "ampoule".to_owned()),
-            ("format_version", format!("{major}.{minor}")),
-            ("labels", serde_json::Value::from(config.id2label.clone()).to_string()),
-            ("licence", metadata.licence.clone()),
-            ("normalize", metadata.pooling.normalize.to_string()),
-            ("pooling", metadata.pooling.mode.as_str().to_owned()),
-            ("precision", metadata.precision.to_string()),
-            ("producer", metadata.producer.clone()),
-            ("source_sha256", weights_sha256(spec.weights)),
-            ("task", config.task.as_str().to_owned()),
-            ("temperature", metadata.temperature.to_string()),
-        ]);
-        if let Some(n) = metadata.max_tokens {
-            entries.insert("max_tokens", n.to_string());
-        }
-        Ok(Layout { tensors, metadata: entries })
+        tensors.sort_by(|a, b| a.stored.in_file(&b.stored));
+        metadata.insert("source_sha256", weights_sha256(spec.weights));
+        Ok(Layout { tensors, metadata })
     }
 
     /// The weights and scales, checked against the configuration.
@@ -283,13 +372,8 @@ impl<'a> Layout<'a> {
                     tensor.data.len()
                 ));
             }
-            let dtype = match shape.len() {
-                2 => {
-                    let usual = check::matrix_precision(name, spec.metadata.precision);
-                    spec.wider.get(name).map_or(usual, |wider| usual.min(*wider)).dtype()
-                }
-                _ => Dtype::F32,
-            };
+            let stored = Stored::of(spec, name, shape.clone());
+            let dtype = stored.last().map_or(Dtype::F32, |(values, _)| values.dtype);
             let largest = match dtype {
                 Dtype::F16 => half::f16::MAX.to_f32(),
                 // A scale is rounded, and 127 times it has to be finite.
@@ -315,37 +399,26 @@ impl<'a> Layout<'a> {
                     tensor.data[at]
                 ));
             }
-            if dtype == Dtype::I8 {
-                if shape[1] > MAX_INNER {
-                    return invalid(format!(
-                        "tensor {name:?}: expected rows of at most {MAX_INNER} values, found {}; keep it wider than int8",
-                        shape[1]
-                    ));
-                }
-                planned.push(Planned {
-                    name: check::scale_name(name),
-                    dtype: Dtype::F32,
-                    shape: vec![shape[0]],
-                    source: Source::Scales(tensor, factors),
-                });
-                if let Some(factors) = factors {
-                    planned.push(Planned {
-                        name: check::pre_quant_scale_name(name),
-                        dtype: Dtype::F32,
-                        shape: vec![shape[1]],
-                        source: Source::Floats(factors),
-                    });
-                }
+            if dtype == Dtype::I8 && shape[1] > MAX_INNER {
+                return invalid(format!(
+                    "tensor {name:?}: expected rows of at most {MAX_INNER} values, found {}; keep it wider than int8",
+                    shape[1]
+                ));
             }
-            planned.push(Planned { name: name.clone(), dtype, shape, source: Source::Weight(tensor, factors) });
+            planned.extend(stored.into_iter().map(|(stored, role)| {
+                let source = match role {
+                    Role::Values => Source::Weight(tensor, factors),
+                    Role::Scales => Source::Scales(tensor, factors),
+                    Role::Factors => Source::Floats(factors.unwrap_or_default()),
+                };
+                Planned { stored, source }
+            }));
         }
         Ok(planned)
     }
 
     fn write(mut self, file: File) -> Result<(), Failure> {
-        let zeros = "0".repeat(64);
-        self.metadata.insert("data_sha256", zeros.clone());
-        self.metadata.insert("header_sha256", zeros);
+        self.metadata.extend(["data_sha256", "header_sha256"].map(|digest| (digest, no_digest())));
         let header_len = self.header()?.len();
         if header_len as u64 > MAX_HEADER_BYTES {
             return Err(Failure::Content(Error::invalid_input(format!(
@@ -372,32 +445,15 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// The padded header.
     fn header(&self) -> io::Result<Vec<u8>> {
-        let mut entries = BTreeMap::from([("__metadata__", serde_json::to_value(&self.metadata)?)]);
-        let mut begin = 0;
-        for tensor in &self.tensors {
-            let end = begin + tensor.bytes();
-            entries.insert(
-                &tensor.name,
-                serde_json::json!({
-                    "data_offsets": [begin, end],
-                    "dtype": format!("{:?}", tensor.dtype),
-                    "shape": tensor.shape,
-                }),
-            );
-            begin = end;
-        }
-        let mut header = serde_json::to_vec(&entries)?;
-        header.resize(header.len().next_multiple_of(8), b' ');
-        Ok(header)
+        header(self.tensors.iter().map(|planned| &planned.stored), &self.metadata)
     }
 }
 
 impl Planned<'_> {
     /// Hands the tensor's bytes on, a piece at a time.
     fn encode(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        match (&self.source, self.dtype) {
+        match (&self.source, self.stored.dtype) {
             (Source::Bytes(bytes), _) => sink(bytes),
             (Source::Floats(values), _) => each_chunk(values, |x| x.to_le_bytes(), sink),
             (Source::Scales(matrix, factors), _) => {
