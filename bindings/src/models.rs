@@ -153,7 +153,7 @@ pub struct Extractor(Open<ampoule::Extractor>);
 #[uniffi::export]
 impl Extractor {
     /// Opens a bundle of the task `token-classification`.
-    #[uniffi::constructor(default(options))]
+    #[uniffi::constructor]
     pub fn open(source: BundleSource, options: OpenOptions) -> Result<Self> {
         guarded(|| {
             let model = open(source, options, |p, o| ampoule::Extractor::open(p, o), ampoule::Extractor::from_bundle)?;
@@ -225,7 +225,7 @@ pub struct Classifier(Open<ampoule::Classifier>);
 #[uniffi::export]
 impl Classifier {
     /// Opens a bundle of the task `single-label-classification` or `multi-label-classification`.
-    #[uniffi::constructor(default(options))]
+    #[uniffi::constructor]
     pub fn open(source: BundleSource, options: OpenOptions) -> Result<Self> {
         guarded(|| {
             let model =
@@ -287,7 +287,7 @@ pub struct Embedder(Open<ampoule::Embedder>);
 #[uniffi::export]
 impl Embedder {
     /// Opens a bundle of any task.
-    #[uniffi::constructor(default(options))]
+    #[uniffi::constructor]
     pub fn open(source: BundleSource, options: OpenOptions) -> Result<Self> {
         guarded(|| {
             let model = open(source, options, |p, o| ampoule::Embedder::open(p, o), ampoule::Embedder::from_bundle)?;

@@ -35,10 +35,9 @@ pub enum BundleSource {
 }
 
 /// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum DeviceChoice {
     /// The processor.
-    #[default]
     Cpu,
     /// A GPU; an error where there is none.
     Gpu,
@@ -47,11 +46,8 @@ pub enum DeviceChoice {
 }
 
 /// How a bundle's file is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Enum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum LoadMode {
-    /// Mapped on Android and iOS, copied elsewhere.
-    #[default]
-    Default,
     /// Mapped: no memory of the process's own, and nothing may rewrite or shorten the file while the model is open.
     Map,
     /// Copied.
@@ -61,9 +57,9 @@ pub enum LoadMode {
 /// How a model is opened.
 #[derive(Clone, Debug, Default, PartialEq, uniffi::Record)]
 pub struct OpenOptions {
-    /// Where to compute.
-    #[uniffi(default)]
-    pub device: DeviceChoice,
+    /// Where to compute; without a choice the processor.
+    #[uniffi(default = None)]
+    pub device: Option<DeviceChoice>,
     /// Threads of the model's own pool; 0 for as many as the machine has fast cores, at most four.
     #[uniffi(default = 0)]
     pub threads: u32,
@@ -73,9 +69,9 @@ pub struct OpenOptions {
     /// Whether kernels are measured when the model is opened, and the fastest is used.
     #[uniffi(default = false)]
     pub autotune: bool,
-    /// How the file is read.
-    #[uniffi(default)]
-    pub load: LoadMode,
+    /// How the file is read; without a choice mapped on Android and iOS, copied elsewhere.
+    #[uniffi(default = None)]
+    pub load: Option<LoadMode>,
     /// Whether the data is compared with the digest in its header.
     #[uniffi(default = false)]
     pub verify: bool,
@@ -100,7 +96,7 @@ impl From<OpenOptions> for Options {
     fn from(asked: OpenOptions) -> Self {
         let defaults = Options::default();
         Options {
-            device: match asked.device {
+            device: match asked.device.unwrap_or(DeviceChoice::Cpu) {
                 DeviceChoice::Cpu => Device::Cpu,
                 DeviceChoice::Gpu => Device::Gpu,
                 DeviceChoice::GpuOrCpu => Device::GpuOrCpu,
@@ -109,9 +105,9 @@ impl From<OpenOptions> for Options {
             kernel: asked.kernel,
             autotune: asked.autotune,
             load: match asked.load {
-                LoadMode::Default => defaults.load,
-                LoadMode::Map => Load::Map,
-                LoadMode::Copy => Load::Copy,
+                None => defaults.load,
+                Some(LoadMode::Map) => Load::Map,
+                Some(LoadMode::Copy) => Load::Copy,
             },
             verify: asked.verify,
             min_score: asked.min_score,

@@ -21,6 +21,11 @@ impl CancelToken {
         Self::default()
     }
 
+    /// A token that is cancelled with this one, and by itself.
+    pub fn child(&self) -> CancelToken {
+        CancelToken(self.0.child())
+    }
+
     /// Ends the calls that have this token, and those to come, as [`AmpouleError::Cancelled`].
     pub fn cancel(&self) {
         self.0.cancel();

@@ -1,0 +1,64 @@
+package rs.ampoule
+
+import kotlinx.coroutines.runBlocking
+
+/**
+ * What a call of 128 tokens costs on the JVM beside Rust, blocks of both in turn; its argument is `bindings/examples/clock.rs`, built.
+ * Prints microseconds, medians over blocks of medians.
+ */
+internal object Overhead {
+    private const val CALLS = 60
+    private const val BLOCKS = 21
+
+    private fun text(model: Extractor): Pair<String, Long> {
+        val words = mutableListOf<String>()
+        while (true) {
+            words += listOf("the", "pain", "of", "aspirin", ",", "and", "fever", "in")[words.size % 8]
+            val before = model.report().computedTokens
+            model.extractBlocking(words.joinToString(" "))
+            val tokens = model.report().computedTokens - before
+            if (tokens >= 128) return words.joinToString(" ") to tokens
+        }
+    }
+
+    private fun List<Double>.median() = sorted()[size / 2]
+
+    private inline fun medianOf(call: () -> Unit): Double = List(CALLS) {
+        val start = System.nanoTime()
+        call()
+        (System.nanoTime() - start) / 1e3
+    }.median()
+
+    @JvmStatic
+    fun main(arguments: Array<String>) {
+        val start = System.nanoTime()
+        Extractor.openBlocking(bundle, one).use { model ->
+            model.extractBlocking("Started on lisinopril.")
+            println("open to first entity: %.1f ms".format((System.nanoTime() - start) / 1e6))
+            val (text, tokens) = text(model)
+            val rust = ProcessBuilder(arguments[0], bundle, text).start()
+            val (input, output) = rust.outputStream.bufferedWriter() to rust.inputStream.bufferedReader()
+            fun there(): Double {
+                input.write("$CALLS\n")
+                input.flush()
+                return output.readLine().toDouble()
+            }
+            runBlocking {
+                // The JVM compiles what is called often.
+                repeat(600) { model.extract(text) }
+                repeat(600) { model.extractBlocking(text) }
+                val rows = List(BLOCKS) {
+                    listOf(there(), medianOf { model.extractBlocking(text) }, medianOf { model.extract(text) })
+                }
+                for ((i, name) in listOf(1 to "blocking", 2 to "suspending")) {
+                    val share = rows.map { it[i] / it[0] }.median()
+                    println(
+                        "%d tokens: Rust %.0f us, Kotlin, %s %.0f us, %+.1f %%"
+                            .format(tokens, rows.map { it[0] }.median(), name, rows.map { it[i] }.median(), 100 * (share - 1)),
+                    )
+                }
+            }
+            input.close()
+        }
+    }
+}
