@@ -1,5 +1,7 @@
 //! What is found, as each language counts.
 
+use std::sync::Arc;
+
 /// A piece of a text with a label. It holds no text itself; its range is there in the units of each language, and is of whole grapheme
 /// clusters.
 #[derive(Clone, Debug, PartialEq, uniffi::Record)]
@@ -75,6 +77,17 @@ impl Place {
 pub(crate) fn located(text: &str, entities: &[ampoule::Entity]) -> Vec<Entity> {
     let mut place = Place::default();
     entities.iter().map(|entity| place.locate(text, entity)).collect()
+}
+
+/// The same as numbers of four bytes, little-endian, eight an entity.
+pub(crate) fn packed(text: &str, entities: &[ampoule::Entity], labels: &[Arc<str>]) -> Vec<u8> {
+    let row = |entity: Entity| {
+        let label = labels.iter().position(|label| **label == *entity.label).unwrap_or_default() as u32;
+        let utf8 = [entity.utf8_start, entity.utf8_end];
+        let others = [entity.utf16_start, entity.utf16_end, entity.scalar_start, entity.scalar_end];
+        [label, entity.score.to_bits()].into_iter().chain(utf8).chain(others).flat_map(u32::to_le_bytes)
+    };
+    located(text, entities).into_iter().flat_map(row).collect()
 }
 
 impl From<ampoule::LabelScore> for LabelScore {

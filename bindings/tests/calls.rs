@@ -46,6 +46,20 @@ fn a_stream_and_a_batch_give_what_single_calls_give() {
     for (text, found) in texts.iter().zip(batch) {
         assert_eq!(pieces(text, &found), pieces(text, &extractor.extract(text, None, None).unwrap()));
     }
+    let labels = extractor.labels().unwrap();
+    let records = extractor.extract_batch(texts.clone(), None, None).unwrap();
+    let packed = extractor.extract_batch_packed(texts.clone(), None, None).unwrap();
+    for (records, packed) in records.iter().zip(&packed) {
+        let rows: Vec<[u32; 8]> = packed
+            .chunks(32)
+            .map(|row| std::array::from_fn(|i| u32::from_le_bytes(row[4 * i..][..4].try_into().unwrap())))
+            .collect();
+        assert_eq!(rows.len(), records.len());
+        for (row, e) in rows.iter().zip(records) {
+            assert_eq!((&labels[row[0] as usize], f32::from_bits(row[1])), (&e.label, e.score));
+            assert_eq!(row[2..], [e.utf8_start, e.utf8_end, e.utf16_start, e.utf16_end, e.scalar_start, e.scalar_end]);
+        }
+    }
     let embedder = Embedder::open(BundleSource::Path { path: bundle() }, OpenOptions::default()).unwrap();
     let width = embedder.width().unwrap() as usize;
     let vectors = embedder.embed_batch(texts.clone(), None, None).unwrap();

@@ -1,5 +1,6 @@
 package rs.ampoule
 
+import java.io.File
 import kotlinx.coroutines.runBlocking
 
 /**
@@ -10,15 +11,17 @@ internal object Overhead {
     private const val CALLS = 60
     private const val BLOCKS = 21
 
+    /** Of a corpus, 128 tokens or the least more, the two special ones counted. */
     private fun text(model: Extractor): Pair<String, Long> {
-        val words = mutableListOf<String>()
-        while (true) {
-            words += listOf("the", "pain", "of", "aspirin", ",", "and", "fever", "in")[words.size % 8]
+        val words = File(root, "examples/produce/data/bc5cdr/test.tsv").readLines().filter(String::isNotEmpty).map { it.substringBefore('\t') }
+        for (n in 1..words.size) {
+            val text = words.take(n).joinToString(" ")
             val before = model.report().computedTokens
-            model.extractBlocking(words.joinToString(" "))
+            model.extractBlocking(text)
             val tokens = model.report().computedTokens - before
-            if (tokens >= 128) return words.joinToString(" ") to tokens
+            if (tokens >= 128) return text to tokens
         }
+        error("the corpus is too short")
     }
 
     private fun List<Double>.median() = sorted()[size / 2]
