@@ -27,6 +27,9 @@ AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release
 echo "== eight threads, eighty thousand calls; a call that is cancelled"
 cargo test --release --workspace --test soak -- --ignored --nocapture --test-threads 1
 
+echo "== calls from Python and Kotlin: what they cost, how soon they end, what they leave"
+scripts/soak.sh
+
 if [ -n "${AMPOULE_PYTHON:-}" ]; then
     echo "== the losses of torch"
     ampoule() { cargo run --release --quiet -- "$@"; }

@@ -191,8 +191,19 @@ impl Extractor {
         })
     }
 
-    /// The entities of several texts as bytes, for a language that reads records slowly (Python): 32 of them an entity, little-endian: the
-    /// index of its label in `labels`, its score as a float, and start and end in UTF-8, in UTF-16 and in scalar values.
+    /// The entities of a text as bytes, for a language that reads records slowly (Python): 32 of them an entity, little-endian: the index of
+    /// its label in `labels`, its score as a float, and start and end in UTF-8, in UTF-16 and in scalar values.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn extract_packed(
+        &self,
+        text: &str,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<u8>> {
+        self.0.call(cancel, timeout_ms, |model| Ok(packed(text, &model.extract(text)?, model.labels())))
+    }
+
+    /// The same for several texts, computed together.
     #[uniffi::method(default(cancel = None, timeout_ms = None))]
     pub fn extract_batch_packed(
         &self,

@@ -234,7 +234,7 @@ def _milliseconds(timeout: float | None) -> int | None:
     return None if timeout is None else max(0, min(int(timeout * 1000), 2**63))
 
 
-# An entity as `extract_batch_packed` gives it.
+# An entity as `extract_packed` gives it.
 _ROW = struct.Struct("<If6I")
 # Characters from which on a call is worth a thread, so that Ctrl-C need not wait for it.
 _LONG = 8_000
@@ -381,8 +381,7 @@ class Extractor(_Model):
 
     def extract(self, text: str, *, cancel: CancelToken | None = None, timeout: float | None = None) -> list[Entity]:
         """The entities of a text, in order. ``timeout`` in seconds."""
-        rows = _run(self._here().extract_batch_packed, [_mended(text)], len(text), cancel, timeout)
-        return self._entities(rows[0])
+        return self._entities(_run(self._here().extract_packed, _mended(text), len(text), cancel, timeout))
 
     def extract_batch(self, texts: Iterable[str], *, cancel: CancelToken | None = None) -> Iterator[list[Entity]]:
         """The entities of each text, computed some texts at a time; ``texts`` may be endless."""

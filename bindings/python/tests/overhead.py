@@ -11,21 +11,22 @@ import ampoule
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BUNDLE = ROOT / "models/clinical-en.int8.safetensors"
-TOKENS, CALLS, BLOCKS = 128, 60, 21
+TOKENS, CALLS, BLOCKS = 128, 30, 101
 
 
-def text_of(model, tokens):
-    """Of a corpus, so many tokens or the least more, the two special ones counted."""
+def text_of(model, most):
+    """Of a corpus, as many words as make so many tokens, the two special ones counted; one more would be a second window."""
     words = (ROOT / "examples/produce/data/bc5cdr/test.tsv").read_text().split("\n")
     words = [line.split("\t")[0] for line in words if line]
-    for n in range(len(words)):
-        text = " ".join(words[: n + 1])
+    text, tokens = "", 0
+    for n in range(1, len(words)):
         before = model.report().computed_tokens
-        model.extract(text)
+        model.extract(" ".join(words[:n]))
         count = model.report().computed_tokens - before
-        if count >= tokens:
-            return text, count
-    raise SystemExit("the corpus is too short")
+        if count > most:
+            break
+        text, tokens = " ".join(words[:n]), count
+    return text, tokens
 
 
 def median_us(call):
