@@ -64,6 +64,8 @@ cargo rustc -p ampoule --no-default-features --profile dist --example library --
 weight=$(wc -c <target/dist/examples/liblibrary.so)
 echo "$weight bytes"
 [ "$weight" -le 4000000 ] || { echo "the library is heavier than 4 MB" >&2; exit 1; }
+echo "== the weight of the bindings"
+scripts/size.sh
 echo "== the runtime's tests under AddressSanitizer"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*_rt.asan.a >/dev/null 2>&1; then

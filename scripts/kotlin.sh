@@ -10,8 +10,9 @@ case $(uname -m) in
     aarch64) folder=linux-aarch64 ;;
     *) echo "JNA's folder for $(uname -m) is not known here" >&2; exit 1 ;;
 esac
-rm -rf "$out/uniffi" "$out/native"
-mkdir -p "$out/native/$folder"
+rm -rf "$out/uniffi" "$out/native" "$out/samples"
+mkdir -p "$out/native/$folder" "$out/samples"
+sed -n '/^```kotlin$/,/^```$/{ /^```/d; p }' bindings/kotlin/README.md >"$out/samples/Guide.kt"
 target/bindgen/debug/uniffi-bindgen generate --library "$library" --language kotlin --no-format --out-dir "$out/uniffi" 2>/dev/null
 strip --strip-unneeded -o "$out/native/$folder/libampoule_bindings.so" "$library"
 if ! mvn --batch-mode --quiet --file bindings/kotlin/pom.xml verify "$@"; then failed=1; fi

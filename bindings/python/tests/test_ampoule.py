@@ -386,6 +386,15 @@ except KeyboardInterrupt:
             self.assertIn("install the package again", err)
 
 
+class Guide(Case):
+    def test_the_readmes_lines_run(self):
+        readme = (ROOT / "bindings/python/README.md").read_text()
+        (code,) = re.findall("```python\n(.*?)```", readme, re.DOTALL)
+        out, err = child(code, cwd=ROOT / "models").communicate()
+        self.assertEqual(err, "")
+        self.assertRegex(out, r"^Chemical lisinopril [01]\.\d+\nDisease hypertension [01]\.\d+\nDisease angioedema [01]\.\d+\n$")
+
+
 class Silence(Case):
     def test_no_error_holds_the_text(self):
         text = (CANARY + " " + SENTENCE + "\n") * 20_000

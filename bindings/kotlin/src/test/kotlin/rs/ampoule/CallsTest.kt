@@ -277,12 +277,23 @@ class CallsTest {
     private fun child(vararg arguments: String): Triple<Int, String, String> {
         val java = File(System.getProperty("java.home"), "bin/java").path
         val command = listOf(java, "-cp", System.getProperty("java.class.path"), "-Dampoule.root=$root") + arguments
-        val process = ProcessBuilder(command).start()
+        // There, since the guide names a bundle without its folder.
+        val process = ProcessBuilder(command).directory(File(root, "models")).start()
         val err = AtomicReference("")
         val reader = thread { err.set(process.errorStream.bufferedReader().readText()) }
         val out = process.inputStream.bufferedReader().readText()
         reader.join()
         return Triple(process.waitFor(), out, err.get())
+    }
+
+    @Test
+    fun `the guide's lines run`() {
+        val (code, out, err) = child("GuideKt")
+        assertEquals(0 to "", code to err)
+        assertEquals(
+            listOf("Chemical lisinopril", "Disease hypertension", "Disease angioedema"),
+            out.trim().lines().map { it.substringBeforeLast(' ') },
+        )
     }
 
     @Test

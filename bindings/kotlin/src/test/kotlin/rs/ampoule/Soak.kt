@@ -3,6 +3,7 @@ package rs.ampoule
 import java.io.File
 import kotlin.system.exitProcess
 import kotlinx.coroutines.CompletableDeferred
+import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitAll
@@ -31,7 +32,8 @@ internal object Soak {
     private fun delays(work: suspend () -> Unit): Pair<Double, Double> = runBlocking {
         val took = List(CANCELS) { i ->
             val ended = CompletableDeferred<Long>()
-            val job = launch(Dispatchers.Default) {
+            // At once, so that no job is cancelled before it has begun.
+            val job = launch(Dispatchers.Default, CoroutineStart.UNDISPATCHED) {
                 try {
                     work()
                 } finally {
