@@ -16,6 +16,8 @@ root=$PWD
 wheel=$(ls "$wheels"/*.whl)
 echo "$(wc -c <"$wheel") bytes: $(basename "$wheel")"
 [ "$(wc -c <"$wheel")" -le 8000000 ] || { echo "the wheel is heavier than 8 MB" >&2; exit 1; }
+glibc=$(sed -nE 's/.*manylinux_2_([0-9]+)_.*/\1/p' <<<"$wheel")
+[ "${glibc:-99}" -le 36 ] || { echo "the wheel needs a newer glibc than Debian 12's 2.36" >&2; exit 1; }
 "$python" -m venv "$clean"
 "$clean/bin/pip" install --quiet --no-index "$wheel"
 "$clean/bin/python" bindings/python/tests/test_ampoule.py
