@@ -455,7 +455,8 @@ class Embedder(_Model):
 
     def embed(self, text: str, *, cancel: CancelToken | None = None, timeout: float | None = None) -> bytes:
         """The vector of a text: ``width`` floats of four bytes, little-endian; ``numpy.frombuffer(vector, dtype="<f4")``."""
-        return _run(self._here().embed, _mended(text), len(text), cancel, timeout)
+        vector: bytes = _run(self._here().embed, _mended(text), len(text), cancel, timeout)
+        return vector
 
     def embed_batch(self, texts: Iterable[str], *, cancel: CancelToken | None = None) -> Iterator[bytes]:
         """The vector of each text, computed some texts at a time."""
