@@ -27,6 +27,9 @@ AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release
 echo "== eight threads, eighty thousand calls; a call that is cancelled"
 cargo test --release --workspace --test soak -- --ignored --nocapture --test-threads 1
 
+echo "== calls from Python and Kotlin: what they cost, how soon they end, what they leave"
+scripts/soak.sh
+
 if [ -n "${AMPOULE_PYTHON:-}" ]; then
     echo "== the losses of torch"
     ampoule() { cargo run --release --quiet -- "$@"; }
@@ -61,6 +64,8 @@ cargo rustc -p ampoule --no-default-features --profile dist --example library --
 weight=$(wc -c <target/dist/examples/liblibrary.so)
 echo "$weight bytes"
 [ "$weight" -le 4000000 ] || { echo "the library is heavier than 4 MB" >&2; exit 1; }
+echo "== the weight of the bindings"
+scripts/size.sh
 echo "== the runtime's tests under AddressSanitizer"
 host=$(rustc -vV | sed -n 's/^host: //p')
 if ls "$(rustc --print sysroot)/lib/rustlib/$host/lib/"librustc*_rt.asan.a >/dev/null 2>&1; then

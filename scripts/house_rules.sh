@@ -15,7 +15,7 @@ check() { # name, command that prints what breaks the rule
 }
 
 declare -A tree
-for package in ampoule ampoule-cli ampoule-distill ampoule-quantize; do
+for package in ampoule ampoule-bindings ampoule-cli ampoule-distill ampoule-quantize; do
     tree[$package]=$(cargo tree --edges normal --prefix none --no-dedupe --quiet -p "$package" | awk '{ print $1 }' | sort -u)
 done
 tree() { echo "${tree[$1]}"; }
@@ -24,14 +24,15 @@ network='^(reqwest|hyper|ureq|curl|hf-hub|tokio|rustls|native-tls|openssl|isahc|
 
 check "the runtime has no training crate" "tree ampoule | grep -E '$training'"
 check "the runtime has no network crate" "tree ampoule | grep -E '$network'"
+check "the bindings see the runtime alone" "tree ampoule-bindings | grep -E '$training|$network'"
 check "the command line has no network crate" "tree ampoule-cli | grep -E '$network'"
 check "distill and quantize do not import each other" \
     "tree ampoule-distill | grep -x ampoule-quantize; tree ampoule-quantize | grep -x ampoule-distill"
 check "unsafe stands where SECURITY.md says" \
-    "grep -rnE '\bunsafe\b' --include=*.rs src distill/src quantize/src cli/src | grep -vE '^src/(kernels[/.]|bundle\.rs:)' | grep -v 'unsafe_code'"
-check "nothing is left for later" "grep -rnE 'TODO|FIXME|unimplemented!|todo!\(' --include=*.rs --include=*.py --include=*.sh . | grep -v '^./target/' | grep -v house_rules"
-check "the runtime reads no environment variable" "grep -rn 'env::var' --include=*.rs src"
-check "the runtime prints nothing" "find src -name '*.rs' | while read -r f; do awk -v f=\"\$f\" '/^mod tests \{/ { exit } /(^|[^a-z_])(e?print(ln)?|dbg)!/ { print f \":\" NR }' \"\$f\"; done | grep -v /tests"
+    "grep -rnE '\bunsafe\b' --include=*.rs src distill/src quantize/src cli/src bindings/src | grep -vE '^src/(kernels[/.]|bundle\.rs:)' | grep -v 'unsafe_code'"
+check "nothing is left for later" "grep -rnE 'TODO|FIXME|unimplemented!|todo!\(' --include=*.rs --include=*.py --include=*.sh --include=*.kt . | grep -v '^./target/' | grep -v house_rules"
+check "the runtime reads no environment variable" "grep -rn 'env::var' --include=*.rs src bindings/src"
+check "the runtime prints nothing" "find src bindings/src -name '*.rs' | while read -r f; do awk -v f=\"\$f\" '/^mod tests \{/ { exit } /(^|[^a-z_])(e?print(ln)?|dbg)!/ { print f \":\" NR }' \"\$f\"; done | grep -v /tests"
 check "the embedded bundle is at most 19 MB" "find models -name '*.safetensors' -size +19000000c"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

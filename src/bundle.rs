@@ -96,6 +96,9 @@ use crate::model::{Int8, Integers, ModelConfig, Values, WeightSource};
 
 /// The version of the format that is written; versions `1.0` to this one are read.
 pub const FORMAT_VERSION: (u32, u32) = (1, 0);
+/// Chemicals and diseases; the card is beside it.
+#[cfg(feature = "embedded")]
+static EMBEDDED: &[u8] = include_bytes!("../models/clinical-en.int8.safetensors");
 /// The longest header.
 pub const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// The most tensors.
@@ -231,10 +234,19 @@ impl Bundle {
 
     /// The same without a look at the values, which brings all of them into memory: for the bundle that this crate carries, whose
     /// values the tests check.
-    pub(crate) fn unchecked(bytes: Cow<'static, [u8]>) -> Result<Self> {
+    fn unchecked(bytes: Cow<'static, [u8]>) -> Result<Self> {
         let header_len = header_len(bytes.get(..8), bytes.len() as u64)?;
         let info = check::read(within(&bytes, 8, header_len)?, bytes.len() as u64)?;
         Ok(Bundle { info, data: Data::Memory(Arc::new(bytes), 8 + header_len) })
+    }
+
+    /// The bundle that this crate carries: chemicals and diseases in English text.
+    ///
+    /// # Errors
+    /// None is expected.
+    #[cfg(feature = "embedded")]
+    pub fn embedded() -> Result<Self> {
+        Self::unchecked(EMBEDDED.into())
     }
 
     /// The header of the bundle at `path`; its data is neither read nor checked.
@@ -484,4 +496,15 @@ fn map(file: &File, offset: u64, len: usize) -> std::io::Result<Mmap> {
 
 fn hex(digest: &[u8]) -> String {
     digest.iter().flat_map(|b| [b >> 4, b & 15]).map(|d| char::from_digit(d.into(), 16).unwrap_or('0')).collect()
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use super::*;
+
+    /// [`Bundle::embedded`] does not look at the values.
+    #[test]
+    fn the_embedded_bundle_is_sound() {
+        Bundle::from_bytes(EMBEDDED, true).unwrap();
+    }
 }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::bundle::Bundle;
 use crate::device::DeviceReport;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Output, Task};
-use crate::opened::{Opened, check_temperature};
-use crate::options::{Limit, Options};
+use crate::opened::{ModelReport, Opened, check_temperature};
+use crate::options::{CancelToken, Limits, Options};
 use crate::text::Tokenizer;
 
 /// One label of a text.
@@ -24,10 +25,12 @@ pub struct LabelScore {
 /// Sorts texts by labels.
 ///
 /// A text longer than the model's positions is computed in overlapping windows, whose logits are averaged, each with the
-/// weight of its tokens. Calls take `&self` and may be made from several threads at once.
+/// weight of its tokens. Calls take `&self` and may be made from several threads at once. Clones share the model.
+#[derive(Clone)]
 pub struct Classifier {
-    opened: Opened,
-    labels: Vec<Arc<str>>,
+    opened: Arc<Opened>,
+    labels: Arc<[Arc<str>]>,
+    limits: Limits,
 }
 
 impl Classifier {
@@ -44,7 +47,14 @@ impl Classifier {
     /// # Errors
     /// As [`Extractor::open`](crate::Extractor::open).
     pub fn from_bytes(bytes: impl Into<std::borrow::Cow<'static, [u8]>>, options: &Options) -> Result<Self> {
-        let bundle = Bundle::from_bytes(bytes, options.verify)?;
+        Self::from_bundle(Bundle::from_bytes(bytes, options.verify)?, options)
+    }
+
+    /// Uses a bundle that is open, such as one inside another file; how it is loaded and verified was said when it was opened.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`](crate::Extractor::open).
+    pub fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
         Self::from_opened(Opened::from_bundle(bundle, options)?)
     }
 
@@ -60,7 +70,7 @@ impl Classifier {
     fn from_opened(opened: Opened) -> Result<Self> {
         let opened = opened.expect(&[Task::SingleLabel, Task::MultiLabel], "classify")?;
         let labels = opened.config.id2label.iter().map(|label| label.as_str().into()).collect();
-        Ok(Classifier { opened, labels })
+        Ok(Classifier { limits: opened.options.limits(), opened: Arc::new(opened), labels })
     }
 
     /// The labels, in the model's order.
@@ -88,6 +98,22 @@ impl Classifier {
         &self.opened.engine.report
     }
 
+    /// What it holds, and has done.
+    pub fn report(&self) -> ModelReport {
+        self.opened.report()
+    }
+
+    /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs.
+    pub fn trim(&self) {
+        self.opened.trim();
+    }
+
+    /// The same model, shared, whose calls end by `cancel` and `deadline` in place of those of its options: so each call can have a token
+    /// of its own.
+    pub fn limited(&self, cancel: Option<CancelToken>, deadline: Option<Duration>) -> Self {
+        Classifier { limits: Limits { cancel, deadline }, ..self.clone() }
+    }
+
     /// Every label's probability, the likeliest first.
     ///
     /// # Errors
@@ -110,7 +136,7 @@ impl Classifier {
     /// # Errors
     /// As [`Classifier::classify`].
     pub fn logits<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<f32>>> {
-        let limit = Limit::of(&self.opened.options);
+        let limit = self.limits.begin();
         limit.check()?;
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut sums = vec![(0.0f64, vec![0.0f64; self.labels.len()]); texts.len()];

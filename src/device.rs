@@ -189,6 +189,26 @@ pub fn kernel_names() -> Vec<&'static str> {
     names.collect()
 }
 
+/// Compares each kernel of this processor with the scalar one on a small fixed layer, and gives the names of those compared: for an app
+/// that looks after itself on machines that nobody tested.
+///
+/// # Errors
+/// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where one computes something else; models opened with the kernel `scalar` do without
+/// it.
+pub fn check_kernels() -> Result<Vec<&'static str>> {
+    let check = |kernel: Kernel| match kernel.agrees_with_scalar() {
+        true => Ok(kernel.name()),
+        false => Err(Error::new(
+            ErrorKind::DeviceUnavailable,
+            format!(
+                "the kernel {:?} computes wrongly on this processor; open models with the kernel \"scalar\"",
+                kernel
+            ),
+        )),
+    };
+    Kernel::available().map(check).collect()
+}
+
 /// Where the kernel of this name computes.
 fn processor(name: &str) -> Option<Place> {
     #[cfg(feature = "flex")]

@@ -1,23 +1,27 @@
 //! Text in, vector out.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::bundle::{Bundle, PoolingMode};
 use crate::device::DeviceReport;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Output};
-use crate::opened::Opened;
-use crate::options::{Limit, Options};
+use crate::opened::{ModelReport, Opened};
+use crate::options::{CancelToken, Limits, Options};
 use crate::text::Tokenizer;
 
 /// Turns texts into vectors for search and comparison.
 ///
 /// Token vectors are pooled and, where the model says so, normalised to length 1 (Reimers and Gurevych 2019). A text longer
 /// than the model's positions is computed in overlapping windows, over which the pooling goes on; the first window decides
-/// for CLS pooling. Calls take `&self` and may be made from several threads at once.
+/// for CLS pooling. Calls take `&self` and may be made from several threads at once. Clones share the model.
+#[derive(Clone)]
 pub struct Embedder {
-    opened: Opened,
+    opened: Arc<Opened>,
+    limits: Limits,
 }
 
 impl Embedder {
@@ -27,7 +31,7 @@ impl Embedder {
     /// # Errors
     /// As [`Extractor::open`](crate::Extractor::open).
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        Ok(Embedder { opened: Opened::open(path.as_ref(), options)? })
+        Ok(Self::from_opened(Opened::open(path.as_ref(), options)?))
     }
 
     /// Opens a bundle in memory.
@@ -35,8 +39,15 @@ impl Embedder {
     /// # Errors
     /// As [`Extractor::open`](crate::Extractor::open).
     pub fn from_bytes(bytes: impl Into<std::borrow::Cow<'static, [u8]>>, options: &Options) -> Result<Self> {
-        let bundle = Bundle::from_bytes(bytes, options.verify)?;
-        Ok(Embedder { opened: Opened::from_bundle(bundle, options)? })
+        Self::from_bundle(Bundle::from_bytes(bytes, options.verify)?, options)
+    }
+
+    /// Uses a bundle that is open, such as one inside another file; how it is loaded and verified was said when it was opened.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`](crate::Extractor::open).
+    pub fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
+        Ok(Self::from_opened(Opened::from_bundle(bundle, options)?))
     }
 
     /// Uses a checkpoint in memory.
@@ -45,7 +56,11 @@ impl Embedder {
     /// As [`Extractor::open`](crate::Extractor::open).
     #[cfg(feature = "checkpoint")]
     pub fn from_checkpoint(checkpoint: crate::Checkpoint, options: &Options) -> Result<Self> {
-        Ok(Embedder { opened: Opened::from_checkpoint(checkpoint, options)? })
+        Ok(Self::from_opened(Opened::from_checkpoint(checkpoint, options)?))
+    }
+
+    fn from_opened(opened: Opened) -> Self {
+        Embedder { limits: opened.options.limits(), opened: Arc::new(opened) }
     }
 
     /// Number of values of a vector.
@@ -68,6 +83,22 @@ impl Embedder {
         &self.opened.engine.report
     }
 
+    /// What it holds, and has done.
+    pub fn report(&self) -> ModelReport {
+        self.opened.report()
+    }
+
+    /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs.
+    pub fn trim(&self) {
+        self.opened.trim();
+    }
+
+    /// The same model, shared, whose calls end by `cancel` and `deadline` in place of those of its options: so each call can have a token
+    /// of its own.
+    pub fn limited(&self, cancel: Option<CancelToken>, deadline: Option<Duration>) -> Self {
+        Embedder { limits: Limits { cancel, deadline }, ..self.clone() }
+    }
+
     /// The vector of a text, [`width`](Embedder::width) values.
     ///
     /// # Errors
@@ -81,7 +112,7 @@ impl Embedder {
     /// # Errors
     /// As [`Embedder::embed`].
     pub fn embed_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<f32>>> {
-        let limit = Limit::of(&self.opened.options);
+        let limit = self.limits.begin();
         limit.check()?;
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut pooled: Vec<Pooled> = texts.iter().map(|_| Pooled::default()).collect();
@@ -116,7 +147,7 @@ impl Embedder {
                 return Err(Error::invalid_input(format!("a token id outside the vocabulary; its last is {last}")));
             }
         }
-        let limit = Limit::of(&self.opened.options);
+        let limit = self.limits.begin();
         limit.check()?;
         let mut states = Vec::with_capacity(sequences.len());
         let mut rest = sequences;

@@ -3,6 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::bundle::Bundle;
 use crate::decode::{Decoder, Scheme, Span};
@@ -10,8 +11,8 @@ use crate::device::DeviceReport;
 use crate::entity::{Entity, widen_to_graphemes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelConfig, Output, Task};
-use crate::opened::{Opened, check_temperature};
-use crate::options::{Limit, Options};
+use crate::opened::{ModelReport, Opened, check_temperature};
+use crate::options::{CancelToken, Limits, Options};
 use crate::text::Tokenizer;
 
 /// A word as the model judges it, before tags are chosen.
@@ -30,10 +31,12 @@ pub struct WordLogits {
 /// entity is cut in two. An entity's score is how probable exactly this entity is ([`Entity::score`]), at the model's temperature or
 /// that of [`Options::temperature`].
 ///
-/// Calls take `&self` and may be made from several threads at once.
+/// Calls take `&self` and may be made from several threads at once. Clones share the model.
+#[derive(Clone)]
 pub struct Extractor {
-    opened: Opened,
-    scheme: Scheme,
+    opened: Arc<Opened>,
+    scheme: Arc<Scheme>,
+    limits: Limits,
 }
 
 impl Extractor {
@@ -53,7 +56,7 @@ impl Extractor {
     /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable).
     #[cfg(feature = "embedded")]
     pub fn embedded(options: &Options) -> Result<Self> {
-        Self::from_opened(Opened::from_bundle(Bundle::unchecked(EMBEDDED.into())?, options)?)
+        Self::from_bundle(Bundle::embedded()?, options)
     }
 
     /// Opens a bundle in memory.
@@ -61,7 +64,14 @@ impl Extractor {
     /// # Errors
     /// As [`Extractor::open`].
     pub fn from_bytes(bytes: impl Into<std::borrow::Cow<'static, [u8]>>, options: &Options) -> Result<Self> {
-        let bundle = Bundle::from_bytes(bytes, options.verify)?;
+        Self::from_bundle(Bundle::from_bytes(bytes, options.verify)?, options)
+    }
+
+    /// Uses a bundle that is open, such as one inside another file; how it is loaded and verified was said when it was opened.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`].
+    pub fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
         Self::from_opened(Opened::from_bundle(bundle, options)?)
     }
 
@@ -86,7 +96,7 @@ impl Extractor {
                 )));
             }
         }
-        Ok(Extractor { opened, scheme })
+        Ok(Extractor { limits: opened.options.limits(), opened: Arc::new(opened), scheme: Arc::new(scheme) })
     }
 
     /// The labels that entities can have.
@@ -112,6 +122,22 @@ impl Extractor {
     /// Where this model computes, and why there.
     pub fn device(&self) -> &DeviceReport {
         &self.opened.engine.report
+    }
+
+    /// What it holds, and has done.
+    pub fn report(&self) -> ModelReport {
+        self.opened.report()
+    }
+
+    /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs.
+    pub fn trim(&self) {
+        self.opened.trim();
+    }
+
+    /// The same model, shared, whose calls end by `cancel` and `deadline` in place of those of its options: so each call can have a token
+    /// of its own.
+    pub fn limited(&self, cancel: Option<CancelToken>, deadline: Option<Duration>) -> Self {
+        Extractor { limits: Limits { cancel, deadline }, ..self.clone() }
     }
 
     /// The entities of a text, in order.
@@ -218,7 +244,7 @@ impl Extractor {
 
     /// Hands over the words of each text in order: its index, a word's range, and its first sub-word's logits, `[tags]`.
     fn words(&self, texts: &[&str], each: &mut EachWord) -> Result<()> {
-        let limit = Limit::of(&self.opened.options);
+        let limit = self.limits.begin();
         limit.check()?;
         let tags = self.opened.config.id2label.len();
         // The last word so far, whose later sub-words may still arrive.
@@ -252,10 +278,6 @@ impl Extractor {
 
 /// Takes the index of a text, the range of a word of it, and the word's logits.
 type EachWord<'a> = dyn FnMut(usize, Range<usize>, &[f32]) -> Result<()> + Send + 'a;
-
-/// Chemicals and diseases; the card is beside it.
-#[cfg(feature = "embedded")]
-static EMBEDDED: &[u8] = include_bytes!("../models/clinical-en.int8.safetensors");
 
 /// The decoding of one text, whose words arrive one by one.
 struct Note<'e> {
@@ -300,15 +322,4 @@ fn emit(extractor: &Extractor, text: &str, taken: &mut usize, span: Span, each: 
     }
     *taken = range.end;
     each(Entity { label, range, score: span.score })
-}
-
-#[cfg(all(test, feature = "embedded"))]
-mod tests {
-    use super::*;
-
-    /// [`Extractor::embedded`] does not look at the values.
-    #[test]
-    fn the_embedded_bundle_is_sound() {
-        Bundle::from_bytes(EMBEDDED, true).unwrap();
-    }
 }

@@ -193,6 +193,41 @@ impl Kernel {
         self.0.name
     }
 
+    /// Whether it computes what the scalar arm does, on one small fixed layer of odd sizes: the same bits in integers, floats within 1e-4.
+    pub(crate) fn agrees_with_scalar(self) -> bool {
+        const ROWS: usize = 5;
+        const HEAD: usize = 13;
+        const HIDDEN: usize = 3 * HEAD;
+        let mut state = 0;
+        let mut next = || {
+            state += STEP;
+            mix(state) as u8 as i8
+        };
+        let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| f32::from(next()) / 64.0).collect() };
+        let (x, bias, gamma) = (values(ROWS * HIDDEN), values(3 * HIDDEN), values(HIDDEN));
+        let weights = values(3 * HIDDEN * HIDDEN);
+        let integers: Vec<i8> = weights.iter().map(|x| (x * 63.0) as i8).collect();
+        let scales = vec![0.01; bias.len()];
+        let layer = |kernel: Kernel, matrix: &Matrix| {
+            let mut qkv = vec![0.0; ROWS * bias.len()];
+            Packed::new(kernel, matrix, HIDDEN, &bias).apply(&x, None, &mut Scratch::default(), &mut qkv);
+            qkv
+        };
+        let [here, there] = [self, Kernel(&portable::ARM)].map(|kernel| {
+            let by_integers = layer(kernel, &Matrix::Int8(vec![(&integers, &scales)]));
+            let mut floats = layer(kernel, &Matrix::F32(vec![&weights]));
+            let mut context = vec![0.0; ROWS * HEAD];
+            kernel.attend(&by_integers, HEAD, HIDDEN, HEAD, &mut Scratch::default(), &mut context);
+            let mut normed = x.clone();
+            kernel.add_norm(&x, &mut normed, &gamma, &bias[..HIDDEN], 1e-12);
+            floats.extend(context);
+            floats.extend(normed);
+            (by_integers, floats)
+        });
+        let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * b.abs().max(1.0);
+        here.0 == there.0 && here.1.iter().zip(&there.1).all(is_near)
+    }
+
     /// `residual = norm(x + residual) * gamma + beta`, each row of `gamma.len()` values by itself (Ba et al. 2016).
     ///
     /// # Panics
@@ -244,6 +279,13 @@ pub struct Scratch {
     integers: Vec<i8>,
     scales: Vec<f32>,
     floats: Vec<f32>,
+}
+
+impl Scratch {
+    /// Bytes that it keeps.
+    pub(crate) fn bytes(&self) -> usize {
+        self.integers.capacity() + 4 * (self.scales.capacity() + self.floats.capacity())
+    }
 }
 
 /// A cache line, so that panels begin where vectors like it.

@@ -45,10 +45,11 @@ pub use batch::Batch;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, LabelScore};
-pub use device::{Device, DeviceReport, KernelTime, MAX_THREADS, gpu_adapters, kernel_names};
+pub use device::{Device, DeviceReport, KernelTime, MAX_THREADS, check_kernels, gpu_adapters, kernel_names};
 pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};
 pub use extractor::{Extractor, WordLogits};
 pub use model::{ModelConfig, ModelType, Task};
+pub use opened::ModelReport;
 pub use options::{CancelToken, Options};

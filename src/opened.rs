@@ -2,13 +2,16 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::batch::Batch;
-use crate::bundle::{Bundle, Pooling, is_temperature};
+use crate::bundle::{Bundle, Pooling, Precision, is_temperature};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
-use crate::device::{Engine, KernelTime, Place};
+use crate::device::{DeviceReport, Engine, KernelTime, Place};
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
 #[cfg(feature = "backend")]
@@ -23,6 +26,24 @@ pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32]) -> Result<()>
 /// Tokens around those of a window's text.
 const SPECIAL: usize = 2;
 
+/// What an open model holds, and has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ModelReport {
+    /// Where it computes, and why there.
+    pub device: DeviceReport,
+    /// The narrowest type of a matrix in its file.
+    pub precision: Precision,
+    /// Bytes of the file's tensors, which what is held of them comes near to where kernels run; the word embedding of a mapped file stays
+    /// in the file.
+    pub weight_bytes: u64,
+    /// Bytes that are kept between calls, and freed by `trim`. None are where Burn computes.
+    pub workspace_bytes: u64,
+    /// Tokens of the batches that were computed so far, special ones counted, and those of batches that a call ended in. It stands still
+    /// while nothing is computed.
+    pub computed_tokens: u64,
+}
+
 /// A model with its tokenizer, on its device, in its pool.
 pub(crate) struct Opened {
     pub(crate) config: ModelConfig,
@@ -35,6 +56,9 @@ pub(crate) struct Opened {
     pub(crate) temperature: f32,
     pub(crate) engine: Engine,
     model: Computes,
+    precision: Precision,
+    weight_bytes: u64,
+    computed_tokens: AtomicU64,
 }
 
 /// The model, loaded for the place where it computes.
@@ -56,6 +80,24 @@ impl Computes {
             #[cfg(feature = "backend")]
             Place::Burn(device) => Ok(Computes::Burn(Box::new(Model::load(config, source, device)?), device.clone())),
         })
+    }
+
+    /// Bytes that are kept between calls.
+    fn workspace_bytes(&self) -> u64 {
+        match self {
+            Computes::Kernels(model) => model.workspace_bytes(),
+            #[cfg(feature = "backend")]
+            Computes::Burn(..) => 0,
+        }
+    }
+
+    /// Frees them.
+    fn trim(&self) {
+        match self {
+            Computes::Kernels(model) => model.trim(),
+            #[cfg(feature = "backend")]
+            Computes::Burn(..) => {}
+        }
     }
 
     /// What is wanted of each sequence. Runs in the current pool.
@@ -135,28 +177,32 @@ impl Opened {
         let tokenizer = Tokenizer::from_json(&bundle.tokenizer_json()?)?;
         let metadata = bundle.metadata();
         let (pooling, temperature) = (metadata.pooling, metadata.temperature);
+        let held = (bundle.precision(), bundle.info().tensors.iter().map(|t| t.bytes as u64).sum());
         let config = metadata.config.clone();
         let window = metadata.max_tokens.unwrap_or(config.max_tokens());
         let mut load = |config: &ModelConfig, engine: &Engine| Computes::load(config, &mut bundle.weights(), engine);
-        Self::new(config, tokenizer, &mut load, pooling, temperature, window, options)
+        Self::new(config, tokenizer, &mut load, held, pooling, temperature, window, options)
     }
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
         let Checkpoint { config, tokenizer, mut weights, pooling, temperature, .. } = checkpoint;
         let window = config.max_tokens();
+        let held = (Precision::F32, weights.0.values().map(|tensor| 4 * tensor.data.len() as u64).sum());
         let mut load = |config: &ModelConfig, engine: &Engine| match options.autotune {
             // Loading takes the tensors out, and there may be another kernel to load for.
             true => Computes::load(config, &mut weights.clone(), engine),
             false => Computes::load(config, &mut weights, engine),
         };
-        Self::new(config, tokenizer, &mut load, pooling, temperature, window, options)
+        Self::new(config, tokenizer, &mut load, held, pooling, temperature, window, options)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn new(
         config: ModelConfig,
         tokenizer: Tokenizer,
         load: &mut Loader,
+        (precision, weight_bytes): (Precision, u64),
         pooling: Pooling,
         temperature: f32,
         most_window_tokens: usize,
@@ -180,7 +226,33 @@ impl Opened {
             true => fastest(&config, load, &mut engine)?,
             false => load(&config, &engine)?,
         };
-        Ok(Opened { config, tokenizer, window_tokens, options: options.clone(), pooling, temperature, engine, model })
+        Ok(Opened {
+            config,
+            tokenizer,
+            window_tokens,
+            options: options.clone(),
+            pooling,
+            temperature,
+            engine,
+            model,
+            precision,
+            weight_bytes,
+            computed_tokens: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn report(&self) -> ModelReport {
+        ModelReport {
+            device: self.engine.report.clone(),
+            precision: self.precision,
+            weight_bytes: self.weight_bytes,
+            workspace_bytes: self.model.workspace_bytes(),
+            computed_tokens: self.computed_tokens.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn trim(&self) {
+        self.model.trim();
     }
 
     /// Refuses a model whose head answers something else.
@@ -265,7 +337,9 @@ impl Opened {
 
     /// What is wanted of each sequence. Runs in the current pool.
     pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        let outputs = self.model.outputs(batch, output, &mut || limit.check())?;
+        let outputs = self.model.outputs(batch, output, &mut || limit.check());
+        self.computed_tokens.fetch_add(batch.lengths().iter().sum::<usize>() as u64, Ordering::Relaxed);
+        let outputs = outputs?;
         match outputs.iter().flatten().all(|x| x.is_finite()) {
             true => Ok(outputs),
             false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),

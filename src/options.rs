@@ -69,6 +69,10 @@ impl Default for Options {
 }
 
 impl Options {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { cancel: self.cancel.clone(), deadline: self.deadline }
+    }
+
     pub(crate) fn min_score_of(&self, label: &str) -> f32 {
         self.min_score_by_label.get(label).copied().unwrap_or(self.min_score)
     }
@@ -76,7 +80,13 @@ impl Options {
 
 /// Asks running calls to end, from any thread. Clones are one token.
 #[derive(Clone, Debug, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken(Arc<Flag>);
+
+#[derive(Debug, Default)]
+struct Flag {
+    is_set: AtomicBool,
+    parent: Option<CancelToken>,
+}
 
 impl CancelToken {
     /// A token that has not been cancelled.
@@ -84,19 +94,38 @@ impl CancelToken {
         Self::default()
     }
 
+    /// A token that is cancelled with this one, and by itself.
+    pub fn child(&self) -> Self {
+        CancelToken(Arc::new(Flag { is_set: AtomicBool::new(false), parent: Some(self.clone()) }))
+    }
+
     /// Ends the calls that look at this token, and those to come, as [`ErrorKind::Cancelled`].
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_set.store(true, Ordering::Relaxed);
     }
 
     /// Lets calls run again.
     pub fn reset(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.is_set.store(false, Ordering::Relaxed);
     }
 
     /// Whether it has been cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_set.load(Ordering::Relaxed) || self.0.parent.as_ref().is_some_and(CancelToken::is_cancelled)
+    }
+}
+
+/// What may end a model's calls early.
+#[derive(Clone)]
+pub(crate) struct Limits {
+    pub(crate) cancel: Option<CancelToken>,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl Limits {
+    /// The limit of a call that begins now.
+    pub(crate) fn begin(&self) -> Limit {
+        Limit { cancel: self.cancel.clone(), end: self.deadline.and_then(|d| Instant::now().checked_add(d)) }
     }
 }
 
@@ -107,11 +136,6 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// The limit of a call that begins now.
-    pub(crate) fn of(options: &Options) -> Self {
-        Limit { cancel: options.cancel.clone(), end: options.deadline.and_then(|d| Instant::now().checked_add(d)) }
-    }
-
     /// Looked at between layers and between chunks of text.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use ampoule::bundle::Load;
+use ampoule::bundle::{Bundle, Load};
 use ampoule::model::ModelType;
 use ampoule::{CancelToken, Checkpoint, Classifier, Embedder, Entity, ErrorKind, Extractor, LabelScore, Options};
 
@@ -452,5 +452,68 @@ fn hidden_states_of_token_ids_are_those_of_any_company_and_kernel() {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         }
         assert!(embedder.hidden_states(&[vec![1; most]]).is_ok());
+    }
+}
+
+#[test]
+fn each_call_can_have_a_token_of_its_own() {
+    let extractor = Extractor::open(fixture("bert-token"), &options()).unwrap();
+    let classifier = Classifier::open(fixture("bert-sequence"), &options()).unwrap();
+    let embedder = Embedder::open(fixture("bert-encoder"), &options()).unwrap();
+    let (cancelled, free) = (CancelToken::new(), CancelToken::new());
+    cancelled.cancel();
+    let text = "the pain of aspirin";
+    let calls = |token: &CancelToken, deadline: Option<Duration>| {
+        [
+            extractor.limited(Some(token.clone()), deadline).extract(text).err(),
+            classifier.limited(Some(token.clone()), deadline).classify(text).err(),
+            embedder.limited(Some(token.clone()), deadline).embed(text).err(),
+        ]
+    };
+    let ended = |error: Option<ampoule::Error>| assert_eq!(error.unwrap().kind(), ErrorKind::Cancelled);
+    calls(&cancelled, None).into_iter().for_each(ended);
+    calls(&free, Some(Duration::ZERO)).into_iter().for_each(ended);
+    calls(&cancelled.child(), None).into_iter().for_each(ended);
+    let child = free.child();
+    child.cancel();
+    calls(&child, None).into_iter().for_each(ended);
+    assert!(calls(&free, None).iter().all(Option::is_none) && calls(&free.child(), None).iter().all(Option::is_none));
+    // The model's own token goes on to hold for those that have none.
+    let with_token = Options { cancel: Some(cancelled), ..options() };
+    let extractor = Extractor::open(fixture("bert-token"), &with_token).unwrap();
+    assert!(extractor.extract(text).is_err() && extractor.limited(None, None).extract(text).is_ok());
+}
+
+#[test]
+fn what_is_kept_for_the_next_call_is_told_and_freed() {
+    let extractor = Extractor::open(fixture("bert-token"), &options()).unwrap();
+    let fresh = extractor.report();
+    assert_eq!((fresh.workspace_bytes, fresh.computed_tokens), (0, 0));
+    assert!(fresh.weight_bytes > 0 && fresh.device == *extractor.device());
+    let text = note(500);
+    let expected = extractor.extract(&text).unwrap();
+    let used = extractor.report();
+    assert!(used.workspace_bytes > 10_000 && used.computed_tokens > 500, "{used:?}");
+    extractor.trim();
+    assert_eq!(extractor.report().workspace_bytes, 0);
+    assert_eq!(extractor.extract(&text).unwrap(), expected);
+    assert_eq!(extractor.report().computed_tokens, 2 * used.computed_tokens);
+}
+
+#[test]
+fn a_bundle_in_another_file_is_opened_where_it_lies() {
+    let bundle =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clinical-en.int8.safetensors")).unwrap();
+    let text = "Started on lisinopril for hypertension; developed angioedema.";
+    let expected = Extractor::from_bytes(bundle.clone(), &options()).unwrap().extract(text).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.apk");
+    for offset in [4, 96] {
+        std::fs::write(&path, [&vec![7; offset], bundle.as_slice(), b"the rest"].concat()).unwrap();
+        for load in [Load::Copy, Load::Map] {
+            let bundle = Bundle::open_at(&path, offset as u64, bundle.len() as u64, load, true).unwrap();
+            let extractor = Extractor::from_bundle(bundle, &options()).unwrap();
+            assert_eq!(extractor.extract(text).unwrap(), expected, "{offset}, {load:?}");
+        }
     }
 }

@@ -77,6 +77,19 @@ fn integer_layers_of_every_size_keep_the_contract_bit_for_bit() {
 }
 
 #[test]
+fn each_kernel_agrees_with_the_scalar_one_and_a_wrong_one_does_not() {
+    for kernel in Kernel::available() {
+        assert!(kernel.agrees_with_scalar(), "{kernel:?}");
+        static WRONG: std::sync::OnceLock<Arm> = std::sync::OnceLock::new();
+        // Rows are not normed.
+        unsafe fn add_nothing(_: &[f32], _: &mut [f32], _: &[f32], _: &[f32], _: f32) {}
+        let wrong = WRONG.get_or_init(|| Arm { add_norm: add_nothing, ..portable::ARM });
+        assert!(!Kernel(wrong).agrees_with_scalar());
+    }
+    assert_eq!(crate::check_kernels().unwrap().last(), Some(&"scalar"));
+}
+
+#[test]
 fn extreme_integers_saturate_no_arm() {
     let patterns: [fn(usize) -> i8; 6] = [
         |_| 127,

@@ -79,6 +79,18 @@ struct Workspace {
     threads: Vec<Mutex<ThreadSpace>>,
 }
 
+impl Workspace {
+    fn bytes(&self) -> u64 {
+        let floats = |values: &Vec<f32>| 4 * values.capacity();
+        let threads = self.threads.iter().map(|thread| {
+            let ThreadSpace { scratch, narrow, gathered, wide } = &*lock(thread);
+            scratch.bytes() + floats(narrow) + floats(gathered) + floats(wide)
+        });
+        let tokens = self.tokens.capacity() * size_of::<(usize, usize)>();
+        (tokens + floats(&self.x) + floats(&self.qkv) + floats(&self.context) + threads.sum::<usize>()) as u64
+    }
+}
+
 #[derive(Default)]
 struct ThreadSpace {
     scratch: Scratch,
@@ -145,6 +157,16 @@ impl PackedModel {
         });
         lock(&self.workspaces).push(workspace);
         result
+    }
+
+    /// Bytes of the workspaces that no call uses.
+    pub(crate) fn workspace_bytes(&self) -> u64 {
+        lock(&self.workspaces).iter().map(Workspace::bytes).sum()
+    }
+
+    /// Frees the workspaces that no call uses.
+    pub(crate) fn trim(&self) {
+        lock(&self.workspaces).clear();
     }
 
     /// The hidden states of each sequence, of those of all tokens.

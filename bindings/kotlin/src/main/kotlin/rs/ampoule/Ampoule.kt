@@ -1,0 +1,230 @@
+package rs.ampoule
+
+import rs.ampoule.ffi.DeviceChoice
+import rs.ampoule.ffi.InternalException
+import rs.ampoule.ffi.LoadMode
+
+/** What went wrong, by what an app can do about it. No message holds any of a text. */
+public sealed class AmpouleException(message: String) : Exception(message) {
+    /** The bundle is not there, cannot be read, or is damaged: fetch it again. */
+    public class FetchBundle internal constructor(message: String) : AmpouleException(message)
+
+    /** The bundle is sound, but not for this version of the library or for this task: update the app, or open another bundle. */
+    public class UpdateApp internal constructor(message: String) : AmpouleException(message)
+
+    /** The device or kernel that was asked for is not to be had here: open the model on the processor. */
+    public class UseCpu internal constructor(message: String) : AmpouleException(message)
+
+    /** An option or a text cannot be used as it is: mend it. */
+    public class FixInput internal constructor(message: String) : AmpouleException(message)
+
+    /**
+     * The call's token was cancelled, or its time was over; the model stays usable. A coroutine that is cancelled gets its own
+     * `CancellationException` instead.
+     */
+    public class Cancelled internal constructor(message: String) : AmpouleException(message)
+
+    /** The model was closed before the call: open it again. */
+    public class Closed internal constructor(message: String) : AmpouleException(message)
+
+    /** A defect of this library. */
+    public class Internal internal constructor(message: String) : AmpouleException(message)
+}
+
+/** Runs a call of the library; its errors become ours, and carry no cause, whose fields might hold the text. */
+internal inline fun <T> native(call: () -> T): T = try {
+    call()
+} catch (error: rs.ampoule.ffi.AmpouleException) {
+    throw translated(error)
+} catch (_: InternalException) {
+    throw AmpouleException.Internal("a defect of ampoule ended the call; please report what was done")
+} catch (error: LinkageError) {
+    throw AmpouleException.UpdateApp(
+        "ampoule's native library is not there, or not of the version of its Kotlin classes (${error.javaClass.simpleName}); " +
+            "package both from one release",
+    )
+}
+
+@PublishedApi
+internal fun translated(error: rs.ampoule.ffi.AmpouleException): AmpouleException {
+    val message = error.message.orEmpty()
+    return when (error) {
+        is rs.ampoule.ffi.AmpouleException.FetchBundle -> AmpouleException.FetchBundle(message)
+        is rs.ampoule.ffi.AmpouleException.UpdateApp -> AmpouleException.UpdateApp(message)
+        is rs.ampoule.ffi.AmpouleException.UseCpu -> AmpouleException.UseCpu(message)
+        is rs.ampoule.ffi.AmpouleException.FixInput -> AmpouleException.FixInput(message)
+        is rs.ampoule.ffi.AmpouleException.Cancelled -> AmpouleException.Cancelled(message)
+        is rs.ampoule.ffi.AmpouleException.Closed -> AmpouleException.Closed(message)
+        is rs.ampoule.ffi.AmpouleException.Internal -> AmpouleException.Internal(message)
+    }
+}
+
+/** A piece of a text with a label. It holds no text itself; its range is of whole grapheme clusters. */
+public data class Entity(
+    /** The label's name. */
+    val label: String,
+    /** How probable it is, to the model, that the entity has this label and exactly these words, in 0..1. */
+    val score: Float,
+    /** In UTF-16 code units, as strings count here: `text.substring(entity.range)`. */
+    val range: IntRange,
+    /** The same place in bytes of UTF-8. */
+    val utf8: IntRange,
+    /** The same place in code points. */
+    val codePoints: IntRange,
+)
+
+internal fun List<rs.ampoule.ffi.Entity>.entities(): List<Entity> = map {
+    Entity(
+        it.label,
+        it.score,
+        it.utf16Start.toInt() until it.utf16End.toInt(),
+        it.utf8Start.toInt() until it.utf8End.toInt(),
+        it.scalarStart.toInt() until it.scalarEnd.toInt(),
+    )
+}
+
+/** One label of a text. */
+public data class LabelScore(
+    /** The label's name. */
+    val label: String,
+    /** Its probability, in 0..1: of all labels together 1 where one of them holds, each for itself where several may. */
+    val score: Float,
+)
+
+internal fun List<rs.ampoule.ffi.LabelScore>.scores(): List<LabelScore> = map { LabelScore(it.label, it.score) }
+
+/** Where to compute. */
+public enum class Device {
+    /** The processor. */
+    CPU,
+
+    /** A GPU; an error where there is none. */
+    GPU,
+
+    /** A GPU where there is one, else the processor; the model's report says which, and why. */
+    GPU_OR_CPU,
+}
+
+/** How a bundle's file is read. */
+public enum class Load {
+    /** Mapped: no memory of the process's own, and nothing may rewrite or shorten the file while the model is open. */
+    MAP,
+
+    /** Copied. */
+    COPY,
+}
+
+/** How a model is opened. */
+public data class OpenOptions(
+    /** Where to compute. */
+    val device: Device = Device.CPU,
+    /** Threads of the model's own pool; 0 for as many as the machine has fast cores, at most four. */
+    val threads: Int = 0,
+    /** The kernel of the processor, as [ModelReport.kernel] names it; without one the processor's usual one. */
+    val kernel: String? = null,
+    /** Whether kernels are measured when the model is opened, and the fastest is used. */
+    val autotune: Boolean = false,
+    /** How the file is read; without a choice mapped on Android, copied elsewhere. */
+    val load: Load? = null,
+    /** Whether the data is compared with the digest in its header. */
+    val verify: Boolean = false,
+    /** Entities with a lower score are left out. */
+    val minScore: Float = 0f,
+    /** The same by label, in place of [minScore]. */
+    val minScoreByLabel: Map<String, Float> = emptyMap(),
+    /** What logits are divided by before they become probabilities, in place of the model's own temperature. */
+    val temperature: Float? = null,
+    /** The most tokens of a window; 0 for as many as the model takes. */
+    val maxWindowTokens: Int = 0,
+    /** The most tokens that are computed at once, which bounds memory; 0 for 1024. */
+    val maxBatchTokens: Int = 0,
+) {
+    internal fun there(): rs.ampoule.ffi.OpenOptions {
+        for ((name, value) in listOf("threads" to threads, "maxWindowTokens" to maxWindowTokens, "maxBatchTokens" to maxBatchTokens)) {
+            if (value < 0) throw AmpouleException.FixInput("$name: expected 0 or more, found $value")
+        }
+        return rs.ampoule.ffi.OpenOptions(
+            device = when (device) {
+                Device.CPU -> DeviceChoice.CPU
+                Device.GPU -> DeviceChoice.GPU
+                Device.GPU_OR_CPU -> DeviceChoice.GPU_OR_CPU
+            },
+            threads = threads.toUInt(),
+            kernel = kernel,
+            autotune = autotune,
+            load = when (load) {
+                null -> null
+                Load.MAP -> LoadMode.MAP
+                Load.COPY -> LoadMode.COPY
+            },
+            verify = verify,
+            minScore = minScore,
+            minScoreByLabel = minScoreByLabel,
+            temperature = temperature,
+            maxWindowTokens = maxWindowTokens.toUInt(),
+            maxBatchTokens = maxBatchTokens.toUInt(),
+        )
+    }
+}
+
+/** What an open model holds, and has done. */
+public data class ModelReport(
+    /** What computes: the processor's kernel, or a GPU. */
+    val device: String,
+    /** The processor's kernel, as [OpenOptions.kernel] takes it. */
+    val kernel: String?,
+    /** Why this device. */
+    val reason: String,
+    /** Threads of the model's pool. */
+    val threads: Int,
+    /** The narrowest type of a matrix in the bundle: f32, f16 or int8. */
+    val precision: String,
+    /** Bytes of the bundle's tensors. */
+    val weightBytes: Long,
+    /** Bytes that are kept for the next call, and freed by [Model.trim]. */
+    val workspaceBytes: Long,
+    /** Tokens computed so far. It stands still while nothing is computed. */
+    val computedTokens: Long,
+    /** Calls that compute now. */
+    val runningCalls: Int,
+)
+
+internal fun rs.ampoule.ffi.ModelReport.here(): ModelReport = ModelReport(
+    device, kernel, reason, threads.toInt(), precision, weightBytes.toLong(), workspaceBytes.toLong(),
+    computedTokens.toLong(), runningCalls.toInt(),
+)
+
+/** The library as a whole. */
+public object Ampoule {
+    /** Its version. */
+    public fun version(): String = native { rs.ampoule.ffi.version() }
+
+    /**
+     * Compares each kernel of this processor with the plain one, in a few milliseconds, and gives their names.
+     *
+     * @throws AmpouleException.UseCpu where one computes wrongly; the message names the kernel to open models with.
+     */
+    public fun selfCheck(): List<String> = native { rs.ampoule.ffi.selfCheck() }
+
+    /** Models and streams that are open, of the whole process. A closed model counts until its last call ends. */
+    public fun liveObjects(): Long = native { rs.ampoule.ffi.liveObjects() }.toLong()
+}
+
+/** The text with U+FFFD for each surrogate without its partner, which UTF-8 cannot say; it is one unit too, so offsets hold. */
+internal fun String.mended(): String {
+    var mended: StringBuilder? = null
+    var at = 0
+    while (at < length) {
+        val char = this[at]
+        if (char.isSurrogate()) {
+            if (char.isHighSurrogate() && at + 1 < length && this[at + 1].isLowSurrogate()) {
+                at += 2
+                continue
+            }
+            val builder = mended ?: StringBuilder(this).also { mended = it }
+            builder.setCharAt(at, '\uFFFD')
+        }
+        at += 1
+    }
+    return mended?.toString() ?: this
+}

@@ -1,0 +1,365 @@
+//! Models: opened, called from any thread, closed.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::entity::{Entity, LabelScore, located, packed};
+use crate::error::{AmpouleError, Result};
+use crate::guard::{Live, guarded};
+use crate::open::{BundleSource, OpenOptions, open};
+use crate::stream::{CancelToken, EntityStream};
+
+/// What an open model holds, and has done.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct ModelReport {
+    /// What computes: the processor's kernel, or a GPU's back end and adapter.
+    pub device: String,
+    /// The processor's kernel, as [`OpenOptions::kernel`] takes it.
+    pub kernel: Option<String>,
+    /// Why this device.
+    pub reason: String,
+    /// Threads of the model's pool.
+    pub threads: u32,
+    /// The narrowest type of a matrix in the bundle: `f32`, `f16` or `int8`.
+    pub precision: String,
+    /// Bytes of the bundle's tensors.
+    pub weight_bytes: u64,
+    /// Bytes that are kept for the next call, and freed by `trim`.
+    pub workspace_bytes: u64,
+    /// Tokens computed so far. It stands still while nothing is computed.
+    pub computed_tokens: u64,
+    /// Calls and streams that compute now.
+    pub running_calls: u32,
+}
+
+/// What the models of the runtime have in common.
+pub(crate) trait Model: Clone {
+    fn limited(&self, cancel: Option<ampoule::CancelToken>, deadline: Option<Duration>) -> Self;
+    fn report(&self) -> ampoule::ModelReport;
+    fn trim(&self);
+}
+
+macro_rules! models {
+    ($($model:ty),*) => {$(
+        impl Model for $model {
+            fn limited(&self, cancel: Option<ampoule::CancelToken>, deadline: Option<Duration>) -> Self {
+                self.limited(cancel, deadline)
+            }
+            fn report(&self) -> ampoule::ModelReport {
+                self.report()
+            }
+            fn trim(&self) {
+                self.trim();
+            }
+        }
+    )*};
+}
+
+models!(ampoule::Extractor, ampoule::Classifier, ampoule::Embedder);
+
+/// A model until it is closed; calls that run then go on with it.
+pub(crate) struct Open<M> {
+    model: Mutex<Option<Held<M>>>,
+    running: Arc<AtomicU32>,
+}
+
+/// The model, for one call or for all: the last of them frees it.
+#[derive(Clone)]
+pub(crate) struct Held<M> {
+    pub(crate) model: M,
+    _live: Arc<Live>,
+}
+
+/// Counts a call while it computes.
+pub(crate) struct Running(Arc<AtomicU32>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<M: Model> Open<M> {
+    fn new(model: M) -> Self {
+        Open { model: Mutex::new(Some(Held { model, _live: Arc::new(Live::new()) })), running: Arc::default() }
+    }
+
+    fn held(&self) -> Result<Held<M>> {
+        let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        model.clone().ok_or_else(|| AmpouleError::closed("model"))
+    }
+
+    /// The model, with the limits of one call that begins now.
+    pub(crate) fn begin(
+        &self,
+        cancel: Option<ampoule::CancelToken>,
+        timeout_ms: Option<u64>,
+    ) -> Result<(Held<M>, Running)> {
+        let held = self.held()?;
+        let model = held.model.limited(cancel, timeout_ms.map(Duration::from_millis));
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Ok((Held { model, ..held }, Running(self.running.clone())))
+    }
+
+    /// One call.
+    fn call<T>(
+        &self,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+        f: impl FnOnce(&M) -> ampoule::Result<T>,
+    ) -> Result<T> {
+        guarded(|| {
+            let (held, _running) = self.begin(cancel.map(|token| token.0.clone()), timeout_ms)?;
+            Ok(f(&held.model)?)
+        })
+    }
+
+    fn report(&self) -> Result<ModelReport> {
+        guarded(|| {
+            let report = self.held()?.model.report();
+            Ok(ModelReport {
+                device: report.device.name,
+                kernel: report.device.kernel,
+                reason: report.device.reason,
+                threads: report.device.threads as u32,
+                precision: report.precision.as_str().to_owned(),
+                weight_bytes: report.weight_bytes,
+                workspace_bytes: report.workspace_bytes,
+                computed_tokens: report.computed_tokens,
+                running_calls: self.running.load(Ordering::Relaxed),
+            })
+        })
+    }
+
+    fn trim(&self) -> Result<()> {
+        guarded(|| {
+            self.held()?.model.trim();
+            Ok(())
+        })
+    }
+
+    fn release(&self) {
+        let taken = self.model.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Outside the lock: freeing a model takes a while.
+        drop(taken);
+    }
+}
+
+/// Finds entities in notes of any length.
+#[derive(uniffi::Object)]
+pub struct Extractor(Open<ampoule::Extractor>);
+
+#[uniffi::export]
+impl Extractor {
+    /// Opens a bundle of the task `token-classification`.
+    #[uniffi::constructor]
+    pub fn open(source: BundleSource, options: OpenOptions) -> Result<Self> {
+        guarded(|| {
+            let model = open(source, options, |p, o| ampoule::Extractor::open(p, o), ampoule::Extractor::from_bundle)?;
+            Ok(Extractor(Open::new(model)))
+        })
+    }
+
+    /// The labels that entities can have.
+    pub fn labels(&self) -> Result<Vec<String>> {
+        guarded(|| Ok(self.0.held()?.model.labels().iter().map(|label| label.to_string()).collect()))
+    }
+
+    /// The entities of a text, in order.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn extract(
+        &self,
+        text: &str,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<Entity>> {
+        self.0.call(cancel, timeout_ms, |model| Ok(located(text, &model.extract(text)?)))
+    }
+
+    /// The entities of several texts, computed together.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn extract_batch(
+        &self,
+        texts: Vec<String>,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<Vec<Entity>>> {
+        self.0.call(cancel, timeout_ms, |model| {
+            let found = model.extract_batch(&texts)?;
+            Ok(texts.iter().zip(found).map(|(text, found)| located(text, &found)).collect())
+        })
+    }
+
+    /// The entities of a text as bytes, for a language that reads records slowly (Python): 32 of them an entity, little-endian: the index of
+    /// its label in `labels`, its score as a float, and start and end in UTF-8, in UTF-16 and in scalar values.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn extract_packed(
+        &self,
+        text: &str,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<u8>> {
+        self.0.call(cancel, timeout_ms, |model| Ok(packed(text, &model.extract(text)?, model.labels())))
+    }
+
+    /// The same for several texts, computed together.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn extract_batch_packed(
+        &self,
+        texts: Vec<String>,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<Vec<u8>>> {
+        self.0.call(cancel, timeout_ms, |model| {
+            let found = model.extract_batch(&texts)?;
+            Ok(texts.iter().zip(found).map(|(text, found)| packed(text, &found, model.labels())).collect())
+        })
+    }
+
+    /// The entities of a long text, window by window while it is computed, by a thread of its own.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn stream(
+        &self,
+        text: String,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<EntityStream> {
+        guarded(|| EntityStream::start(&self.0, text, cancel, timeout_ms))
+    }
+
+    /// Where it computes, and what it holds.
+    pub fn report(&self) -> Result<ModelReport> {
+        self.0.report()
+    }
+
+    /// Frees the memory that is kept for the next call: for when the system asks for memory.
+    pub fn trim(&self) -> Result<()> {
+        self.0.trim()
+    }
+
+    /// Closes the model: later calls end as [`AmpouleError::Closed`], running ones go on, and its memory is freed after the last.
+    pub fn release(&self) {
+        self.0.release();
+    }
+}
+
+/// Sorts texts by labels.
+#[derive(uniffi::Object)]
+pub struct Classifier(Open<ampoule::Classifier>);
+
+#[uniffi::export]
+impl Classifier {
+    /// Opens a bundle of the task `single-label-classification` or `multi-label-classification`.
+    #[uniffi::constructor]
+    pub fn open(source: BundleSource, options: OpenOptions) -> Result<Self> {
+        guarded(|| {
+            let model =
+                open(source, options, |p, o| ampoule::Classifier::open(p, o), ampoule::Classifier::from_bundle)?;
+            Ok(Classifier(Open::new(model)))
+        })
+    }
+
+    /// The labels, in the model's order.
+    pub fn labels(&self) -> Result<Vec<String>> {
+        guarded(|| Ok(self.0.held()?.model.labels().iter().map(|label| label.to_string()).collect()))
+    }
+
+    /// Every label's probability, the likeliest first.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn classify(
+        &self,
+        text: &str,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<LabelScore>> {
+        self.0.call(cancel, timeout_ms, |model| Ok(model.classify(text)?.into_iter().map(Into::into).collect()))
+    }
+
+    /// The same for several texts, computed together.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn classify_batch(
+        &self,
+        texts: Vec<String>,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<Vec<LabelScore>>> {
+        self.0.call(cancel, timeout_ms, |model| {
+            let scores = model.classify_batch(&texts)?;
+            Ok(scores.into_iter().map(|scores| scores.into_iter().map(Into::into).collect()).collect())
+        })
+    }
+
+    /// Where it computes, and what it holds.
+    pub fn report(&self) -> Result<ModelReport> {
+        self.0.report()
+    }
+
+    /// Frees the memory that is kept for the next call: for when the system asks for memory.
+    pub fn trim(&self) -> Result<()> {
+        self.0.trim()
+    }
+
+    /// Closes the model: later calls end as [`AmpouleError::Closed`], running ones go on, and its memory is freed after the last.
+    pub fn release(&self) {
+        self.0.release();
+    }
+}
+
+/// Turns texts into vectors for search and comparison.
+#[derive(uniffi::Object)]
+pub struct Embedder(Open<ampoule::Embedder>);
+
+#[uniffi::export]
+impl Embedder {
+    /// Opens a bundle of any task.
+    #[uniffi::constructor]
+    pub fn open(source: BundleSource, options: OpenOptions) -> Result<Self> {
+        guarded(|| {
+            let model = open(source, options, |p, o| ampoule::Embedder::open(p, o), ampoule::Embedder::from_bundle)?;
+            Ok(Embedder(Open::new(model)))
+        })
+    }
+
+    /// Number of values of a vector.
+    pub fn width(&self) -> Result<u32> {
+        guarded(|| Ok(self.0.held()?.model.width() as u32))
+    }
+
+    /// The vector of a text: `width` floats of four bytes, little-endian.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn embed(&self, text: &str, cancel: Option<Arc<CancelToken>>, timeout_ms: Option<u64>) -> Result<Vec<u8>> {
+        self.0.call(cancel, timeout_ms, |model| Ok(bytes(&[model.embed(text)?])))
+    }
+
+    /// The vectors of several texts, computed together, one after the other: `[texts, width]` floats of four bytes, little-endian.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn embed_batch(
+        &self,
+        texts: Vec<String>,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Vec<u8>> {
+        self.0.call(cancel, timeout_ms, |model| Ok(bytes(&model.embed_batch(&texts)?)))
+    }
+
+    /// Where it computes, and what it holds.
+    pub fn report(&self) -> Result<ModelReport> {
+        self.0.report()
+    }
+
+    /// Frees the memory that is kept for the next call: for when the system asks for memory.
+    pub fn trim(&self) -> Result<()> {
+        self.0.trim()
+    }
+
+    /// Closes the model: later calls end as [`AmpouleError::Closed`], running ones go on, and its memory is freed after the last.
+    pub fn release(&self) {
+        self.0.release();
+    }
+}
+
+/// Foreign languages read many floats faster as bytes.
+fn bytes(vectors: &[Vec<f32>]) -> Vec<u8> {
+    vectors.iter().flatten().flat_map(|x| x.to_le_bytes()).collect()
+}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The long checks of the bindings, once scripts/python.sh and scripts/kotlin.sh have run: what a call of 128 tokens costs in Python and
+# Kotlin beside Rust, in turn; how soon a cancelled one ends; and what a hundred thousand leave behind.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --quiet --release -p ampoule-bindings --example clock --target-dir target/bindings
+clock=$PWD/target/bindings/release/examples/clock
+python=target/python/clean/bin/python
+mvn --batch-mode --quiet --file bindings/kotlin/pom.xml dependency:build-classpath -Dmdep.outputFile="$PWD/target/kotlin/classpath" >&2
+kotlin() { # of a heap that stands still, so that what grows is the library's
+    java -Xms256m -Xmx256m -XX:+AlwaysPreTouch -Dampoule.root="$PWD" \
+        -cp "target/kotlin/maven/classes:target/kotlin/maven/test-classes:$(cat target/kotlin/classpath)" "$@"
+}
+echo "== Python"
+"$python" bindings/python/tests/overhead.py "$clock"
+"$python" bindings/python/tests/soak.py
+echo "== Kotlin"
+kotlin rs.ampoule.Overhead "$clock"
+kotlin rs.ampoule.Soak
