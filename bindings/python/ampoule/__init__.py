@@ -231,7 +231,11 @@ def _mended(text: str) -> str:
 
 
 def _milliseconds(timeout: float | None) -> int | None:
-    return None if timeout is None else max(0, min(int(timeout * 1000), 2**63))
+    if timeout is None:
+        return None
+    if timeout != timeout:
+        raise FixInput("timeout: expected seconds, found NaN")
+    return int(max(0.0, min(timeout * 1000, 2.0**63)))
 
 
 # An entity as `extract_packed` gives it.
@@ -265,20 +269,29 @@ def _aside(token: Any, function: Callable[..., T], *args: Any) -> T:
         finally:
             done.set()
 
-    threading.Thread(target=work, name="ampoule-call", daemon=True).start()
+    thread = threading.Thread(target=work, name="ampoule-call", daemon=True)
     try:
+        # Waits for the thread, and so may be interrupted too.
+        thread.start()
         done.wait()
     except BaseException:
         token.cancel()
-        done.wait()
+        if thread.ident is not None:
+            done.wait()
         raise
     if errors:
-        # Without the frames of the other thread, which hold the text.
+        # Without the frames of the other thread.
         raise errors[0].with_traceback(None)
     return results[0]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    if isinstance(texts, str):
+        raise TypeError("expected an iterable of str, found a str")
+    return _cut(texts)
+
+
+def _cut(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     length = 0
     for text in texts:
@@ -394,8 +407,12 @@ class Extractor(_Model):
     ) -> Iterator[Entity]:
         """The entities of a long text, each as soon as nothing that follows can change it. Closing the iterator stops the work."""
         token = _native.CancelToken() if cancel is None else cancel._token.child()
-        arriving = _call(self._here().stream, _mended(text), token, _milliseconds(timeout))
-        return _arriving(arriving, token, len(text))
+        try:
+            return _arriving(_call(self._here().stream, _mended(text), token, _milliseconds(timeout)), token, len(text))
+        except BaseException:
+            # What a signal's handler raised may have come after the stream had begun.
+            token.cancel()
+            raise
 
 
 def _arriving(stream: Any, token: Any, length: int) -> Iterator[Entity]:
@@ -461,10 +478,8 @@ class Embedder(_Model):
     def embed_batch(self, texts: Iterable[str], *, cancel: CancelToken | None = None) -> Iterator[bytes]:
         """The vector of each text, computed some texts at a time."""
         method, size = self._here().embed_batch, 4 * self.width
-        for batch in _batches(texts):
-            vectors = _run(method, batch, sum(map(len, batch)), cancel, None)
-            for i in range(len(batch)):
-                yield vectors[i * size : (i + 1) * size]
+        found = (_run(method, batch, sum(map(len, batch)), cancel, None) for batch in _batches(texts))
+        return (vectors[at : at + size] for vectors in found for at in range(0, len(vectors), size))
 
 
 def version() -> str:
