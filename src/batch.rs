@@ -51,19 +51,23 @@ impl Batch {
         sequences.flat_map(|(ids, &n)| ids[..n].iter().enumerate().map(|(at, &id)| (id as usize, at)))
     }
 
-    /// The ids that occur in `batches`, rising.
+    /// The ids that occur in `batches`, that of padding too, rising.
     #[cfg(feature = "autodiff")]
-    pub fn own_words<'b>(batches: impl Iterator<Item = &'b Batch>) -> Vec<i32> {
-        let mut words: Vec<i32> = batches.flat_map(|batch| batch.input_ids.iter().copied()).collect();
-        words.sort_unstable();
-        words.dedup();
-        words
+    pub fn distinct_ids<'b>(batches: impl Iterator<Item = &'b Batch>) -> Vec<i32> {
+        let mut ids: Vec<i32> = batches.flat_map(|batch| batch.input_ids.iter().copied()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
-    /// The batch with each id's place among `words`, where it is: what a model reads that has the words of these rows alone.
+    /// The batch with each id's place among `ids`, of which all are: what a model reads that has the embeddings of these rows alone.
     #[cfg(feature = "autodiff")]
-    pub fn of_words(&self, words: &[i32]) -> Batch {
-        let place = |id: &i32| words.partition_point(|word| word < id) as i32;
+    pub fn renumbered(&self, ids: &[i32]) -> Batch {
+        let place = |id: &i32| {
+            let place = ids.partition_point(|other| other < id);
+            debug_assert_eq!(ids.get(place), Some(id));
+            place as i32
+        };
         Batch { input_ids: self.input_ids.iter().map(place).collect(), ..self.clone() }
     }
 

@@ -327,9 +327,10 @@ fn read_limited(path: &Path) -> Result<Vec<u8>> {
 /// What is wrong with what `path` names, and what was meant, where that can be told.
 fn opening(path: &Path, error: Error) -> Error {
     let inner = path.join("model");
+    let is_checkpoint = || read_json(&path.join("config.json")).is_ok_and(|json| json["model_type"].is_string());
     match () {
         () if path.is_file() => Error::invalid_input("a file; a checkpoint is a folder").context(path.display()),
-        () if inner.join("config.json").is_file() => {
+        () if inner.join("config.json").is_file() && !is_checkpoint() => {
             Error::invalid_input(format!("not a checkpoint, but {} is one", inner.display())).context(path.display())
         }
         () => error.context(path.display()),

@@ -26,7 +26,7 @@ pub use self::config::{MAX_DIMENSION, ModelConfig, ModelType, Task};
 use self::embeddings::Embeddings;
 use self::encoder::Encoder;
 #[cfg(feature = "autodiff")]
-pub use self::fused::give_back;
+pub use self::fused::{give_back, release_memory};
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;

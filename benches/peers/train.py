@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="without its ending")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--models", nargs="+", default=["MiniLM-L6", "4x192"], choices=["MiniLM-L6", *STUDENTS])
+    parser.add_argument("--models", nargs="+", default=["MiniLM-L6", "3x384", "4x192"], choices=["MiniLM-L6", *STUDENTS])
     parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS)
     a = parser.parse_args()
     if a.verb == "report":

@@ -62,7 +62,7 @@ pub enum Term {
     },
     /// Kullback-Leibler divergence from the teacher's probability that an entity is there exactly, from its first word to its last, to the
     /// student's: of each entity that either of them finds, as a distribution of two (yes and no). It is what
-    /// [`Span::score`](ampoule::decode::Span::score) says, and so what its users see; means are taken over words, as those of soft targets.
+    /// [`Span::score`](ampoule::decode::Span::score) says at temperature 1; means are taken over words, as those of soft targets.
     Spans {
         /// Its factor in the sum.
         weight: f64,
@@ -252,12 +252,12 @@ pub fn losses(
                 compared(term, student, teacher, |[pair]| hidden(pair, targets, device))
             }
             (Term::Relations { heads, .. }, Some(teacher)) => {
-                let of = |[(s, t)]: [States; 1]| relations([&s, &s], [&t, &t], *heads, targets, device);
+                let of = |[(s, t)]: [States; 1]| relations(term, [&s, &s], [&t, &t], *heads, targets, device);
                 let mean = compared(term, student, teacher, of)?;
                 Ok(mean * 3.0) // queries, keys and values are added, layers averaged
             }
             (Term::Attention { heads, .. }, Some(teacher)) => compared(term, student, teacher, |[queries, keys]| {
-                relations([&queries.0, &keys.0], [&queries.1, &keys.1], *heads, targets, device)
+                relations(term, [&queries.0, &keys.0], [&queries.1, &keys.1], *heads, targets, device)
             }),
             (_, None) => Err(Error::invalid_input(format!(
                 "the loss term {:?} needs a teacher; name one, or take the term out",
@@ -376,9 +376,15 @@ fn spans(student: &Tensor<3>, teacher: &Tensor<3>, targets: &Targets, device: &D
     };
     let [batch, positions, labels] = student.dims();
     let host = |x: &Tensor<3>| x.clone().into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
-    let of_teacher = host(teacher);
+    let (of_student, of_teacher) = (host(student), host(teacher));
+    let is_finite =
+        |at: usize| [&of_student, &of_teacher].iter().all(|x| x[at * labels..][..labels].iter().all(|x| x.is_finite()));
+    if !(0..batch * positions).filter(|&at| targets.answered[at] > 0.0).all(is_finite) {
+        // The step says which term it was.
+        return Ok((student.clone() * f64::NAN).sum());
+    }
     let mut entities: Vec<Vec<Factor>> = Vec::new();
-    for logits in [&of_teacher, &host(student)] {
+    for logits in [&of_teacher, &of_student] {
         for row in 0..batch {
             let words: Vec<usize> =
                 (row * positions..(row + 1) * positions).filter(|&at| targets.answered[at] > 0.0).collect();
@@ -414,12 +420,12 @@ fn spans(student: &Tensor<3>, teacher: &Tensor<3>, targets: &Targets, device: &D
         next += entity.len();
     }
     let sums = Tensor::<2>::from_data(TensorData::new(sums, [entities.len(), count]), device);
-    // [entities, 2]: log probabilities of yes and no, neither of them certain
+    // [entities, 2]: log probabilities of yes and no; the latter is never certain
     let both = |x: &Tensor<3>| -> Tensor<2> {
         let x = x.clone().reshape([1, batch * positions, labels]).select(1, at.clone());
         let of_factor = log_sum_exp(x.clone() + rest.clone()) - log_sum_exp(x);
-        let yes = sums.clone().matmul(of_factor.reshape([count, 1])).clamp(-12.0, -1e-5);
-        let no = (yes.clone().exp().neg() + 1.0).log();
+        let yes = sums.clone().matmul(of_factor.reshape([count, 1]));
+        let no = (yes.clone().clamp_max(-1e-5).exp().neg() + 1.0).log();
         Tensor::cat(vec![yes, no], 1)
     };
     let (student, teacher) = (both(student), both(teacher));
@@ -429,6 +435,7 @@ fn spans(student: &Tensor<3>, teacher: &Tensor<3>, targets: &Targets, device: &D
 
 /// How each token's first vector relates to all second ones: `[batch, seq, width]` of both models, of any width -> `[1]`
 fn relations(
+    term: &Term,
     student: [&Tensor<3>; 2],
     teacher: [&Tensor<3>; 2],
     heads: usize,
@@ -442,7 +449,8 @@ fn relations(
         let [batch, seq, width] = of[0].dims();
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::invalid_input(format!(
-                "configuration: {heads} relation heads do not divide a width of {width}"
+                "the {heads} heads of the loss term {:?} do not divide a width of {width}",
+                term.name()
             )));
         }
         // [batch, heads, seq, width / heads]
@@ -557,8 +565,9 @@ mod tests {
         let tokens = vec![1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0];
         let of_step = Counts { answered: 0, labelled: 0, tokens: 8 };
         let targets = Targets { tokens, of_step, ..targets(&[], &[], false) };
+        let term = Term::Relations { weight: 1.0, layer_map: Vec::new(), heads };
         let relations =
-            |s: &Tensor<3>, t: &Tensor<3>, heads| relations([s; 2], [t; 2], heads, &targets, &Device::flex());
+            |s: &Tensor<3>, t: &Tensor<3>, heads| relations(&term, [s; 2], [t; 2], heads, &targets, &Device::flex());
         let (s, t) = (logits(&s, [2, 5, 6]), logits(&t, [2, 5, 12]));
         let found = scalar(relations(&s, &t, heads).unwrap());
         assert!(expected > 0.1 && (found - expected).abs() < 1e-5, "{found}, expected {expected}");
@@ -634,6 +643,29 @@ mod tests {
         let found = scalar(spans(&s, &t, &targets, &device).unwrap());
         assert!(expected > 0.01 && (found - expected).abs() < 1e-5, "{found}, expected {expected}");
         assert!(scalar(spans(&t, &t, &targets, &device).unwrap()).abs() < 1e-6);
+        // However unlikely an entity is to the student, it is taught: the gradient of its one word's tag is -p of the teacher over the words.
+        let sure =
+            [[0, 9, 0], [0, 0, 9], [0, 0, 9], [9, 0, 0]].concat().iter().map(|&x: &i32| x as f32).collect::<Vec<_>>();
+        let lost = [[90, 0, 0], [90, 0, 0], [90, 0, 0], [90, 0, 0]]
+            .concat()
+            .iter()
+            .map(|&x: &i32| x as f32)
+            .collect::<Vec<_>>();
+        let tracked =
+            |x: &[f32]| Tensor::<3>::from_data(TensorData::new(x.to_vec(), [1, 4, 3]), &device.clone().autodiff());
+        let of_one = Targets {
+            answered: vec![1.0; 4],
+            of_step: Counts { answered: 1, labelled: 0, tokens: 0 },
+            ..targets.clone()
+        };
+        let student = tracked(&lost).require_grad();
+        let gradients = spans(&student, &tracked(&sure), &of_one, &device.clone().autodiff()).unwrap().backward();
+        let gradient = student.grad(&gradients).unwrap().into_data().try_into_vec::<f32>().unwrap();
+        for (at, tag) in [(0, 1), (1, 2), (2, 2)] {
+            assert!((gradient[at * 3 + tag] + 1.0).abs() < 0.01, "{gradient:?}");
+        }
+        let nan = logits(&[f32::NAN; 24], [2, 4, 3]);
+        assert!(scalar(spans(&nan, &t, &targets, &device).unwrap()).is_nan());
         // All outside.
         let none = logits(&[5.0, 0.0, 0.0].repeat(8), [2, 4, 3]);
         assert_eq!(scalar(spans(&none, &none, &targets, &device).unwrap()), 0.0);

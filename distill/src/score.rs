@@ -498,13 +498,13 @@ fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(low + (high - low) * at.fract())
 }
 
-/// The area under the ROC curve, in scikit-learn's order of operations, of (score, is it so) pairs in any order.
 /// The mean area of the labels that have one in these texts.
 fn auroc(ranked: &[Vec<(f32, bool)>], picks: &[usize]) -> Option<f64> {
     let of_picks = |label: &Vec<(f32, bool)>| area_under_roc(picks.iter().map(|&at| label[at]).collect());
     mean(&ranked.iter().filter_map(of_picks).collect::<Vec<_>>())
 }
 
+/// The area under the ROC curve, in scikit-learn's order of operations, of (score, is it so) pairs in any order.
 fn area_under_roc(mut pairs: Vec<(f32, bool)>) -> Option<f64> {
     pairs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
     // (false, true) positives above each distinct score

@@ -81,7 +81,7 @@ impl Data {
     }
 
     /// SHA-256 of all texts and their labels, as 64 hexadecimal digits: tells one set of data from another.
-    pub(crate) fn sha256(&self) -> String {
+    pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         // Each piece with its length, so that no two sequences of pieces are one string.
         let mut add = |piece: &[u8]| {

@@ -130,8 +130,10 @@ impl Ensemble {
         let is_multi_label = self.members.iter().any(Answering::is_multi_label);
         let logit = |(i, sum): (usize, f64)| {
             let p = sum / answers[i / labels].max(1.0);
-            let of_rest = if is_multi_label { (1.0 - p).max(1e-9).ln() } else { 0.0 };
-            if answers[i / labels] > 0.0 { (p.max(1e-9).ln() - of_rest) as f32 } else { 0.0 }
+            // What is no number stays none, so that the step says so.
+            let ln = |p: f64| if p < 1e-9 { 1e-9f64.ln() } else { p.ln() };
+            let of_rest = if is_multi_label { ln(1.0 - p) } else { 0.0 };
+            if answers[i / labels] > 0.0 { (ln(p) - of_rest) as f32 } else { 0.0 }
         };
         let logits: Vec<f32> = sums.into_iter().enumerate().map(logit).collect();
         let shape = [dims[0], answers.len() / dims[0].max(1), labels];

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ampoule::bundle::{Precision, weights_sha256};
-use ampoule::model::{Model, Noise, Weights, parameter_name};
+use ampoule::model::{Model, Noise, Weights, parameter_name, release_memory};
 use ampoule::{Batch, Checkpoint, Error, Options, Result};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
@@ -122,7 +122,9 @@ pub fn train(
         trainer.resume(run, &identity)?;
         trainer.run(stop, listener)
     };
-    pool(config.threads)?.install(all)
+    let outcome = pool(config.threads)?.install(all);
+    release_memory();
+    outcome
 }
 
 /// The settings with a number of threads: `before` or as many as the machine has cores, where they name none.
@@ -153,7 +155,9 @@ pub fn plan(student: Checkpoint, teacher: Option<Teacher>, data: &Data, config: 
         let (trainer, _) = Trainer::new(student, teacher, data, &config, stages, workers)?;
         trainer.measure()
     };
-    pool(config.threads)?.install(measure)
+    let plan = pool(config.threads)?.install(measure);
+    release_memory();
+    plan
 }
 
 /// What a run takes.
@@ -313,6 +317,7 @@ impl<'a> Trainer<'a> {
         }
         // What the run would otherwise be resumed with unnoticed: other texts, another start, another teacher.
         let identity = json!({
+            "arithmetic": ARITHMETIC,
             "config": config,
             "student": student.config.to_json(),
             "student_sha256": weights_sha256(&student.weights),
@@ -551,7 +556,7 @@ impl<'a> Trainer<'a> {
     /// The terms and the gradient of one part of a step.
     fn compute(&self, part: &Part, noise: Noise) -> Result<Computed> {
         let device = Device::flex().autodiff();
-        let words = Batch::own_words(part.inputs().iter().map(|input| &input.batch));
+        let words = Batch::distinct_ids(part.inputs().iter().map(|input| &input.batch));
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
         let freeze = &self.config().freeze;
         let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze, words: &words });
@@ -564,7 +569,7 @@ impl<'a> Trainer<'a> {
         let (pooling, mut noise) = (self.student.pooling.mode, Some(noise));
         let mut outputs = |input: &Input| -> Result<(Outputs, Option<Outputs>)> {
             let Input { batch, readings, .. } = input;
-            let student = Outputs::of_student(&model, pooling, terms, &batch.of_words(&words), &device, &mut noise)?;
+            let student = Outputs::of_student(&model, pooling, terms, &batch.renumbered(&words), &device, &mut noise)?;
             let teacher = teacher.map(|teacher| teacher.outputs(terms, readings, batch.dims(), &device)).transpose()?;
             Ok((student, teacher))
         };
@@ -688,6 +693,9 @@ impl ModuleMapper for Lift<'_> {
         lifted.set_require_grad(!is_frozen)
     }
 }
+
+/// Raised when a step's bits change, so that no run goes on under another arithmetic than it began with.
+const ARITHMETIC: u32 = 2;
 
 /// Purposes of random streams are numbered: here, and in `sequences`.
 const DROPOUT: u64 = 0;

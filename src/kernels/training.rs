@@ -54,12 +54,16 @@ pub fn multiply(
     (out, out_stride): (&mut [f32], usize),
     adds: bool,
 ) {
-    if m * n * k == 0 {
+    if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let end = |rows: usize, columns: usize, [row, column]: [usize; 2]| (rows - 1) * row + (columns - 1) * column;
-    assert!(out_stride >= n && end(m, n, [out_stride, 1]) < out.len());
-    assert!(end(m, k, a_strides) < a.len() && end(k, n, b_strides) < b.len());
+    // Whether the last element lies inside, in numbers that cannot wrap.
+    let fits = |rows: usize, columns: usize, [row, column]: [usize; 2], len: usize| {
+        let end = (rows as u128 - 1) * row as u128 + (columns as u128 - 1) * column as u128;
+        end < len as u128
+    };
+    assert!(out_stride >= n && fits(m, n, [out_stride, 1], out.len()));
+    assert!(fits(m, k, a_strides, a.len()) && fits(k, n, b_strides, b.len()));
     let [a_row, a_column] = a_strides.map(|stride| stride as isize);
     let [b_row, b_column] = b_strides.map(|stride| stride as isize);
     let (out, out_row) = (out.as_mut_ptr(), out_stride as isize);

@@ -344,7 +344,7 @@ fn take(len: usize) -> Vec<f32> {
             values
         }
         (None, most) => {
-            // In place of what is too small, so that there is never more than was needed at once.
+            // In place of the largest that is too small, so that what is kept grows no further than it has to.
             let small = most.map(|(most, _)| space.free.swap_remove(most));
             std::mem::drop((space, small));
             vec![0.0; len]
@@ -360,6 +360,12 @@ pub fn give_back(values: Vec<f32>) {
         space.taken -= 1;
         space.free.push(values);
     }
+}
+
+/// Gives the system back what was kept for the next steps, at the end of a run.
+pub fn release_memory() {
+    let mut space = SPACE.lock().unwrap_or_else(PoisonError::into_inner);
+    *space = Space { free: Vec::new(), taken: 0 };
 }
 
 fn give_back_unique(tensor: FlexTensor) {

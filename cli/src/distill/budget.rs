@@ -69,13 +69,21 @@ impl BudgetArgs {
             None => None,
         };
         let broken = limits.broken(bytes, milliseconds);
+        let time = milliseconds.map(|t| format!(", {t:.4} ms")).unwrap_or_default();
+        let what = format!("{}: {}{time}", bundle.display(), megabytes(bytes));
         if json {
             let bundle = json!({"bytes": bytes, "milliseconds": milliseconds, "breaks": broken});
-            return print_json(&json!({ "budget": limits, "bundle": bundle }));
+            print_json(&json!({ "budget": limits, "bundle": bundle }))?;
+        } else if broken.is_none() {
+            print_line(&format!("{what}: fits {limits}"))?;
         }
-        let time = milliseconds.map(|t| format!(", {t:.2} ms")).unwrap_or_default();
-        let verdict = if broken.is_none() { "fits" } else { "does not fit" };
-        print_line(&format!("{}: {}{time}: {verdict} {limits}", bundle.display(), megabytes(bytes)))
+        match broken {
+            Some(_) => Err(hint(
+                format!("{what}: does not fit {limits} by this measurement; it is there all the same"),
+                "a budget with some room, or `ampoule doctor --model` on a machine that does nothing else",
+            )),
+            None => Ok(()),
+        }
     }
 
     fn options(&self) -> Options {
@@ -104,7 +112,10 @@ impl Record {
         let record = serde_json::from_slice::<Record>(&bytes).ok().filter(|record| record.of == *of);
         let other = || {
             hint(
-                format!("{} is of a search for another budget, teacher, vocabulary or precision", path.display()),
+                format!(
+                    "{} is of a search for another budget or precision, or by another teacher, vocabulary, data or settings",
+                    path.display()
+                ),
                 "another run folder, or delete this file's folder",
             )
         };
@@ -222,6 +233,7 @@ pub fn choose(args: &mut Args, teachers: &[Checkpoint], data: &Data) -> Result<b
     let of = json!({
         "budget": limits.to_string(), "precision": precision, "device_threads": args.budget.device_threads,
         "vocabulary": args.vocabulary, "embedding": args.embedding, "teacher": teacher.config.to_json(),
+        "settings": settings, "data_sha256": data.sha256(),
     });
     let mut record = match Record::read(&path, &of)? {
         Some(record) => record,

@@ -75,9 +75,9 @@ fn a_loss_that_is_not_finite_stops_the_run_by_step_and_term_and_leaves_the_last_
     let data = Data::Entities { train: vec![set.clone()], dev: vec![set], transfer: Vec::new() };
     let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let run = |name: &str, teacher: Option<Checkpoint>, config: &TrainConfig| {
+    let run = |name: &str, teacher: Option<Teacher>, config: &TrainConfig| {
         let (stop, path) = (AtomicBool::new(false), folder.path().join(name));
-        train(start.clone(), teacher.map(Teacher::new), &data, config, &path, &stop, &mut After(0, &stop))
+        train(start.clone(), teacher, &data, config, &path, &stop, &mut After(0, &stop))
     };
     let optimizer = AdamW { learning_rate: 1e30, warmup: 0.0, ..AdamW::default() };
     let config = TrainConfig {
@@ -102,9 +102,17 @@ fn a_loss_that_is_not_finite_stops_the_run_by_step_and_term_and_leaves_the_last_
     teacher.weights.0.get_mut("classifier.weight").unwrap().data.fill(3e38);
     let terms = vec![Term::Hard { weight: 1.0 }, Term::SoftTargets { weight: 1.0, temperature: 1.0 }];
     let config = TrainConfig { terms, optimizer: AdamW::default(), ..config };
-    let error = run("overflow", Some(teacher), &config).unwrap_err();
-    assert!(error.to_string().contains("step 0: the loss term \"soft_targets\" is "), "{error}");
-    assert!(state("overflow").is_err());
+    let several = Teacher::new(start.clone()).and(teacher.clone());
+    let spans = TrainConfig { terms: vec![Term::Spans { weight: 1.0 }], ..config.clone() };
+    for (name, teacher, config, term) in [
+        ("overflow", Teacher::new(teacher.clone()), &config, "soft_targets"),
+        ("one-of-two", several, &config, "soft_targets"),
+        ("spans", Teacher::new(teacher), &spans, "spans"),
+    ] {
+        let error = run(name, Some(teacher), config).unwrap_err().to_string();
+        assert!(error.contains(&format!("step 0: the loss term \"{term}\" is ")), "{name}: {error}");
+        assert!(state(name).is_err());
+    }
 }
 
 #[test]

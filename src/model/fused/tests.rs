@@ -76,68 +76,72 @@ fn erf(x: f64) -> f64 {
 
 #[test]
 fn linear_layers_side_by_side_and_gelu_go_back_as_differences_say() {
-    let kernel = Kernel::candidates().next().unwrap();
-    for (with_gelu, inputs, outputs) in [(false, 5, 3), (true, 5, 3), (true, 17, 19)] {
-        let tensors = [6 * inputs, inputs * outputs, outputs, inputs * outputs, outputs, inputs * outputs, outputs];
-        let values: Vec<Vec<f32>> = (0..7).map(|i| random(i as u64, tensors[i])).collect();
-        let weights = random(9, 6 * 3 * outputs);
-        let x = leaf(&values[0], [2, 3, inputs]);
-        let parts: Vec<_> =
-            (1..7).step_by(2).map(|i| (leaf(&values[i], [inputs, outputs]), leaf(&values[i + 1], [outputs]))).collect();
-        let y = linear::<3, 7>(kernel, x.clone(), parts.clone(), with_gelu);
-        let f = |t: &[Vec<f64>]| {
-            let mut y = Vec::new();
-            for row in t[0].chunks(inputs) {
-                for part in t[1..].chunks(2) {
-                    y.extend((0..outputs).map(|j| {
-                        let z = (0..inputs).map(|i| row[i] * part[0][i * outputs + j]).sum::<f64>() + part[1][j];
-                        if with_gelu { 0.5 * z * (1.0 + erf(z / std::f64::consts::SQRT_2)) } else { z }
-                    }));
+    for kernel in Kernel::available() {
+        for (with_gelu, inputs, outputs) in [(false, 5, 3), (true, 5, 3), (true, 17, 19)] {
+            let tensors = [6 * inputs, inputs * outputs, outputs, inputs * outputs, outputs, inputs * outputs, outputs];
+            let values: Vec<Vec<f32>> = (0..7).map(|i| random(i as u64, tensors[i])).collect();
+            let weights = random(9, 6 * 3 * outputs);
+            let x = leaf(&values[0], [2, 3, inputs]);
+            let parts: Vec<_> = (1..7)
+                .step_by(2)
+                .map(|i| (leaf(&values[i], [inputs, outputs]), leaf(&values[i + 1], [outputs])))
+                .collect();
+            let y = linear::<3, 7>(kernel, x.clone(), parts.clone(), with_gelu);
+            let f = |t: &[Vec<f64>]| {
+                let mut y = Vec::new();
+                for row in t[0].chunks(inputs) {
+                    for part in t[1..].chunks(2) {
+                        y.extend((0..outputs).map(|j| {
+                            let z = (0..inputs).map(|i| row[i] * part[0][i * outputs + j]).sum::<f64>() + part[1][j];
+                            if with_gelu { 0.5 * z * (1.0 + erf(z / std::f64::consts::SQRT_2)) } else { z }
+                        }));
+                    }
                 }
-            }
-            y
-        };
-        let exact: Vec<Vec<f64>> = values.iter().map(|v| v.iter().map(|&x| f64::from(x)).collect()).collect();
-        check_values(&floats(&y), &f(&exact));
-        let gradients = back(&y, &weights);
-        let of_parts = parts.iter().flat_map(|(w, b)| [gradient(w, &gradients), gradient(b, &gradients)]);
-        let found: Vec<_> = std::iter::once(gradient(&x, &gradients)).chain(of_parts).collect();
-        check(&values, &weights, &found, f);
+                y
+            };
+            let exact: Vec<Vec<f64>> = values.iter().map(|v| v.iter().map(|&x| f64::from(x)).collect()).collect();
+            check_values(&floats(&y), &f(&exact));
+            let gradients = back(&y, &weights);
+            let of_parts = parts.iter().flat_map(|(w, b)| [gradient(w, &gradients), gradient(b, &gradients)]);
+            let found: Vec<_> = std::iter::once(gradient(&x, &gradients)).chain(of_parts).collect();
+            check(&values, &weights, &found, f);
+        }
     }
 }
 
 #[test]
 fn dropout_residual_and_norm_go_back_as_differences_say() {
-    let kernel = Kernel::candidates().next().unwrap();
-    for (width, dropout) in [(7, None), (7, Some(Dropout::new(3, 0.4))), (19, Some(Dropout::new(4, 0.1)))] {
-        let values = [random(1, 6 * width), random(2, 6 * width), random(3, width), random(4, width)];
-        let weights = random(5, 6 * width);
-        let (x, residual) = (leaf(&values[0], [2, 3, width]), leaf(&values[1], [2, 3, width]));
-        let (gamma, beta) = (leaf(&values[2], [width]), leaf(&values[3], [width]));
-        let y = add_norm(kernel, x.clone(), residual.clone(), dropout, [gamma.clone(), beta.clone()], 1e-5);
-        let f = |t: &[Vec<f64>]| {
-            let mut y = Vec::new();
-            let mut factors = vec![1.0; width];
-            for (number, (x, residual)) in t[0].chunks(width).zip(t[1].chunks(width)).enumerate() {
-                if let Some(dropout) = dropout {
-                    dropout.factors(number, &mut factors);
+    for kernel in Kernel::available() {
+        for (width, dropout) in [(7, None), (7, Some(Dropout::new(3, 0.4))), (19, Some(Dropout::new(4, 0.1)))] {
+            let values = [random(1, 6 * width), random(2, 6 * width), random(3, width), random(4, width)];
+            let weights = random(5, 6 * width);
+            let (x, residual) = (leaf(&values[0], [2, 3, width]), leaf(&values[1], [2, 3, width]));
+            let (gamma, beta) = (leaf(&values[2], [width]), leaf(&values[3], [width]));
+            let y = add_norm(kernel, x.clone(), residual.clone(), dropout, [gamma.clone(), beta.clone()], 1e-5);
+            let f = |t: &[Vec<f64>]| {
+                let mut y = Vec::new();
+                let mut factors = vec![1.0; width];
+                for (number, (x, residual)) in t[0].chunks(width).zip(t[1].chunks(width)).enumerate() {
+                    if let Some(dropout) = dropout {
+                        dropout.factors(number, &mut factors);
+                    }
+                    let row: Vec<f64> = (0..width).map(|i| x[i] * f64::from(factors[i]) + residual[i]).collect();
+                    let mean = row.iter().sum::<f64>() / width as f64;
+                    let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                    y.extend((0..width).map(|i| (row[i] - mean) / (variance + 1e-5).sqrt() * t[2][i] + t[3][i]));
                 }
-                let row: Vec<f64> = (0..width).map(|i| x[i] * f64::from(factors[i]) + residual[i]).collect();
-                let mean = row.iter().sum::<f64>() / width as f64;
-                let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-                y.extend((0..width).map(|i| (row[i] - mean) / (variance + 1e-5).sqrt() * t[2][i] + t[3][i]));
-            }
-            y
-        };
-        check_values(&floats(&y), &f(&values.each_ref().map(|v| v.iter().map(|&x| f64::from(x)).collect())));
-        let gradients = back(&y, &weights);
-        let found = [
-            gradient(&x, &gradients),
-            gradient(&residual, &gradients),
-            gradient(&gamma, &gradients),
-            gradient(&beta, &gradients),
-        ];
-        check(&values, &weights, &found, f);
+                y
+            };
+            check_values(&floats(&y), &f(&values.each_ref().map(|v| v.iter().map(|&x| f64::from(x)).collect())));
+            let gradients = back(&y, &weights);
+            let found = [
+                gradient(&x, &gradients),
+                gradient(&residual, &gradients),
+                gradient(&gamma, &gradients),
+                gradient(&beta, &gradients),
+            ];
+            check(&values, &weights, &found, f);
+        }
     }
 }
 
@@ -179,17 +183,18 @@ fn attention_in_f64(
 
 #[test]
 fn attention_goes_back_as_differences_say() {
-    let kernel = Kernel::candidates().next().unwrap();
-    for (heads, hidden, seq, lengths) in [(2, 6, 4, [4, 4]), (2, 6, 4, [1, 3]), (1, 5, 17, [17, 16])] {
-        for dropout in [None, Some(Dropout::new(11, 0.3))] {
-            let values = [random(1, 2 * seq * 3 * hidden).iter().map(|x| 3.0 * x).collect::<Vec<f32>>()];
-            let weights = random(2, 2 * seq * hidden);
-            let qkv = leaf(&values[0], [2, seq, 3 * hidden]);
-            let y = attention(kernel, qkv.clone(), heads, &lengths, dropout);
-            let f = |t: &[Vec<f64>]| attention_in_f64(&t[0], heads, hidden, seq, &lengths, dropout);
-            check_values(&floats(&y), &f(&values.each_ref().map(|v| v.iter().map(|&x| f64::from(x)).collect())));
-            let found = [gradient(&qkv, &back(&y, &weights))];
-            check(&values, &weights, &found, f);
+    for kernel in Kernel::available() {
+        for (heads, hidden, seq, lengths) in [(2, 6, 4, [4, 4]), (2, 6, 4, [1, 3]), (1, 5, 17, [17, 16])] {
+            for dropout in [None, Some(Dropout::new(11, 0.3))] {
+                let values = [random(1, 2 * seq * 3 * hidden).iter().map(|x| 3.0 * x).collect::<Vec<f32>>()];
+                let weights = random(2, 2 * seq * hidden);
+                let qkv = leaf(&values[0], [2, seq, 3 * hidden]);
+                let y = attention(kernel, qkv.clone(), heads, &lengths, dropout);
+                let f = |t: &[Vec<f64>]| attention_in_f64(&t[0], heads, hidden, seq, &lengths, dropout);
+                check_values(&floats(&y), &f(&values.each_ref().map(|v| v.iter().map(|&x| f64::from(x)).collect())));
+                let found = [gradient(&qkv, &back(&y, &weights))];
+                check(&values, &weights, &found, f);
+            }
         }
     }
 }
@@ -315,6 +320,8 @@ fn every_architecture_has_the_gradients_that_burn_derives() {
     let flex = Device::flex().autodiff();
     // Burn's other way of differentiation is composed.
     let composed = Device::flex().autodiff().gradient_checkpointing();
+    let is_fused = |device: &Device| kernel(&Tensor::<1>::zeros([1], device)).is_some();
+    assert!(is_fused(&flex) && !is_fused(&composed));
     let mut largest = 0f64;
     for name in
         ["bert-token", "distilbert-token", "roberta-token", "electra-token", "bert-sequence", "electra-sequence"]
