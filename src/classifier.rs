@@ -140,7 +140,7 @@ impl Classifier {
         limit.check()?;
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut sums = vec![(0.0f64, vec![0.0f64; self.labels.len()]); texts.len()];
-        self.opened.install(|| {
+        self.opened.install(&limit, || {
             self.opened.windows(texts.iter().copied(), &limit, true, Output::Logits, &mut |index, window, logits| {
                 let weight = window.tokens.len().max(1) as f64;
                 let (total, sum) = &mut sums[index];

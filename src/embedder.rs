@@ -117,7 +117,7 @@ impl Embedder {
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut pooled: Vec<Pooled> = texts.iter().map(|_| Pooled::default()).collect();
         let mode = self.opened.pooling.mode;
-        self.opened.install(|| {
+        self.opened.install(&limit, || {
             self.opened.windows(texts.iter().copied(), &limit, true, Output::States, &mut |index, _, states| {
                 pooled[index].add(mode, states, self.width());
                 Ok(())
@@ -159,7 +159,7 @@ impl Embedder {
             });
             let (some, others) = rest.split_at(over.unwrap_or(rest.len()).max(1));
             let batch = Batch::new(some, config.pad_token_id);
-            states.extend(self.opened.install(|| self.opened.outputs(&batch, Output::States, &limit))?);
+            states.extend(self.opened.install(&limit, || self.opened.outputs(&batch, Output::States, &limit))?);
             rest = others;
         }
         Ok(states)

@@ -249,7 +249,7 @@ impl Extractor {
         let tags = self.opened.config.id2label.len();
         // The last word so far, whose later sub-words may still arrive.
         let mut last: Option<(usize, Range<usize>, Vec<f32>)> = None;
-        self.opened.install(|| {
+        self.opened.install(&limit, || {
             let texts = texts.iter().copied();
             self.opened.windows(texts, &limit, false, Output::Logits, &mut |index, window, logits| {
                 for i in window.keep.clone() {

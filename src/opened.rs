@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -55,10 +56,48 @@ pub(crate) struct Opened {
     /// That of the options, else the model's own.
     pub(crate) temperature: f32,
     pub(crate) engine: Engine,
+    turns: Turns,
     model: Computes,
     precision: Precision,
     weight_bytes: u64,
     computed_tokens: AtomicU64,
+}
+
+/// As many calls at once as the pool has threads: one that waits in the pool's queue would see neither its token nor its deadline.
+struct Turns {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// How often a call that waits looks at its limit.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Turns {
+    fn new(threads: usize) -> Self {
+        Turns { free: Mutex::new(threads.max(1)), freed: Condvar::new() }
+    }
+
+    fn take(&self, limit: &Limit) -> Result<Turn<'_>> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            limit.check()?;
+            if *free > 0 {
+                *free -= 1;
+                return Ok(Turn(self));
+            }
+            (free, _) = self.freed.wait_timeout(free, LOOK).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Given back when it is dropped.
+struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
 }
 
 /// The model, loaded for the place where it computes.
@@ -226,6 +265,7 @@ impl Opened {
             true => fastest(&config, load, &mut engine)?,
             false => load(&config, &engine)?,
         };
+        let turns = Turns::new(engine.report.threads);
         Ok(Opened {
             config,
             tokenizer,
@@ -234,6 +274,7 @@ impl Opened {
             pooling,
             temperature,
             engine,
+            turns,
             model,
             precision,
             weight_bytes,
@@ -267,8 +308,11 @@ impl Opened {
         )))
     }
 
-    /// Runs `f` in the model's own pool.
-    pub(crate) fn install<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+    /// Runs `f` in the model's own pool, when it is this call's turn.
+    pub(crate) fn install<T: Send>(&self, limit: &Limit, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        // One that comes from within another has its turn.
+        let is_within = self.engine.pool.current_thread_index().is_some();
+        let _turn = if is_within { None } else { Some(self.turns.take(limit)?) };
         if self.engine.report.threads > 1 {
             // All wake at once: the others would sleep on until the first has work to share.
             self.engine.pool.spawn_broadcast(|_| {});

@@ -485,6 +485,32 @@ fn each_call_can_have_a_token_of_its_own() {
 }
 
 #[test]
+fn a_call_that_waits_for_its_turn_ends_when_it_is_told_and_one_within_another_has_none_to_wait_for() {
+    let extractor = Extractor::open(fixture("bert-token"), &Options { threads: 1, ..options() }).unwrap();
+    let (token, long) = (CancelToken::new(), note(20_000_000));
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| extractor.limited(Some(token.clone()), None).extract(&long));
+        while extractor.report().computed_tokens == 0 {
+            std::thread::yield_now();
+        }
+        let begun = std::time::Instant::now();
+        let hurried = extractor.limited(None, Some(Duration::from_millis(30)));
+        assert_eq!(hurried.extract("the pain").unwrap_err().kind(), ErrorKind::Cancelled);
+        assert!(begun.elapsed() < Duration::from_secs(2) && !call.is_finished());
+        token.cancel();
+        assert_eq!(call.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    });
+    let (text, mut found) = (note(500), 0);
+    extractor
+        .extract_each(&text, |_| {
+            found += extractor.extract(&text).unwrap().len();
+            ControlFlow::Break(())
+        })
+        .unwrap();
+    assert!(found > 0);
+}
+
+#[test]
 fn what_is_kept_for_the_next_call_is_told_and_freed() {
     let extractor = Extractor::open(fixture("bert-token"), &options()).unwrap();
     let fresh = extractor.report();
