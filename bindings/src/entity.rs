@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::error::{AmpouleError, Result};
+
 /// A piece of a text with a label. It holds no text itself; its range is there in the units of each language, and is of whole grapheme
 /// clusters.
 #[derive(Clone, Debug, PartialEq, uniffi::Record)]
@@ -57,7 +59,7 @@ impl Place {
     /// The entity in all units; those of one text come in order.
     pub(crate) fn locate(&mut self, text: &str, entity: &ampoule::Entity) -> Entity {
         let (start, end) = (self.advance(text, entity.range.start), self.advance(text, entity.range.end));
-        // A text that crossed the border is shorter than 2^31 bytes.
+        // `countable` was asked before.
         let [utf8_start, utf8_end, utf16_start, utf16_end, scalar_start, scalar_end] =
             [start.utf8, end.utf8, start.utf16, end.utf16, start.scalars, end.scalars].map(|n| n as u32);
         Entity {
@@ -70,6 +72,14 @@ impl Place {
             scalar_start,
             scalar_end,
         }
+    }
+}
+
+/// Refuses a text of so many bytes that 32 bits cannot count them. One of a batch is shorter: uniffi counts those in 31.
+pub(crate) fn countable(bytes: usize) -> Result<()> {
+    match u32::try_from(bytes) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(AmpouleError::FixInput(format!("a text of {bytes} bytes: give it in parts, each below 4 GiB"))),
     }
 }
 
@@ -99,6 +109,14 @@ impl From<ampoule::LabelScore> for LabelScore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_text_that_cannot_be_counted_is_refused() {
+        let most = u32::MAX as usize;
+        assert!(countable(most).is_ok());
+        assert!(matches!(countable(most + 1), Err(AmpouleError::FixInput(_))));
+    }
 
     #[test]
     fn all_units_are_those_of_the_runtime() {

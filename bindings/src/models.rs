@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::entity::{Entity, LabelScore, located, packed};
+use crate::entity::{Entity, LabelScore, countable, located, packed};
 use crate::error::{AmpouleError, Result};
 use crate::guard::{Live, guarded};
 use crate::open::{BundleSource, OpenOptions, open};
@@ -174,6 +174,7 @@ impl Extractor {
         cancel: Option<Arc<CancelToken>>,
         timeout_ms: Option<u64>,
     ) -> Result<Vec<Entity>> {
+        countable(text.len())?;
         self.0.call(cancel, timeout_ms, |model| Ok(located(text, &model.extract(text)?)))
     }
 
@@ -200,6 +201,7 @@ impl Extractor {
         cancel: Option<Arc<CancelToken>>,
         timeout_ms: Option<u64>,
     ) -> Result<Vec<u8>> {
+        countable(text.len())?;
         self.0.call(cancel, timeout_ms, |model| Ok(packed(text, &model.extract(text)?, model.labels())))
     }
 
@@ -225,6 +227,7 @@ impl Extractor {
         cancel: Option<Arc<CancelToken>>,
         timeout_ms: Option<u64>,
     ) -> Result<EntityStream> {
+        countable(text.len())?;
         guarded(|| EntityStream::start(&self.0, text, cancel, timeout_ms))
     }
 
