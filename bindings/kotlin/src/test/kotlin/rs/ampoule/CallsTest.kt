@@ -3,6 +3,7 @@ package rs.ampoule
 import java.io.File
 import java.io.PrintWriter
 import java.io.StringWriter
+import java.nio.ByteBuffer
 import java.nio.file.Files
 import java.nio.file.StandardCopyOption.ATOMIC_MOVE
 import java.util.concurrent.atomic.AtomicReference
@@ -274,9 +275,10 @@ class CallsTest {
         assertFalse(CANARY in "$extractor ${extractor.extract("$CANARY $SENTENCE")} ${extractor.report()}")
     }
 
-    private fun child(vararg arguments: String): Triple<Int, String, String> {
+    private fun child(vararg arguments: String, classes: String? = null): Triple<Int, String, String> {
         val java = File(System.getProperty("java.home"), "bin/java").path
-        val command = listOf(java, "-cp", System.getProperty("java.class.path"), "-Dampoule.root=$root") + arguments
+        val path = listOfNotNull(classes, System.getProperty("java.class.path")).joinToString(File.pathSeparator)
+        val command = listOf(java, "-cp", path, "-Dampoule.root=$root") + arguments
         // There, since the guide names a bundle without its folder.
         val process = ProcessBuilder(command).directory(File(root, "models")).start()
         val err = AtomicReference("")
@@ -301,11 +303,32 @@ class CallsTest {
         assertEquals(Triple(0, "", ""), child(Quiet::class.java.name))
     }
 
-    @Test
-    fun `a library of another version is told`() {
-        val (code, out, err) = child("-Duniffi.component.ampoule_native.libraryOverride=c", Loads::class.java.name)
+    private fun assertTold(loads: Triple<Int, String, String>) {
+        val (code, out, err) = loads
         assertEquals(0 to "", code to err)
-        assertTrue("UpdateApp" in out && "package both from one release" in out, out)
+        val lines = out.trim().lines()
+        assertEquals(2, lines.size, out)
+        for (line in lines) assertTrue(line.startsWith("UpdateApp") && "package both from one release" in line, out)
+    }
+
+    @Test
+    fun `a library that is not ours is told`() {
+        assertTold(child("-Duniffi.component.ampoule_native.libraryOverride=c", Loads::class.java.name))
+    }
+
+    @Test
+    fun `classes of another version are told`(@TempDir folder: File) {
+        val source = File(root, "target/kotlin/uniffi/rs/ampoule/ffi/ampoule_native.kt").readText()
+        val (sum) = Regex("""checksum_method_extractor_extract\(\) and 0xFFFF\) != (\d+)""").find(source)!!.destructured
+        val name = "rs/ampoule/ffi/Ampoule_nativeKt.class"
+        val bytes = javaClass.classLoader.getResourceAsStream(name)!!.use { it.readBytes() }
+        // An integer of the class file, each byte as one character; no checksum has more than two bytes.
+        fun constant(value: Int) = "\u0003" + String(ByteBuffer.allocate(4).putInt(value).array(), Charsets.ISO_8859_1)
+        val parts = String(bytes, Charsets.ISO_8859_1).split(constant(sum.toInt()))
+        assertEquals(2, parts.size)
+        val changed = File(folder, name).apply { parentFile.mkdirs() }
+        changed.writeBytes(parts.joinToString(constant(70_000)).toByteArray(Charsets.ISO_8859_1))
+        assertTold(child(Loads::class.java.name, classes = folder.path))
     }
 }
 
@@ -327,7 +350,7 @@ internal object Quiet {
     }
 }
 
-/** Opens a model by a library that is not ours. */
+/** Opens a model where the library and its classes do not match, twice, since the JVM has another error the second time. */
 internal object Loads {
     @JvmStatic
     fun main(arguments: Array<String>) {
