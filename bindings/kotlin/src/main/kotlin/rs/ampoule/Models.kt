@@ -5,6 +5,7 @@ import java.nio.ByteOrder
 import kotlin.time.Duration
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
+import kotlinx.coroutines.sync.withPermit
 import kotlinx.coroutines.withContext
 import rs.ampoule.ffi.BundleSource
 
@@ -54,7 +55,7 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Extractor = withContext(calls) { openBlocking(path, options, offset, length) }
+        ): Extractor = permits.withPermit { withContext(threads) { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -129,7 +130,7 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Classifier = withContext(calls) { openBlocking(path, options, offset, length) }
+        ): Classifier = permits.withPermit { withContext(threads) { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -186,7 +187,7 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Embedder = withContext(calls) { openBlocking(path, options, offset, length) }
+        ): Embedder = permits.withPermit { withContext(threads) { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(

@@ -14,6 +14,7 @@ import kotlin.concurrent.thread
 import kotlin.time.Duration
 import kotlin.time.Duration.Companion.milliseconds
 import kotlin.time.Duration.Companion.seconds
+import kotlin.time.measureTime
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.TimeoutCancellationException
@@ -23,6 +24,7 @@ import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.flow.first
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.joinAll
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withTimeout
@@ -135,7 +137,7 @@ class CallsTest {
         assertEquals(7, extractor.entities(text).take(7).toList().size)
         until("it stops") { extractor.report().runningCalls == 0 }
         // While it waits, too: there is nothing to find here.
-        val job = launch(Dispatchers.Default) { extractor.entities("No known allergies. ".repeat(150_000)).toList() }
+        val job = launch(Dispatchers.Default) { extractor.entities(NOTHING).toList() }
         until("it computes") { extractor.report().runningCalls == 1 }
         Thread.sleep(20)
         job.cancelAndJoin()
@@ -143,6 +145,38 @@ class CallsTest {
         // Each collector has its own.
         val flow = extractor.entities(SENTENCE)
         assertEquals(flow.toList(), flow.toList())
+    }
+
+    @Test
+    fun `a call that waits for its turn is cancelled at once`(): Unit = runBlocking {
+        val text = longText()
+        val jobs = List(4) { launch(Dispatchers.Default) { extractor.extract(text) } }
+        until("they compute") { extractor.report().runningCalls == 4 }
+        val took = measureTime {
+            assertThrows(TimeoutCancellationException::class.java) { runBlocking { withTimeout(100.milliseconds) { extractor.extract("x") } } }
+        }
+        assertTrue(took < 2.seconds, "$took")
+        val open = measureTime {
+            assertThrows(TimeoutCancellationException::class.java) { runBlocking { withTimeout(100.milliseconds) { Extractor.open(bundle, one) } } }
+        }
+        assertTrue(open < 2.seconds, "$open")
+        assertEquals(List(4) { true }, jobs.map { it.isActive })
+        jobs.forEach { it.cancel() }
+        jobs.joinAll()
+        assertEquals(3, extractor.extract(SENTENCE).size)
+    }
+
+    @Test
+    fun `flows that wait leave calls their turn`(): Unit = runBlocking {
+        val jobs = List(8) { launch(Dispatchers.Default) { extractor.entities(NOTHING).toList() } }
+        until("they compute") { extractor.report().runningCalls == 8 }
+        // So that all of them wait for entities, which there are none of.
+        Thread.sleep(50)
+        val took = measureTime { Extractor.open(bundle, one).use { assertEquals(3, it.extract(SENTENCE).size) } }
+        assertTrue(took < 2.seconds, "$took")
+        assertEquals(List(8) { true }, jobs.map { it.isActive })
+        jobs.forEach { it.cancel() }
+        jobs.joinAll()
     }
 
     @Test

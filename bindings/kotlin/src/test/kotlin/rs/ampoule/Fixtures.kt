@@ -15,6 +15,8 @@ internal val bundle: String = File(root, scenario["bundles"].asJsonObject["entit
 internal val labelsBundle: String = File(root, scenario["bundles"].asJsonObject["labels"].asString).path
 
 internal const val SENTENCE = "Started on lisinopril for hypertension; developed angioedema."
+/** Of three megabytes, without any entity. */
+internal val NOTHING = "No known allergies. ".repeat(150_000)
 internal const val CANARY = "zyxquell"
 
 internal val one = OpenOptions(threads = 1)
