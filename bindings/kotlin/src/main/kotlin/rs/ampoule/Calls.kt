@@ -2,6 +2,7 @@ package rs.ampoule
 
 import java.util.concurrent.atomic.AtomicBoolean
 import kotlin.time.Duration
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
@@ -53,7 +54,18 @@ internal suspend fun <T> running(stop: () -> Unit, call: () -> T): T = withConte
     }
 }
 
-/** The same with a token of the call's own, one of a few at once. */
+/** Makes what is to be closed; where the coroutine is cancelled meanwhile nobody gets it, and it is closed here. */
+internal suspend fun <T : AutoCloseable> made(make: () -> T): T {
+    var made: T? = null
+    try {
+        return withContext(threads) { native(make).also { made = it } }
+    } catch (error: CancellationException) {
+        made?.close()
+        throw error
+    }
+}
+
+/** `running` with a token of the call's own, one of a few at once. */
 internal suspend fun <T> cancellable(call: (rs.ampoule.ffi.CancelToken) -> T): T = permits.withPermit {
     val token = native { rs.ampoule.ffi.CancelToken() }
     // `running` leaves nothing behind that could use the token.

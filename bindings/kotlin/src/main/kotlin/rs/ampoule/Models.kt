@@ -6,7 +6,6 @@ import kotlin.time.Duration
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.sync.withPermit
-import kotlinx.coroutines.withContext
 import rs.ampoule.ffi.BundleSource
 
 /**
@@ -55,7 +54,7 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Extractor = permits.withPermit { withContext(threads) { openBlocking(path, options, offset, length) } }
+        ): Extractor = permits.withPermit { made { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -101,8 +100,7 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
      * that one collects.
      */
     public fun entities(text: String): Flow<Entity> = flow {
-        val mended = text.mended()
-        val stream = native { model.stream(mended, null, null) }
+        val stream = made { model.stream(text.mended(), null, null) }
         try {
             while (true) {
                 val some = running({ stream.cancel() }) { stream.next() } ?: break
@@ -130,7 +128,7 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Classifier = permits.withPermit { withContext(threads) { openBlocking(path, options, offset, length) } }
+        ): Classifier = permits.withPermit { made { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -187,7 +185,7 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Embedder = permits.withPermit { withContext(threads) { openBlocking(path, options, offset, length) } }
+        ): Embedder = permits.withPermit { made { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(

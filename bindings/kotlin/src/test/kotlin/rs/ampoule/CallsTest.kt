@@ -16,11 +16,14 @@ import kotlin.time.Duration.Companion.milliseconds
 import kotlin.time.Duration.Companion.seconds
 import kotlin.time.measureTime
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.TimeoutCancellationException
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitAll
 import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.first
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
@@ -228,6 +231,25 @@ class CallsTest {
         assertEquals(before + 1, Ampoule.liveObjects())
         job.cancelAndJoin()
         until("it is freed") { Ampoule.liveObjects() == before }
+    }
+
+    @Test
+    fun `what is opened for a cancelled coroutine is closed`(): Unit = runBlocking {
+        val before = Ampoule.liveObjects()
+        lateinit var job: Job
+        job = launch(Dispatchers.Default, CoroutineStart.LAZY) {
+            made { Extractor.openBlocking(bundle, one).also { job.cancel() } }
+        }
+        job.join()
+        assertTrue(job.isCancelled)
+        assertEquals(before, Ampoule.liveObjects())
+        // Whenever it is cancelled.
+        repeat(40) { i ->
+            val opens = launch(Dispatchers.Default) { Extractor.open(bundle, one).close() }
+            delay(i.milliseconds / 4)
+            opens.cancelAndJoin()
+            assertEquals(before, Ampoule.liveObjects())
+        }
     }
 
     @Test
