@@ -131,20 +131,30 @@ class CallsTest {
         assertThrows(AmpouleException.Cancelled::class.java) { extractor.extractBlocking(SENTENCE, token) }
     }
 
+    /** It computes no more, long before the end of the text. */
+    private fun assertStops(text: String, tokensBefore: Long) {
+        until("it stops", 2.seconds) { extractor.report().runningCalls == 0 }
+        val tokens = extractor.report().computedTokens - tokensBefore
+        assertTrue(tokens < text.count { it == ' ' } / 10, "$tokens tokens")
+    }
+
     @Test
     fun `a flow gives entities at once and stops with its collector`(): Unit = runBlocking {
         val text = longText()
+        var before = extractor.report().computedTokens
         val first = extractor.entities(text).first()
         assertEquals("lisinopril", text.substring(first.range))
-        until("it stops") { extractor.report().runningCalls == 0 }
+        assertStops(text, before)
+        before = extractor.report().computedTokens
         assertEquals(7, extractor.entities(text).take(7).toList().size)
-        until("it stops") { extractor.report().runningCalls == 0 }
+        assertStops(text, before)
+        before = extractor.report().computedTokens
         // While it waits, too: there is nothing to find here.
         val job = launch(Dispatchers.Default) { extractor.entities(NOTHING).toList() }
         until("it computes") { extractor.report().runningCalls == 1 }
         Thread.sleep(20)
         job.cancelAndJoin()
-        until("it stops") { extractor.report().runningCalls == 0 }
+        assertStops(NOTHING, before)
         // Each collector has its own.
         val flow = extractor.entities(SENTENCE)
         assertEquals(flow.toList(), flow.toList())
