@@ -33,7 +33,10 @@ public sealed class Model : AutoCloseable {
 
 /** A bundle in a file, or in part of one. */
 private fun source(path: String, offset: Long, length: Long?): BundleSource {
-    if (length == null) return BundleSource.Path(path)
+    if (length == null) {
+        if (offset != 0L) throw AmpouleException.FixInput("a bundle at byte $offset: its length has to be given, too")
+        return BundleSource.Path(path)
+    }
     if (offset < 0 || length < 0) throw AmpouleException.FixInput("a bundle of $length bytes at byte $offset: neither is negative")
     return BundleSource.Within(path, offset.toULong(), length.toULong())
 }

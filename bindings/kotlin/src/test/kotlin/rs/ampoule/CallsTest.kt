@@ -270,6 +270,7 @@ class CallsTest {
             assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, options) }
         }
         assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, one, offset = -1, length = 5) }
+        assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, one, offset = 4) }
         assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, one, offset = 0, length = 1L shl 40) }
         Extractor.openBlocking(bundle, one.copy(minScoreByLabel = mapOf("Disease" to 1f))).use {
             assertEquals(listOf("Chemical"), it.extractBlocking(SENTENCE).map(Entity::label))
