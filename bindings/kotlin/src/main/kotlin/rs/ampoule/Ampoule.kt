@@ -47,7 +47,6 @@ internal inline fun <T> native(call: () -> T): T = try {
     )
 }
 
-@PublishedApi
 internal fun translated(error: rs.ampoule.ffi.AmpouleException): AmpouleException {
     val message = error.message.orEmpty()
     return when (error) {

@@ -76,16 +76,12 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
      *
      * @throws AmpouleException.Closed
      */
-    public suspend fun extract(text: String): List<Entity> {
-        val mended = text.mended()
-        return cancellable { model.extract(mended, it, null) }.entities()
-    }
+    public suspend fun extract(text: String): List<Entity> =
+        cancellable { model.extract(text.mended(), it, null).entities() }
 
     /** The entities of several texts, computed together. */
-    public suspend fun extractAll(texts: List<String>): List<List<Entity>> {
-        val mended = texts.map(String::mended)
-        return cancellable { model.extractBatch(mended, it, null) }.map { it.entities() }
-    }
+    public suspend fun extractAll(texts: List<String>): List<List<Entity>> =
+        cancellable { token -> model.extractBatch(texts.map(String::mended), token, null).map { it.entities() } }
 
     /**
      * The entities of a text where it is called, until [cancel] is cancelled or [timeout] is over.
@@ -150,16 +146,12 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
      *
      * @throws AmpouleException.Closed
      */
-    public suspend fun classify(text: String): List<LabelScore> {
-        val mended = text.mended()
-        return cancellable { model.classify(mended, it, null) }.scores()
-    }
+    public suspend fun classify(text: String): List<LabelScore> =
+        cancellable { model.classify(text.mended(), it, null).scores() }
 
     /** The same for several texts, computed together. */
-    public suspend fun classifyAll(texts: List<String>): List<List<LabelScore>> {
-        val mended = texts.map(String::mended)
-        return cancellable { model.classifyBatch(mended, it, null) }.map { it.scores() }
-    }
+    public suspend fun classifyAll(texts: List<String>): List<List<LabelScore>> =
+        cancellable { token -> model.classifyBatch(texts.map(String::mended), token, null).map { it.scores() } }
 
     /**
      * The same where it is called, until [cancel] is cancelled or [timeout] is over.
@@ -207,15 +199,12 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
      *
      * @throws AmpouleException.Closed
      */
-    public suspend fun embed(text: String): FloatArray {
-        val mended = text.mended()
-        return floats(cancellable { model.embed(mended, it, null) })
-    }
+    public suspend fun embed(text: String): FloatArray =
+        cancellable { floats(model.embed(text.mended(), it, null)) }
 
     /** The vectors of several texts, computed together. */
     public suspend fun embedAll(texts: List<String>): List<FloatArray> {
-        val mended = texts.map(String::mended)
-        val all = floats(cancellable { model.embedBatch(mended, it, null) })
+        val all = cancellable { floats(model.embedBatch(texts.map(String::mended), it, null)) }
         val width = all.size / texts.size.coerceAtLeast(1)
         return texts.indices.map { all.copyOfRange(it * width, (it + 1) * width) }
     }
