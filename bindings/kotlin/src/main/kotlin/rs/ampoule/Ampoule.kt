@@ -33,6 +33,8 @@ public sealed class AmpouleException(message: String) : Exception(message) {
 
 /** Runs a call of the library; its errors become ours, and carry no cause, whose fields might hold the text. */
 internal inline fun <T> native(call: () -> T): T = try {
+    // The generated code compares the library with its classes only here, the first time.
+    rs.ampoule.ffi.uniffiEnsureInitialized()
     call()
 } catch (error: rs.ampoule.ffi.AmpouleException) {
     throw translated(error)
@@ -45,7 +47,6 @@ internal inline fun <T> native(call: () -> T): T = try {
     )
 }
 
-@PublishedApi
 internal fun translated(error: rs.ampoule.ffi.AmpouleException): AmpouleException {
     val message = error.message.orEmpty()
     return when (error) {

@@ -2,12 +2,15 @@ package rs.ampoule
 
 import java.util.concurrent.atomic.AtomicBoolean
 import kotlin.time.Duration
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.awaitCancellation
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.launch
+import kotlinx.coroutines.sync.Semaphore
+import kotlinx.coroutines.sync.withPermit
 import kotlinx.coroutines.withContext
 
 /** Ends the blocking calls that it was given to, from any thread. */
@@ -23,11 +26,14 @@ public class CancelToken {
 
 internal fun Duration?.milliseconds(): ULong? = this?.inWholeMilliseconds?.coerceAtLeast(0)?.toULong()
 
-/** Where calls block, whoever makes them: each computes on its model's own threads, so a few at once are all that a machine has use for. */
-internal val calls: CoroutineDispatcher = Dispatchers.IO.limitedParallelism(4, "ampoule")
+/** Where calls block: nothing waits for a thread here, since what waits for one cannot be cancelled until it has one. */
+internal val threads: CoroutineDispatcher = Dispatchers.IO.limitedParallelism(Int.MAX_VALUE, "ampoule")
+
+/** Calls at once, whoever makes them: each computes on its model's own threads, so a few are all that a machine has use for. */
+internal val permits = Semaphore(4)
 
 /** Runs a blocking call, and returns when it has ended; `stop` is called at once when the coroutine is cancelled. */
-internal suspend fun <T> running(stop: () -> Unit, call: () -> T): T = withContext(calls) {
+internal suspend fun <T> running(stop: () -> Unit, call: () -> T): T = withContext(threads) {
     val hasEnded = AtomicBoolean()
     // Resumed by whoever cancels, in whose thread it runs.
     val watcher = launch(Dispatchers.Unconfined, CoroutineStart.UNDISPATCHED) {
@@ -48,9 +54,20 @@ internal suspend fun <T> running(stop: () -> Unit, call: () -> T): T = withConte
     }
 }
 
-/** The same with a token of the call's own. */
-internal suspend fun <T> cancellable(call: (rs.ampoule.ffi.CancelToken) -> T): T {
+/** Makes what is to be closed; where the coroutine is cancelled meanwhile nobody gets it, and it is closed here. */
+internal suspend fun <T : AutoCloseable> made(make: () -> T): T {
+    var made: T? = null
+    try {
+        return withContext(threads) { native(make).also { made = it } }
+    } catch (error: CancellationException) {
+        made?.close()
+        throw error
+    }
+}
+
+/** `running` with a token of the call's own, one of a few at once. */
+internal suspend fun <T> cancellable(call: (rs.ampoule.ffi.CancelToken) -> T): T = permits.withPermit {
     val token = native { rs.ampoule.ffi.CancelToken() }
     // `running` leaves nothing behind that could use the token.
-    return token.use { running({ token.cancel() }) { call(token) } }
+    token.use { running({ token.cancel() }) { call(token) } }
 }

@@ -5,7 +5,7 @@ import java.nio.ByteOrder
 import kotlin.time.Duration
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
-import kotlinx.coroutines.withContext
+import kotlinx.coroutines.sync.withPermit
 import rs.ampoule.ffi.BundleSource
 
 /**
@@ -33,7 +33,10 @@ public sealed class Model : AutoCloseable {
 
 /** A bundle in a file, or in part of one. */
 private fun source(path: String, offset: Long, length: Long?): BundleSource {
-    if (length == null) return BundleSource.Path(path)
+    if (length == null) {
+        if (offset != 0L) throw AmpouleException.FixInput("a bundle at byte $offset: its length has to be given, too")
+        return BundleSource.Path(path)
+    }
     if (offset < 0 || length < 0) throw AmpouleException.FixInput("a bundle of $length bytes at byte $offset: neither is negative")
     return BundleSource.Within(path, offset.toULong(), length.toULong())
 }
@@ -54,7 +57,7 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Extractor = withContext(calls) { openBlocking(path, options, offset, length) }
+        ): Extractor = permits.withPermit { made { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -73,16 +76,12 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
      *
      * @throws AmpouleException.Closed
      */
-    public suspend fun extract(text: String): List<Entity> {
-        val mended = text.mended()
-        return cancellable { model.extract(mended, it, null) }.entities()
-    }
+    public suspend fun extract(text: String): List<Entity> =
+        cancellable { model.extract(text.mended(), it, null).entities() }
 
     /** The entities of several texts, computed together. */
-    public suspend fun extractAll(texts: List<String>): List<List<Entity>> {
-        val mended = texts.map(String::mended)
-        return cancellable { model.extractBatch(mended, it, null) }.map { it.entities() }
-    }
+    public suspend fun extractAll(texts: List<String>): List<List<Entity>> =
+        cancellable { token -> model.extractBatch(texts.map(String::mended), token, null).map { it.entities() } }
 
     /**
      * The entities of a text where it is called, until [cancel] is cancelled or [timeout] is over.
@@ -100,8 +99,7 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
      * that one collects.
      */
     public fun entities(text: String): Flow<Entity> = flow {
-        val mended = text.mended()
-        val stream = native { model.stream(mended, null, null) }
+        val stream = made { model.stream(text.mended(), null, null) }
         try {
             while (true) {
                 val some = running({ stream.cancel() }) { stream.next() } ?: break
@@ -129,7 +127,7 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Classifier = withContext(calls) { openBlocking(path, options, offset, length) }
+        ): Classifier = permits.withPermit { made { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -148,16 +146,12 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
      *
      * @throws AmpouleException.Closed
      */
-    public suspend fun classify(text: String): List<LabelScore> {
-        val mended = text.mended()
-        return cancellable { model.classify(mended, it, null) }.scores()
-    }
+    public suspend fun classify(text: String): List<LabelScore> =
+        cancellable { model.classify(text.mended(), it, null).scores() }
 
     /** The same for several texts, computed together. */
-    public suspend fun classifyAll(texts: List<String>): List<List<LabelScore>> {
-        val mended = texts.map(String::mended)
-        return cancellable { model.classifyBatch(mended, it, null) }.map { it.scores() }
-    }
+    public suspend fun classifyAll(texts: List<String>): List<List<LabelScore>> =
+        cancellable { token -> model.classifyBatch(texts.map(String::mended), token, null).map { it.scores() } }
 
     /**
      * The same where it is called, until [cancel] is cancelled or [timeout] is over.
@@ -186,7 +180,7 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
             options: OpenOptions = OpenOptions(),
             offset: Long = 0,
             length: Long? = null,
-        ): Embedder = withContext(calls) { openBlocking(path, options, offset, length) }
+        ): Embedder = permits.withPermit { made { openBlocking(path, options, offset, length) } }
 
         /** The same where it is called. */
         public fun openBlocking(
@@ -205,15 +199,12 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
      *
      * @throws AmpouleException.Closed
      */
-    public suspend fun embed(text: String): FloatArray {
-        val mended = text.mended()
-        return floats(cancellable { model.embed(mended, it, null) })
-    }
+    public suspend fun embed(text: String): FloatArray =
+        cancellable { floats(model.embed(text.mended(), it, null)) }
 
     /** The vectors of several texts, computed together. */
     public suspend fun embedAll(texts: List<String>): List<FloatArray> {
-        val mended = texts.map(String::mended)
-        val all = floats(cancellable { model.embedBatch(mended, it, null) })
+        val all = cancellable { floats(model.embedBatch(texts.map(String::mended), it, null)) }
         val width = all.size / texts.size.coerceAtLeast(1)
         return texts.indices.map { all.copyOfRange(it * width, (it + 1) * width) }
     }

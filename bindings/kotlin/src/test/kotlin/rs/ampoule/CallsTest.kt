@@ -3,6 +3,7 @@ package rs.ampoule
 import java.io.File
 import java.io.PrintWriter
 import java.io.StringWriter
+import java.nio.ByteBuffer
 import java.nio.file.Files
 import java.nio.file.StandardCopyOption.ATOMIC_MOVE
 import java.util.concurrent.atomic.AtomicReference
@@ -13,15 +14,20 @@ import kotlin.concurrent.thread
 import kotlin.time.Duration
 import kotlin.time.Duration.Companion.milliseconds
 import kotlin.time.Duration.Companion.seconds
+import kotlin.time.measureTime
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.Job
 import kotlinx.coroutines.TimeoutCancellationException
 import kotlinx.coroutines.async
 import kotlinx.coroutines.awaitAll
 import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.first
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.joinAll
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import kotlinx.coroutines.withTimeout
@@ -125,23 +131,65 @@ class CallsTest {
         assertThrows(AmpouleException.Cancelled::class.java) { extractor.extractBlocking(SENTENCE, token) }
     }
 
+    /** It computes no more, long before the end of the text. */
+    private fun assertStops(text: String, tokensBefore: Long) {
+        until("it stops", 2.seconds) { extractor.report().runningCalls == 0 }
+        val tokens = extractor.report().computedTokens - tokensBefore
+        assertTrue(tokens < text.count { it == ' ' } / 10, "$tokens tokens")
+    }
+
     @Test
     fun `a flow gives entities at once and stops with its collector`(): Unit = runBlocking {
         val text = longText()
+        var before = extractor.report().computedTokens
         val first = extractor.entities(text).first()
         assertEquals("lisinopril", text.substring(first.range))
-        until("it stops") { extractor.report().runningCalls == 0 }
+        assertStops(text, before)
+        before = extractor.report().computedTokens
         assertEquals(7, extractor.entities(text).take(7).toList().size)
-        until("it stops") { extractor.report().runningCalls == 0 }
+        assertStops(text, before)
+        before = extractor.report().computedTokens
         // While it waits, too: there is nothing to find here.
-        val job = launch(Dispatchers.Default) { extractor.entities("No known allergies. ".repeat(150_000)).toList() }
+        val job = launch(Dispatchers.Default) { extractor.entities(NOTHING).toList() }
         until("it computes") { extractor.report().runningCalls == 1 }
         Thread.sleep(20)
         job.cancelAndJoin()
-        until("it stops") { extractor.report().runningCalls == 0 }
+        assertStops(NOTHING, before)
         // Each collector has its own.
         val flow = extractor.entities(SENTENCE)
         assertEquals(flow.toList(), flow.toList())
+    }
+
+    @Test
+    fun `a call that waits for its turn is cancelled at once`(): Unit = runBlocking {
+        val text = longText()
+        val jobs = List(4) { launch(Dispatchers.Default) { extractor.extract(text) } }
+        until("they compute") { extractor.report().runningCalls == 4 }
+        val took = measureTime {
+            assertThrows(TimeoutCancellationException::class.java) { runBlocking { withTimeout(100.milliseconds) { extractor.extract("x") } } }
+        }
+        assertTrue(took < 2.seconds, "$took")
+        val open = measureTime {
+            assertThrows(TimeoutCancellationException::class.java) { runBlocking { withTimeout(100.milliseconds) { Extractor.open(bundle, one) } } }
+        }
+        assertTrue(open < 2.seconds, "$open")
+        assertEquals(List(4) { true }, jobs.map { it.isActive })
+        jobs.forEach { it.cancel() }
+        jobs.joinAll()
+        assertEquals(3, extractor.extract(SENTENCE).size)
+    }
+
+    @Test
+    fun `flows that wait leave calls their turn`(): Unit = runBlocking {
+        val jobs = List(8) { launch(Dispatchers.Default) { extractor.entities(NOTHING).toList() } }
+        until("they compute") { extractor.report().runningCalls == 8 }
+        // So that all of them wait for entities, which there are none of.
+        Thread.sleep(50)
+        val took = measureTime { Extractor.open(bundle, one).use { assertEquals(3, it.extract(SENTENCE).size) } }
+        assertTrue(took < 2.seconds, "$took")
+        assertEquals(List(8) { true }, jobs.map { it.isActive })
+        jobs.forEach { it.cancel() }
+        jobs.joinAll()
     }
 
     @Test
@@ -196,6 +244,25 @@ class CallsTest {
     }
 
     @Test
+    fun `what is opened for a cancelled coroutine is closed`(): Unit = runBlocking {
+        val before = Ampoule.liveObjects()
+        lateinit var job: Job
+        job = launch(Dispatchers.Default, CoroutineStart.LAZY) {
+            made { Extractor.openBlocking(bundle, one).also { job.cancel() } }
+        }
+        job.join()
+        assertTrue(job.isCancelled)
+        assertEquals(before, Ampoule.liveObjects())
+        // Whenever it is cancelled.
+        repeat(40) { i ->
+            val opens = launch(Dispatchers.Default) { Extractor.open(bundle, one).close() }
+            delay(i.milliseconds / 4)
+            opens.cancelAndJoin()
+            assertEquals(before, Ampoule.liveObjects())
+        }
+    }
+
+    @Test
     fun `options that cannot be`() {
         for (options in listOf(
             OpenOptions(threads = -1), OpenOptions(threads = 100_000), OpenOptions(temperature = 0f), OpenOptions(maxWindowTokens = 2),
@@ -203,6 +270,7 @@ class CallsTest {
             assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, options) }
         }
         assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, one, offset = -1, length = 5) }
+        assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, one, offset = 4) }
         assertThrows(AmpouleException.FixInput::class.java) { Extractor.openBlocking(bundle, one, offset = 0, length = 1L shl 40) }
         Extractor.openBlocking(bundle, one.copy(minScoreByLabel = mapOf("Disease" to 1f))).use {
             assertEquals(listOf("Chemical"), it.extractBlocking(SENTENCE).map(Entity::label))
@@ -274,9 +342,10 @@ class CallsTest {
         assertFalse(CANARY in "$extractor ${extractor.extract("$CANARY $SENTENCE")} ${extractor.report()}")
     }
 
-    private fun child(vararg arguments: String): Triple<Int, String, String> {
+    private fun child(vararg arguments: String, classes: String? = null): Triple<Int, String, String> {
         val java = File(System.getProperty("java.home"), "bin/java").path
-        val command = listOf(java, "-cp", System.getProperty("java.class.path"), "-Dampoule.root=$root") + arguments
+        val path = listOfNotNull(classes, System.getProperty("java.class.path")).joinToString(File.pathSeparator)
+        val command = listOf(java, "-cp", path, "-Dampoule.root=$root") + arguments
         // There, since the guide names a bundle without its folder.
         val process = ProcessBuilder(command).directory(File(root, "models")).start()
         val err = AtomicReference("")
@@ -301,11 +370,32 @@ class CallsTest {
         assertEquals(Triple(0, "", ""), child(Quiet::class.java.name))
     }
 
-    @Test
-    fun `a library of another version is told`() {
-        val (code, out, err) = child("-Duniffi.component.ampoule_native.libraryOverride=c", Loads::class.java.name)
+    private fun assertTold(loads: Triple<Int, String, String>) {
+        val (code, out, err) = loads
         assertEquals(0 to "", code to err)
-        assertTrue("UpdateApp" in out && "package both from one release" in out, out)
+        val lines = out.trim().lines()
+        assertEquals(2, lines.size, out)
+        for (line in lines) assertTrue(line.startsWith("UpdateApp") && "package both from one release" in line, out)
+    }
+
+    @Test
+    fun `a library that is not ours is told`() {
+        assertTold(child("-Duniffi.component.ampoule_native.libraryOverride=c", Loads::class.java.name))
+    }
+
+    @Test
+    fun `classes of another version are told`(@TempDir folder: File) {
+        val source = File(root, "target/kotlin/uniffi/rs/ampoule/ffi/ampoule_native.kt").readText()
+        val (sum) = Regex("""checksum_method_extractor_extract\(\) and 0xFFFF\) != (\d+)""").find(source)!!.destructured
+        val name = "rs/ampoule/ffi/Ampoule_nativeKt.class"
+        val bytes = javaClass.classLoader.getResourceAsStream(name)!!.use { it.readBytes() }
+        // An integer of the class file, each byte as one character; no checksum has more than two bytes.
+        fun constant(value: Int) = "\u0003" + String(ByteBuffer.allocate(4).putInt(value).array(), Charsets.ISO_8859_1)
+        val parts = String(bytes, Charsets.ISO_8859_1).split(constant(sum.toInt()))
+        assertEquals(2, parts.size)
+        val changed = File(folder, name).apply { parentFile.mkdirs() }
+        changed.writeBytes(parts.joinToString(constant(70_000)).toByteArray(Charsets.ISO_8859_1))
+        assertTold(child(Loads::class.java.name, classes = folder.path))
     }
 }
 
@@ -327,7 +417,7 @@ internal object Quiet {
     }
 }
 
-/** Opens a model by a library that is not ours. */
+/** Opens a model where the library and its classes do not match, twice, since the JVM has another error the second time. */
 internal object Loads {
     @JvmStatic
     fun main(arguments: Array<String>) {

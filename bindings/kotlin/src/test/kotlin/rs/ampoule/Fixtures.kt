@@ -6,6 +6,8 @@ import com.google.gson.JsonObject
 import com.google.gson.JsonParser
 import java.io.File
 import kotlin.math.abs
+import kotlin.time.Duration
+import kotlin.time.Duration.Companion.seconds
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertTrue
 
@@ -15,6 +17,8 @@ internal val bundle: String = File(root, scenario["bundles"].asJsonObject["entit
 internal val labelsBundle: String = File(root, scenario["bundles"].asJsonObject["labels"].asString).path
 
 internal const val SENTENCE = "Started on lisinopril for hypertension; developed angioedema."
+/** Of three megabytes, without any entity. */
+internal val NOTHING = "No known allergies. ".repeat(150_000)
 internal const val CANARY = "zyxquell"
 
 internal val one = OpenOptions(threads = 1)
@@ -41,10 +45,10 @@ internal fun assertEntities(expected: JsonArray, found: List<Entity>, tolerance:
 }
 
 /** Waits for what another thread does. */
-internal fun until(what: String, condition: () -> Boolean) {
-    val end = System.nanoTime() + 20_000_000_000
+internal fun until(what: String, within: Duration = 20.seconds, condition: () -> Boolean) {
+    val end = System.nanoTime() + within.inWholeNanoseconds
     while (!condition()) {
-        check(System.nanoTime() < end) { "$what: not within 20 seconds" }
+        check(System.nanoTime() < end) { "$what: not within $within" }
         Thread.sleep(1)
     }
 }
