@@ -476,7 +476,7 @@ fn show(limits: &Budget, found: &Found, chosen: &[Measured], tokens: usize, args
         n => format!("; {n} more shapes fit"),
     };
     print_line(&format!(
-        "bundles in {}, times of {tokens} tokens on this machine, {threads} threads, median{more}",
+        "bundles in {}, times of {tokens} tokens on this machine, {threads} thread(s), median{more}",
         args.precision.unwrap_or_default()
     ))
 }
