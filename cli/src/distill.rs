@@ -117,7 +117,7 @@ pub fn run(mut args: Args) -> Result<()> {
         false => args.cut(&source, &data, Some(&mut start))?,
     };
     let settings = args.settings(&student.config, layer_map, &teacher.config, &data)?;
-    args.run.train(student, args.taught_by(&teachers), &data, &settings)?;
+    args.run.train(student, args.taught_by(teachers), &data, &settings)?;
     if !start.is_empty() && !args.run.plan {
         args.run.log_start(&start.into())?;
     }
@@ -225,9 +225,10 @@ impl Args {
     }
 
     /// The teachers together, with their cache.
-    fn taught_by(&self, teachers: &[Checkpoint]) -> Option<Teacher> {
-        let (first, others) = teachers.split_first()?;
-        let teacher = others.iter().cloned().fold(Teacher::new(first.clone()), Teacher::and);
+    fn taught_by(&self, teachers: Vec<Checkpoint>) -> Option<Teacher> {
+        let mut teachers = teachers.into_iter();
+        let teacher = teachers.next().map(Teacher::new)?;
+        let teacher = teachers.fold(teacher, Teacher::and);
         Some(match &self.cache {
             Some(folder) => teacher.with_cache(folder, u64::from(self.cache_gib) << 30),
             None => teacher,

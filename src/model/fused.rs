@@ -314,8 +314,7 @@ fn into_vec(tensor: FlexTensor) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap_or_default()
 }
 
-/// Memory for the next operation, and the next step. The system would take it back and clear it page by page: with tensors of megabytes
-/// that was a quarter of a step.
+/// Memory for the next operation, and the next step. The system would take tensors of megabytes back, and clear them page by page.
 struct Space {
     free: Vec<Vec<f32>>,
     /// How often memory was taken, less how often it was given back.

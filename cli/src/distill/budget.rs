@@ -279,7 +279,7 @@ pub fn choose(args: &mut Args, teachers: &[Checkpoint], data: &Data) -> Result<b
         // Only what is chosen speaks on stdout.
         let mut view = TrainingView::new(false, data.metric());
         let brief = one.brief(&record.steps);
-        let outcome = train(one.student, args.taught_by(teachers), data, &brief, &one.run, &stop, &mut view)?;
+        let outcome = train(one.student, args.taught_by(teachers.to_vec()), data, &brief, &one.run, &stop, &mut view)?;
         view.finish();
         match outcome {
             Outcome::Finished { dev_score, .. } => scored.push((one.measured, dev_score)),
@@ -332,7 +332,7 @@ fn announce(
 ) -> Result<()> {
     let mut plans: Vec<(&Measured, Plan)> = Vec::new();
     for one in all.iter().filter(|one| !one.is_done() || record.steps.is_empty()) {
-        plans.push((&one.measured, plan(one.student.clone(), args.taught_by(teachers), data, &one.settings)?));
+        plans.push((&one.measured, plan(one.student.clone(), args.taught_by(teachers.to_vec()), data, &one.settings)?));
     }
     let Some((_, first)) = plans.first() else { return Ok(()) };
     if record.steps.is_empty() {
