@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes a Debian sid root, once, with what the checks for other processors need and Debian 12 lacks: Rust with the standard
-# libraries of aarch64 and wasm32, a cross linker, qemu. Then runs the command given in it, on this checkout at /checkout, e.g.
+# Makes a Debian sid root, once, with what the checks for other processors and systems need and Debian 12 lacks: Rust with the standard
+# libraries of aarch64, armhf and wasm32 and the sources of it for Android and iOS, cross linkers, qemu, Swift. Then runs the command given in it, on this checkout at /checkout, e.g.
 #   scripts/chroot.sh rustc --version
-# Needs root, debootstrap and 4 GB in $AMPOULE_CHROOT.
+# Needs root, debootstrap and 9 GB in $AMPOULE_CHROOT.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid}
@@ -20,9 +20,11 @@ if [ ! -e "$root/ready" ]; then
     chroot "$root" bash -c 'set -e
         export DEBIAN_FRONTEND=noninteractive
         dpkg --add-architecture arm64
+        dpkg --add-architecture armhf
         apt-get -q update
         apt-get -qy --no-install-recommends install rustc cargo gcc libc6-dev lld nodejs libstd-rust-dev-wasm32 \
-            gcc-aarch64-linux-gnu libc6-dev:arm64 libgcc-s1:arm64 libstd-rust-dev:arm64 qemu-user' >&2
+            gcc-aarch64-linux-gnu libc6-dev:arm64 libgcc-s1:arm64 libstd-rust-dev:arm64 qemu-user \
+            gcc-arm-linux-gnueabihf libc6-dev:armhf libgcc-s1:armhf libstd-rust-dev:armhf rust-src llvm swiftlang' >&2
     touch "$root/ready"
 fi
 # A mount space of its own: nothing is left behind, whatever ends this.
