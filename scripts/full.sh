@@ -13,6 +13,7 @@ echo "== NdArray and wgpu compile, and NdArray gives the answers of transformers
 cargo test --release --workspace --features ampoule/ndarray --test backends
 if vulkaninfo --summary >/dev/null 2>&1; then
     cargo test --release --workspace --features ampoule/wgpu --test backends
+    cargo test --release --workspace --features ampoule/wgpu --lib -- --nocapture a_gpu_makes
 else
     cargo check --workspace --features ampoule/wgpu
     skip "no Vulkan device, hardware or software (mesa-vulkan-drivers), to run wgpu on"

@@ -3,16 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-#[cfg(feature = "backend")]
+#[cfg(any(feature = "backend", feature = "autodiff"))]
 use burn::tensor::Device as BurnDevice;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
 use crate::options::Options;
 
 /// The device that is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Device {
@@ -258,13 +258,30 @@ const NO_GPU: &str = "this build is without GPU support; build with the feature 
 #[cfg(feature = "wgpu")]
 fn gpu() -> Option<Choice> {
     let device = BurnDevice::enumerate(burn::tensor::DeviceType::Wgpu).into_iter().next()?;
-    let name = device.identity().map_or_else(|| "wgpu".to_owned(), |identity| format!("wgpu: {identity:?}"));
+    let name = device.identity().map_or_else(|| "wgpu".to_owned(), |identity| format!("wgpu: {}", identity.name));
     Some((Place::Burn(device), Device::Gpu, name, "wgpu found it"))
 }
 
 #[cfg(not(feature = "wgpu"))]
 fn gpu() -> Option<Choice> {
     None
+}
+
+/// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for.
+///
+/// # Errors
+/// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where there is no GPU; [`InvalidInput`](ErrorKind::InvalidInput) for other devices:
+/// a run's numbers are those of one device, so that is named.
+#[cfg(feature = "autodiff")]
+pub fn training_device(requested: Device) -> Result<BurnDevice> {
+    match requested {
+        Device::Cpu => Ok(BurnDevice::flex()),
+        Device::Gpu => match choose(requested)?.0 {
+            Place::Burn(device) => Ok(device),
+            Place::Kernel(_) => Err(Error::internal("a GPU has no kernel of the processor's")),
+        },
+        other => Err(Error::invalid_input(format!("training on {other:?}; name `cpu` or `gpu`"))),
+    }
 }
 
 /// Names of the GPU adapters that this build could use; none without the feature `wgpu`.

@@ -45,6 +45,8 @@ pub use batch::Batch;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::Checkpoint;
 pub use classifier::{Classifier, LabelScore};
+#[cfg(feature = "autodiff")]
+pub use device::training_device;
 pub use device::{Device, DeviceReport, KernelTime, MAX_THREADS, check_kernels, gpu_adapters, kernel_names};
 pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};

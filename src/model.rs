@@ -8,6 +8,8 @@ mod config;
 mod embeddings;
 mod encoder;
 #[cfg(feature = "autodiff")]
+mod frozen;
+#[cfg(feature = "autodiff")]
 mod fused;
 mod heads;
 mod linear;
@@ -26,13 +28,13 @@ pub use self::config::{MAX_DIMENSION, ModelConfig, ModelType, Task};
 use self::embeddings::Embeddings;
 use self::encoder::Encoder;
 #[cfg(feature = "autodiff")]
+pub use self::frozen::{FrozenModel, FrozenOutputs};
+#[cfg(feature = "autodiff")]
 pub use self::fused::{give_back, release_memory};
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;
 pub(crate) use self::packed::PackedModel;
-#[cfg(feature = "autodiff")]
-pub use self::packed::{FrozenModel, FrozenOutputs};
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
 use self::weights::transposed;

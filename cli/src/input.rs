@@ -52,6 +52,17 @@ pub enum DeviceArg {
     Ndarray,
 }
 
+impl From<DeviceArg> for Device {
+    fn from(device: DeviceArg) -> Self {
+        match device {
+            DeviceArg::Cpu => Device::Cpu,
+            DeviceArg::Gpu => Device::Gpu,
+            DeviceArg::GpuOrCpu => Device::GpuOrCpu,
+            DeviceArg::Ndarray => Device::NdArray,
+        }
+    }
+}
+
 impl RunningArgs {
     /// As they are given to another process of this program, which has the same environment.
     pub fn arguments(&self) -> Vec<String> {
@@ -65,12 +76,7 @@ impl RunningArgs {
 
     pub fn options(&self) -> Options {
         Options {
-            device: match self.device {
-                DeviceArg::Cpu => Device::Cpu,
-                DeviceArg::Gpu => Device::Gpu,
-                DeviceArg::GpuOrCpu => Device::GpuOrCpu,
-                DeviceArg::Ndarray => Device::NdArray,
-            },
+            device: self.device.into(),
             threads: self.threads,
             kernel: match (&self.kernel, self.autotune) {
                 (Some(name), _) => Some(name.clone()),

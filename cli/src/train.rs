@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use ampoule::Checkpoint;
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
+use ampoule::{Checkpoint, Device};
 use ampoule_distill::{
     Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, log_start, merge, plan,
     student_from_teacher, train,
@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::data::DataArgs;
 use crate::distill::ShapeArgs;
+use crate::input::DeviceArg;
 use crate::quantize;
 use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c, table};
 
@@ -56,6 +57,9 @@ pub struct RunArgs {
     /// Worker threads; 0 for as many as there are cores, at most four
     #[arg(long)]
     threads: Option<usize>,
+    /// Where teacher and student are computed; a GPU needs a build with `--features wgpu`
+    #[arg(long, value_enum)]
+    device: Option<DeviceArg>,
     /// Make a few steps, say how long the run will take and how much memory, and end
     #[arg(long)]
     pub plan: bool,
@@ -95,6 +99,7 @@ impl RunArgs {
         settings.seed = self.seed.unwrap_or(settings.seed);
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.threads = self.threads.unwrap_or(settings.threads);
+        settings.device = self.device.map_or(settings.device, Device::from);
         Ok(settings)
     }
 

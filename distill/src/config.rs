@@ -1,7 +1,7 @@
 //! How a run trains: settings for all of it, and what a stage of it does otherwise.
 
 use ampoule::bundle::Precision;
-use ampoule::{Error, Result};
+use ampoule::{Device, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -52,6 +52,10 @@ pub struct TrainConfig {
     pub save_every: usize,
     /// Worker threads; 0 for as many as the run began with, and at first as the machine has cores, at most four.
     pub threads: usize,
+    /// Where teacher and student are computed, `cpu` or `gpu`; the optimizer stays on the processor. The bits of a GPU's sums are its own,
+    /// and need not be the same each time.
+    #[serde(skip_serializing_if = "is_processor")]
+    pub device: Device,
     /// Whether texts without labels are trained on too, where a loss term needs none.
     pub transfer: bool,
     /// Quantization-aware training (Jacob et al. 2018): with `int8` the forward pass rounds as the bundle's integer contract does,
@@ -65,7 +69,11 @@ pub struct TrainConfig {
 }
 
 /// Settings that no stage can change: they are the run's.
-const OF_RUN: [&str; 5] = ["seed", "dropout", "save_every", "threads", "stages"];
+const OF_RUN: [&str; 6] = ["seed", "dropout", "save_every", "threads", "device", "stages"];
+
+fn is_processor(device: &Device) -> bool {
+    *device == Device::Cpu
+}
 
 impl Default for TrainConfig {
     fn default() -> Self {
@@ -87,6 +95,7 @@ impl Default for TrainConfig {
             patience: 0,
             save_every: 200,
             threads: 0,
+            device: Device::Cpu,
             transfer: true,
             precision: Precision::F32,
             stages: Vec::new(),

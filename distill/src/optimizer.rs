@@ -11,7 +11,7 @@ use ampoule::kernels::{AdamStep, Kernel};
 use ampoule::model::{Model, give_back, parameter_name};
 use ampoule::{Error, Result};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Gradients, Tensor, TensorData};
+use burn::tensor::{Gradients, Tensor, TensorData, Transaction};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -175,12 +175,15 @@ pub(crate) const WORDS: &str = "embeddings.word_embeddings.weight";
 impl NamedGradients {
     /// Takes the gradients of `model`'s parameters out of Burn's container; `words` are the rows of [`WORDS`] that the model has.
     pub(crate) fn collect(model: &Model, gradients: Gradients, words: Vec<i32>) -> Self {
-        let mut collect = Collect { path: Vec::new(), gradients, found: BTreeMap::new() };
+        let mut collect = Collect { path: Vec::new(), gradients, names: Vec::new(), found: Transaction::default() };
         model.visit(&mut collect);
-        if let Some(gradient) = collect.found.get_mut(WORDS) {
+        let of = |data: TensorData| Gradient { rows: None, values: data.try_into_vec::<f32>().unwrap_or_default() };
+        let mut found: BTreeMap<_, _> =
+            collect.names.into_iter().zip(collect.found.execute().into_iter().map(of)).collect();
+        if let Some(gradient) = found.get_mut(WORDS) {
             gradient.rows = Some(words);
         }
-        NamedGradients(collect.found)
+        NamedGradients(found)
     }
 
     #[cfg(test)]
@@ -201,10 +204,12 @@ impl NamedGradients {
     }
 }
 
+/// Reads all at once: from a GPU each reading by itself waits for it.
 struct Collect {
     path: Vec<String>,
     gradients: Gradients,
-    found: BTreeMap<String, Gradient>,
+    names: Vec<String>,
+    found: Transaction,
 }
 
 impl ModuleVisitor for Collect {
@@ -218,8 +223,8 @@ impl ModuleVisitor for Collect {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad_remove(&mut self.gradients) {
-            let values = gradient.into_data_as::<f32>().try_into_vec::<f32>().unwrap_or_default();
-            self.found.insert(parameter_name(&self.path), Gradient { rows: None, values });
+            self.names.push(parameter_name(&self.path));
+            self.found = std::mem::take(&mut self.found).register(gradient);
         }
     }
 }

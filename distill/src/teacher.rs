@@ -71,11 +71,11 @@ pub(crate) struct Ensemble {
 }
 
 impl Ensemble {
-    /// Each has to answer with the student's labels.
-    pub(crate) fn load(teacher: Teacher, student: &Checkpoint) -> Result<Self> {
+    /// Each has to answer with the student's labels, and computes on `device`.
+    pub(crate) fn load(teacher: Teacher, student: &Checkpoint, device: &Device) -> Result<Self> {
         let Teacher { members, cache } = teacher;
         let cache = cache.map(|(folder, max_bytes)| Cache::open(&folder, max_bytes)).transpose()?.map(Arc::new);
-        let load = |member| Answering::load(member, cache.clone(), student);
+        let load = |member| Answering::load(member, cache.clone(), student, device);
         Ok(Ensemble { members: members.into_iter().map(load).collect::<Result<_>>()?, cache })
     }
 
@@ -164,15 +164,17 @@ struct Answering {
     pooling: PoolingMode,
     /// By tag, that of a further word where one word is several; none for labels of whole texts.
     goes_on: Vec<usize>,
-    /// Of its weights and what is computed of them: tells its answers from another teacher's.
+    /// Of its weights, what is computed of them, and where: tells its answers from others.
     sha256: String,
     cache: Option<Arc<Cache>>,
 }
 
 impl Answering {
-    fn load(mut teacher: Checkpoint, cache: Option<Arc<Cache>>, student: &Checkpoint) -> Result<Self> {
+    fn load(mut teacher: Checkpoint, cache: Option<Arc<Cache>>, student: &Checkpoint, device: &Device) -> Result<Self> {
         let sha256 = Sha256::new().chain_update(weights_sha256(&teacher.weights));
-        let sha256 = sha256.chain_update(teacher.config.to_json().to_string()).finalize();
+        let sha256 = sha256.chain_update(teacher.config.to_json().to_string());
+        // The last bits of its answers are another device's.
+        let sha256 = if *device == Device::flex() { sha256 } else { sha256.chain_update("gpu") }.finalize();
         let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
         let config = &teacher.config;
         if config.task != student.config.task {
@@ -192,7 +194,7 @@ impl Answering {
             Task::TokenClassification => Scheme::new(&config.id2label)?.continued(),
             _ => Vec::new(),
         };
-        let model = FrozenModel::load(config, &mut teacher.weights)?;
+        let model = FrozenModel::load(config, &mut teacher.weights, device)?;
         Ok(Answering { model, pooling: teacher.pooling.mode, goes_on, sha256, cache })
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use ampoule::bundle::{Precision, weights_sha256};
 use ampoule::model::{Model, Noise, Weights, parameter_name, release_memory};
-use ampoule::{Batch, Checkpoint, Error, Options, Result};
+use ampoule::{Batch, Checkpoint, Error, Options, Result, training_device};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use rand::rngs::ChaCha8Rng;
@@ -116,7 +116,7 @@ pub fn train(
     let stages = config.checked_stages(teacher.is_some())?;
     // A run goes on with the threads that it began with: sums depend on their number.
     let (config, stages) = with_threads(config, stages, threads_of(run));
-    let workers = (0..config.threads).map(|_| pool(1)).collect::<Result<_>>()?;
+    let workers = workers(&config)?;
     let all = || {
         let (mut trainer, identity) = Trainer::new(student, teacher, data, &config, stages, workers)?;
         trainer.resume(run, &identity)?;
@@ -150,7 +150,7 @@ pub fn plan(student: Checkpoint, teacher: Option<Teacher>, data: &Data, config: 
     let (config, stages) = with_threads(config, stages, None);
     // With its cache, a second plan would find the answers that the first had computed.
     let teacher = teacher.map(Teacher::without_cache);
-    let workers = (0..config.threads).map(|_| pool(1)).collect::<Result<_>>()?;
+    let workers = workers(&config)?;
     let measure = || {
         let (trainer, _) = Trainer::new(student, teacher, data, &config, stages, workers)?;
         trainer.measure()
@@ -228,6 +228,14 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     ampoule::checkpoint::write_aside(&folder.join("batches.jsonl"), lines.as_bytes())
 }
 
+/// Each computes a part of a step; a GPU computes it whole.
+fn workers(config: &TrainConfig) -> Result<Vec<rayon::ThreadPool>> {
+    match config.device {
+        ampoule::Device::Cpu => (0..config.threads).map(|_| pool(1)).collect(),
+        _ => Ok(vec![pool(config.threads)?]),
+    }
+}
+
 fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -262,8 +270,9 @@ fn first_steps(epochs: Vec<usize>, most: Option<usize>) -> Vec<usize> {
 struct Trainer<'a> {
     stages: Vec<Stage>,
     data: &'a Data,
-    /// One thread each.
     workers: Vec<rayon::ThreadPool>,
+    /// Where they compute the student, without autodiff.
+    device: Device,
     /// All but its weights, which are the model's.
     student: Checkpoint,
     model: Model,
@@ -297,7 +306,8 @@ impl<'a> Trainer<'a> {
         let [teacher_sha256, teacher_config] = teacher.as_ref().map(Teacher::identity).unwrap_or_default();
         let members = teacher.iter().flat_map(|teacher| &teacher.members);
         let readers = members.map(|member| Reader::new(member, &student)).collect();
-        let teacher = teacher.map(|teacher| Ensemble::load(teacher, &student)).transpose()?;
+        let device = training_device(config.device)?;
+        let teacher = teacher.map(|teacher| Ensemble::load(teacher, &student, &device)).transpose()?;
         let sequences = Sequences::new(&student, readers, data)?;
         let mut number = 0;
         let mut planned = Vec::new();
@@ -330,6 +340,7 @@ impl<'a> Trainer<'a> {
             stages: planned,
             data,
             model,
+            device,
             workers,
             student,
             teacher,
@@ -401,7 +412,7 @@ impl<'a> Trainer<'a> {
         let values = |tensors: &Weights| tensors.0.values().map(|tensor| tensor.data.len()).sum::<usize>();
         let trained = self.optimizer.moments.values().map(|moments| moments.first.len()).sum::<usize>();
         Ok(Plan {
-            threads: self.workers.len(),
+            threads: self.config().threads,
             seconds: stages.iter().map(of).sum(),
             stages,
             peak_bytes: peak_bytes(),
@@ -555,11 +566,11 @@ impl<'a> Trainer<'a> {
 
     /// The terms and the gradient of one part of a step.
     fn compute(&self, part: &Part, noise: Noise) -> Result<Computed> {
-        let device = Device::flex().autodiff();
+        let device = self.device.clone().autodiff();
         let words = Batch::distinct_ids(part.inputs().iter().map(|input| &input.batch));
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
         let freeze = &self.config().freeze;
-        let model = self.model.clone().map(&mut Lift { path: Vec::new(), freeze, words: &words });
+        let model = self.model.clone().map(&mut Lift { path: Vec::new(), device: &self.device, freeze, words: &words });
         let model = match self.config().precision {
             Precision::Int8 => model.fake_quantized(),
             _ => model,
@@ -584,14 +595,17 @@ impl<'a> Trainer<'a> {
                 None => return Ok(Computed::default()),
             },
         };
-        let found = values.iter().map(|v| f64::from(v.clone().inner().into_scalar::<f32>())).collect();
+        let terms_of_part = Tensor::cat(values.iter().map(|value| value.clone().inner()).collect(), 0);
         let loss = terms
             .iter()
             .zip(values)
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        Ok(Computed { terms: found, gradient: NamedGradients::collect(&model, loss.backward(), words) })
+        let gradient = NamedGradients::collect(&model, loss.backward(), words);
+        // Read last: a GPU then has nothing left to do before it.
+        let found = terms_of_part.into_data().try_into_vec::<f32>().map_err(|_| Error::internal("a loss is no f32"))?;
+        Ok(Computed { terms: found.into_iter().map(f64::from).collect(), gradient })
     }
 
     /// The student with its weights as they are now.
@@ -666,10 +680,11 @@ struct Computed {
     gradient: NamedGradients,
 }
 
-/// Puts a model on the device with autodiff, each parameter a new leaf, the frozen ones constants. Of the embeddings of words it has the
+/// Puts a model of the processor's on a device with autodiff, each parameter a new leaf, the frozen ones constants. Of the embeddings of words it has the
 /// rows of `words` alone: a gradient of all would be zeros, most of them.
 struct Lift<'a> {
     path: Vec<String>,
+    device: &'a Device,
     freeze: &'a [String],
     words: &'a [i32],
 }
@@ -686,9 +701,12 @@ impl ModuleMapper for Lift<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = parameter_name(&self.path);
         let is_frozen = self.freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
-        let lifted = param.map(|tensor| match name == WORDS {
-            true => tensor.clone().select(0, Tensor::from_data(self.words, &tensor.device())).autodiff(),
-            false => tensor.autodiff(),
+        let lifted = param.map(|tensor| {
+            let tensor = match name == WORDS {
+                true => tensor.clone().select(0, Tensor::from_data(self.words, &tensor.device())),
+                false => tensor,
+            };
+            tensor.to_device(self.device).autodiff()
         });
         lifted.set_require_grad(!is_frozen)
     }

@@ -8,11 +8,11 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-#[cfg(feature = "autodiff")]
-use super::HiddenState;
 use super::Output;
 use super::config::{ModelConfig, Task};
 use super::weights::{Int8, Values, WeightSource};
+#[cfg(feature = "autodiff")]
+use super::{FrozenOutputs, HiddenState};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Kernel, Matrix, Packed, Scratch};
@@ -25,7 +25,7 @@ const GROUP: usize = 128;
 
 /// An encoder with at most one head, its weights packed for one kernel.
 pub(crate) struct PackedModel {
-    config: ModelConfig,
+    pub(super) config: ModelConfig,
     kernel: Kernel,
     word_embeddings: Values,
     /// `[positions, embedding]`, the embedding of the one token type added.
@@ -179,7 +179,7 @@ impl PackedModel {
     }
 
     #[cfg(feature = "autodiff")]
-    fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
+    pub(super) fn observed(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
         let h = self.config.hidden_size;
         let mut states = BTreeMap::<HiddenState, Vec<f32>>::new();
         // Groups come in order, so the rows of a state too.
@@ -365,47 +365,6 @@ impl PackedModel {
         if let Some(project) = &self.project {
             project.apply(gathered, None, scratch, x);
         }
-    }
-}
-
-/// What a [`FrozenModel`] gives of a sequence.
-#[cfg(feature = "autodiff")]
-#[derive(Clone)]
-pub struct FrozenOutputs {
-    /// `[tokens, labels]` for token classification, `[1, labels]` for text classification; empty for a bare encoder.
-    pub logits: Vec<f32>,
-    /// `[tokens, hidden]` each.
-    pub states: BTreeMap<HiddenState, Vec<f32>>,
-}
-
-/// A model that answers and is not trained, such as a teacher: the kernels compute it in f32.
-#[cfg(feature = "autodiff")]
-pub struct FrozenModel(PackedModel);
-
-#[cfg(feature = "autodiff")]
-impl FrozenModel {
-    /// Builds the model that `config` describes from the tensors of `source`.
-    ///
-    /// # Errors
-    /// Those of `source`.
-    pub fn load(config: &ModelConfig, source: &mut dyn WeightSource) -> Result<Self> {
-        // Where it is the scalar one, that is slow and right.
-        let kernel = Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))?;
-        Ok(FrozenModel(PackedModel::load(config, source, kernel)?))
-    }
-
-    /// What it gives of each sequence: its logits, and the hidden states of `wanted` that it has; [`HiddenState::Attention`] is not kept.
-    /// A sequence's values are the same bits whatever else is in the batch. Runs in rayon's current pool, on the processor.
-    ///
-    /// # Errors
-    /// [`Internal`](crate::ErrorKind::Internal) alone: nothing is expected to fail.
-    pub fn compute(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
-        self.0.observed(batch, wanted)
-    }
-
-    /// What the model is.
-    pub fn config(&self) -> &ModelConfig {
-        &self.0.config
     }
 }
 

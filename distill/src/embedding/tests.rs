@@ -155,7 +155,7 @@ fn parts(sizes: &[usize]) -> Vec<Pairs> {
 fn the_parts_of_a_step_are_its_whole() {
     let of_student = Checkpoint::open("../tests/fixtures/checkpoints/bert-encoder").unwrap();
     let of_teacher = Checkpoint::open("../tests/fixtures/checkpoints/electra-encoder").unwrap();
-    let teacher = Ensemble::load(Teacher::new(of_teacher), &of_student).unwrap();
+    let teacher = Ensemble::load(Teacher::new(of_teacher), &of_student, &Device::flex()).unwrap();
     let Checkpoint { config, weights, pooling, .. } = of_student;
     let terms = [
         Term::Contrastive { weight: 1.0, temperature: 0.05 },

@@ -41,7 +41,7 @@ fn taught(teacher: &str, text: &str, alignment: &Alignment) -> (Tags, Tags) {
     let reading = reader.read(&tokens, &clean).unwrap().expect("it reads something else");
     let of_teacher: BTreeMap<usize, u32> =
         gold(&scheme, &teacher.tokenizer.encode(TEXT).unwrap(), &spans).into_iter().collect();
-    let answering = Answering::load(teacher, None, &student).unwrap();
+    let answering = Answering::load(teacher, None, &student, &Device::flex()).unwrap();
     let labels = student.config.id2label.len();
     let found = (0..).zip(&reading.answers).filter_map(|(position, answer)| {
         let Answer { at, is_further } = (*answer)?;
@@ -146,7 +146,7 @@ fn embeddings_are_the_embedders_of_the_clean_text() {
         let readings: Vec<Reading> = texts.iter().map(read).collect();
         let embedder = ampoule::Embedder::from_checkpoint(teacher.clone(), &ampoule::Options::default()).unwrap();
         let expected = embedder.embed_batch(&texts).unwrap();
-        let answering = Answering::load(teacher, None, &student).unwrap();
+        let answering = Answering::load(teacher, None, &student, &Device::flex()).unwrap();
         let terms = [Term::Embedding { weight: 1.0, temperature: 0.05 }];
         let found = answering.outputs(&terms, &readings, [3, 24], &Device::flex()).unwrap();
         assert!(found.logits.is_none() && found.states.is_empty());
@@ -184,7 +184,10 @@ fn several_teachers_teach_the_mean_of_their_probabilities() {
             .into();
         let (device, dims) = (Device::flex(), [1, tokens.len() + 2]);
         let logits = |teacher: Teacher, readings: &[Vec<Reading>]| {
-            let found = Ensemble::load(teacher, &student).unwrap().outputs(&[], readings, dims, &device).unwrap();
+            let found = Ensemble::load(teacher, &student, &Device::flex())
+                .unwrap()
+                .outputs(&[], readings, dims, &device)
+                .unwrap();
             found.logits.unwrap().into_data().try_into_vec::<f32>().unwrap()
         };
         let both = logits(Teacher::new(first.clone()).and(second.clone()), &readings);
@@ -210,7 +213,7 @@ fn several_teachers_teach_the_mean_of_their_probabilities() {
         let terms = [Term::Hidden { weight: 1.0, layer_map: vec![(1, 1)] }];
         let folder = tempfile::tempdir().unwrap();
         let several = Teacher::new(first).and(second).with_cache(folder.path(), 1 << 20);
-        let several = Ensemble::load(several, &student).unwrap();
+        let several = Ensemble::load(several, &student, &Device::flex()).unwrap();
         for found in [0, 2] {
             let kept = several.outputs(&[], &readings, dims, &device).unwrap().logits.unwrap();
             assert_eq!(kept.into_data().try_into_vec::<f32>().unwrap(), both);

@@ -66,6 +66,51 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
     }
 }
 
+/// Every kind of term, noise, dropout and quantization-aware training; a few steps, since each is a little off the one before.
+#[test]
+fn a_gpu_makes_the_steps_that_the_processor_makes() {
+    if ampoule::gpu_adapters().is_empty() {
+        println!("skipped: there is no GPU, or this build is without the feature `wgpu`");
+        return;
+    }
+    let text = "the pain of aspirin";
+    let annotation = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
+    let entities = vec![annotation("Disease", 4..8), annotation("Chemical", 12..19)];
+    let examples = (1..=6).map(|n| Example {
+        id: String::new(),
+        text: [text, &" of the pain".repeat(n)].concat(),
+        entities: entities.clone(),
+    });
+    let set =
+        NerSet { examples: examples.collect(), covers: BTreeSet::from(["Chemical", "Disease"].map(str::to_owned)) };
+    let data = Data::Entities { train: vec![set.clone()], dev: vec![set], transfer: vec![text.to_owned()] };
+    let settings = r#"{"batch_size": 4, "epochs": 1, "threads": 1, "dropout": 0.1, "noise": {"words": 0.3}, "stages": [
+        {"terms": [{"term": "hidden", "weight": 1, "layer_map": [[1, 1]]},
+                   {"term": "relations", "weight": 1, "layer_map": [[1, 1]], "heads": 2},
+                   {"term": "attention", "weight": 1, "layer_map": [[1, 1]], "heads": 2}]},
+        {"terms": [{"term": "hard", "weight": 1}, {"term": "soft_targets", "weight": 1, "temperature": 2},
+                   {"term": "spans", "weight": 1}]},
+        {"precision": "int8"}]}"#;
+    let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let steps = |name: &str, device| {
+        let config = TrainConfig { device, ..serde_json::from_str(settings).unwrap() };
+        let (stop, path) = (AtomicBool::new(false), folder.path().join(name));
+        let teacher = Some(Teacher::new(start.clone()));
+        train(start.clone(), teacher, &data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
+        let log = std::fs::read_to_string(path.join("log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter_map(|line| serde_json::from_value::<StepLog>(line["step"].clone()).ok()).collect::<Vec<_>>()
+    };
+    let (expected, found) = (steps("processor", ampoule::Device::Cpu), steps("gpu", ampoule::Device::Gpu));
+    assert!(expected.len() > 3 && expected.len() == found.len());
+    for (expected, found) in expected.iter().zip(&found) {
+        for (e, f) in [(expected.loss, found.loss), (expected.gradient_norm, found.gradient_norm)] {
+            assert!((e - f).abs() < 1e-3 * e.abs().max(0.1), "step {}: {f} in place of {e}", expected.step);
+        }
+    }
+}
+
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_by_step_and_term_and_leaves_the_last_state() {
     let text = "the pain of aspirin";

@@ -7,6 +7,8 @@ use burn::tensor::{Device, Tensor};
 use super::*;
 use crate::Checkpoint;
 use crate::bundle::quantize_rows;
+#[cfg(feature = "autodiff")]
+use crate::model::FrozenModel;
 use crate::model::{Model, Weights};
 
 /// Integers for every matrix of floats with rows enough to be quantized.
@@ -157,7 +159,10 @@ fn a_frozen_model_gives_every_state_of_the_composed_one() {
     let device = Device::flex();
     for name in ["bert-token", "distilbert-sequence", "roberta-sequence", "electra-token"] {
         let Checkpoint { config, mut weights, .. } = Checkpoint::open(folder(name)).unwrap();
-        let frozen = FrozenModel::load(&config, &mut weights.clone()).unwrap();
+        let frozen = [
+            FrozenModel::load(&config, &mut weights.clone(), &device).unwrap(),
+            FrozenModel::composed(&config, &mut weights.clone(), &device).unwrap(),
+        ];
         let composed = Model::load(&config, &mut weights, &device).unwrap();
         // More tokens than one group, so that layers are computed in parts.
         let sequences: Vec<Vec<u32>> = (0..9).flat_map(|_| sequences(&config)).collect();
@@ -174,8 +179,8 @@ fn a_frozen_model_gives_every_state_of_the_composed_one() {
         let logits = rows(composed.logits(last, &mut None).unwrap(), &batch);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let names = wanted.keys().copied().collect();
-        let found = pool.install(|| frozen.compute(&batch, &names).unwrap());
-        for (i, found) in found.iter().enumerate() {
+        let found = pool.install(|| frozen.map(|frozen| frozen.compute(&batch, &names).unwrap()));
+        for (i, found) in found.iter().flat_map(|found| found.iter().enumerate()) {
             assert!(found.states.keys().eq(wanted.keys()), "{name}");
             for (state, x) in &found.states {
                 let difference = largest(std::slice::from_ref(x), &wanted[state][i..=i]);
@@ -188,8 +193,11 @@ fn a_frozen_model_gives_every_state_of_the_composed_one() {
     let Checkpoint { config, mut weights, .. } = Checkpoint::open(folder("bert-encoder")).unwrap();
     let batch = Batch::new(&sequences(&config), config.pad_token_id);
     let wanted = [HiddenState::Layer(config.num_hidden_layers)].into();
-    let found = FrozenModel::load(&config, &mut weights).unwrap().compute(&batch, &wanted).unwrap();
-    assert!(found.iter().all(|found| found.states.keys().eq(&wanted) && found.logits.is_empty()));
+    for load in [FrozenModel::load, FrozenModel::composed] {
+        let found = load(&config, &mut weights.clone(), &device).unwrap().compute(&batch, &wanted).unwrap();
+        assert!(found.len() == batch.dims()[0]);
+        assert!(found.iter().all(|found| found.states.keys().eq(&wanted) && found.logits.is_empty()));
+    }
 }
 
 #[test]
