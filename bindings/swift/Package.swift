@@ -15,7 +15,7 @@ let package = Package(
     targets: [
         library,
         .target(name: "AmpouleNative", dependencies: ["AmpouleNativeFFI"], swiftSettings: [.swiftLanguageMode(.v5)]),
-        .target(name: "Ampoule", dependencies: ["AmpouleNative"]),
+        .target(name: "Ampoule", dependencies: ["AmpouleNative"], resources: [.copy("PrivacyInfo.xcprivacy")]),
         .target(name: "Fixtures", dependencies: ["Ampoule"], path: "Tests/Fixtures"),
         .testTarget(name: "AmpouleTests", dependencies: ["Ampoule", "Fixtures", "Guide"], resources: [.copy("resource.txt")]),
         // README.md's samples.
