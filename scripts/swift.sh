@@ -25,7 +25,7 @@ tests() { # package, name: builds and runs them, and counts
     # Debian's Swift has the module of an overlay for tests (_Testing_Foundation) without its library.
     if ! sid swift test --package-path "/checkout/$1" --scratch-path "/checkout/$out/build-$2" "${libraries[@]}" \
         -Xswiftc -Xfrontend -Xswiftc -disable-cross-import-overlays >"$log" 2>&1; then
-        grep -E 'error:|^Fatal' "$log" || tail -30 "$log"
+        grep -E '^[^ ].*error:|^Fatal' "$log" | sort -u || tail -30 "$log"
         # Where none has failed, something else has: it did not compile, or it crashed.
         grep -qE "^Test Case .* failed \(" "$log" || failed=$((failed + 1))
     fi

@@ -44,7 +44,7 @@ public final class Extractor: AmpouleModel {
         _ source: BundleSource,
         options: OpenOptions = OpenOptions()
     ) throws(AmpouleError) -> Extractor {
-        try Ampoule.native { Extractor(try AmpouleNative.Extractor.open(source: source.native(), options: options.native())) }
+        try Ampoule.native { try Extractor(AmpouleNative.Extractor.open(source: source.native(), options: options.native())) }
     }
 
     /// The entities of a text, in order.
@@ -120,7 +120,7 @@ public final class Classifier: AmpouleModel {
         _ source: BundleSource,
         options: OpenOptions = OpenOptions()
     ) throws(AmpouleError) -> Classifier {
-        try Ampoule.native { Classifier(try AmpouleNative.Classifier.open(source: source.native(), options: options.native())) }
+        try Ampoule.native { try Classifier(AmpouleNative.Classifier.open(source: source.native(), options: options.native())) }
     }
 
     /// Every label's probability, the likeliest first.
@@ -188,7 +188,7 @@ public final class Embedder: AmpouleModel {
         _ source: BundleSource,
         options: OpenOptions = OpenOptions()
     ) throws(AmpouleError) -> Embedder {
-        try Ampoule.native { Embedder(try AmpouleNative.Embedder.open(source: source.native(), options: options.native())) }
+        try Ampoule.native { try Embedder(AmpouleNative.Embedder.open(source: source.native(), options: options.native())) }
     }
 
     /// The vector of a text, ``width`` values.

@@ -74,10 +74,10 @@ final class CallsTests: XCTestCase {
 
     func testTimeRunsOutInBlockingCalls() throws {
         let extractor = try open()
-        for timeout in [0, 0.03, -5, -.infinity] {
+        for timeout in [TimeInterval(0), 0.03, -5, -TimeInterval.infinity] {
             assertThrows("Cancelled") { try extractor.extractBlocking(longText, timeout: timeout) }
         }
-        for timeout in [.infinity, .greatestFiniteMagnitude, .nan, 60, 1e10] {
+        for timeout in [TimeInterval.infinity, .greatestFiniteMagnitude, .nan, 60, 1e10] {
             XCTAssertEqual(3, try extractor.extractBlocking(sentence, timeout: timeout).count)
         }
         let token = CancelToken()

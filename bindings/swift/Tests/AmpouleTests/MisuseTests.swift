@@ -60,12 +60,14 @@ final class MisuseTests: XCTestCase {
             let model = try open()
             return (Task { try await model.extract(text) }, model.entities(in: text))
         }
-        var (task, entities): (Task<[Entity], any Error>?, Entities?) = try start()
-        let (found, arrived) = (try await task?.value, try await entities.map(collected))
-        XCTAssertEqual(900, found?.count)
-        XCTAssertEqual(found, arrived)
-        XCTAssertGreaterThan(AmpouleLibrary.liveObjects, before)
-        (task, entities) = (nil, nil)
+        func finish() async throws {
+            let (task, entities) = try start()
+            let (found, arrived) = (try await task.value, try await collected(entities))
+            XCTAssertEqual(900, found.count)
+            XCTAssertEqual(found, arrived)
+            XCTAssertGreaterThan(AmpouleLibrary.liveObjects, before)
+        }
+        try await finish()
         try await until("it is freed") { AmpouleLibrary.liveObjects == before }
     }
 

@@ -6,7 +6,7 @@ import XCTest
 
 @MainActor
 final class NoteScreenTests: XCTestCase {
-    private let note = "Started on lisinopril 😀 for hypertension; developed angioe\u{301}dema."
+    private let note = "😀 Started on lisinopril for hypertension; developed angioe\u{301}dema."
     private let root = URL(fileURLWithPath: ProcessInfo.processInfo.environment["AMPOULE_ROOT"] ?? "../..")
     private var bundle: BundleSource { .file(root.appendingPathComponent("models/clinical-en.int8.safetensors")) }
 
@@ -18,7 +18,7 @@ final class NoteScreenTests: XCTestCase {
         XCTAssertEqual(note, screen.shown.pieces.map(\.text).joined())
         let marked = screen.shown.pieces.filter { $0.label != nil }
         XCTAssertEqual(["lisinopril, Chemical", "hypertension, Disease"], marked.prefix(2).map(\.spoken))
-        XCTAssertEqual("Started on ", screen.shown.pieces.first?.spoken)
+        XCTAssertEqual("😀 Started on ", screen.shown.pieces.first?.spoken)
         let figures = #"^\d+ entit(y|ies), \d+ ms, \d+\.\d MB$"#
         XCTAssertNotNil(screen.shown.figures.range(of: figures, options: .regularExpression), screen.shown.figures)
         await screen.write("")?.value
