@@ -43,11 +43,11 @@ sid swiftc -parse examples/ios/App/NoteApp.swift && parses=0 || parses=1
 check "the sample app's view does not parse" "$parses"
 
 mkdir -p "$out/api"
-sid /usr/libexec/swift/bin/swift-symbolgraph-extract -module-name Ampoule -minimum-access-level public -target x86_64-unknown-linux-gnu \
+triple=$(sid swiftc -print-target-info | sed -n 's/^ *"triple": "\(.*\)",$/\1/p' | head -1)
+sid /usr/libexec/swift/bin/swift-symbolgraph-extract -module-name Ampoule -minimum-access-level public -target "$triple" \
     -I "/checkout/$out/build-ampoule/debug/Modules" -I "/checkout/$out/ampoule/Sources/AmpouleNativeFFI" -output-dir "/checkout/$out/api" \
-    >"$out/api.log" 2>&1 || { cat "$out/api.log" >&2; exit 1; }
-python3 bindings/swift/api.py "$out/api/Ampoule.symbols.json" >"$out/api.txt" && documented=0 || documented=1
-check "a public declaration has no documentation" "$documented"
+    >"$out/api.log" 2>&1 && python3 bindings/swift/api.py "$out/api/Ampoule.symbols.json" >"$out/api.txt" && told=0 || told=1
+check "the public API cannot be told, or some of it has no documentation; see $out/api.log" "$told"
 [ -z "${AMPOULE_WRITE:-}" ] || cp "$out/api.txt" bindings/swift/api.txt
 diff bindings/swift/api.txt "$out/api.txt" && same=0 || same=1
 check "the public API is another; if that is meant: AMPOULE_WRITE=1 $0" "$same"

@@ -11,7 +11,7 @@ internal import AmpouleNative
 public struct Entities: AsyncSequence, Sendable {
     public typealias Element = Entity
 
-    /// In a closure, so that the text is in no description of this.
+    /// A closure, so that no description of this holds the text.
     private let read: @Sendable () -> Reading
 
     init(_ read: @escaping @Sendable () -> Reading) {
@@ -88,4 +88,9 @@ final class Reading: Sendable {
         let (token, work) = (token, work)
         return try await running(on: queue, stop: { token.cancel() }) { try work.next(token) }
     }
+}
+
+extension Reading: CustomReflectable {
+    /// Without the text.
+    var customMirror: Mirror { Mirror(self, children: []) }
 }

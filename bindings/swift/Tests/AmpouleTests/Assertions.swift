@@ -32,7 +32,12 @@ func assertThrows<T>(_ variant: String, file: StaticString = #filePath, line: UI
     }
 }
 
-func assertCancelled<T>(file: StaticString = #filePath, line: UInt = #line, _ call: () async throws -> T) async {
+func assertCancelled<T>(
+    isolation: isolated (any Actor)? = #isolation,
+    file: StaticString = #filePath,
+    line: UInt = #line,
+    _ call: () async throws -> T
+) async {
     do {
         _ = try await call()
         XCTFail("it threw nothing", file: file, line: line)
