@@ -2,16 +2,16 @@
 # Makes a Debian sid root, once, with what the checks for other processors and systems need and Debian 12 lacks: Rust with the standard
 # libraries of aarch64, armhf and wasm32 and the sources of it for Android and iOS, cross linkers, qemu, Swift. Then runs the command given in it, on this checkout at /checkout, e.g.
 #   scripts/chroot.sh rustc --version
-# Needs root, debootstrap and 9 GB in $AMPOULE_CHROOT. With AMPOULE_SID=swift a root of Swift alone will do, which is made sooner and takes
-# a third of that. With --why-not in place of a command: prints why none can be made or entered here, or nothing.
+# Needs root, debootstrap and 9 GB in $AMPOULE_CHROOT. With AMPOULE_SID=swift a root of Debian 13 with Swift alone will do, which is made
+# sooner and takes a third of that. With --why-not in place of a command: prints why none can be made or entered here, or nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid}
+root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid} suite=sid
 packages='rustc cargo gcc libc6-dev lld nodejs libstd-rust-dev-wasm32
     gcc-aarch64-linux-gnu libc6-dev:arm64 libgcc-s1:arm64 libstd-rust-dev:arm64 qemu-user
     gcc-arm-linux-gnueabihf libc6-dev:armhf libgcc-s1:armhf libstd-rust-dev:armhf rust-src llvm swiftlang'
 if [ "${AMPOULE_SID:-}" = swift ] && [ ! -e "$root/ready" ]; then
-    root=$root-swift packages='libc6-dev swiftlang'
+    root=$root-swift suite=trixie packages='libc6-dev swiftlang'
 fi
 if [ "${1:-}" = --why-not ]; then
     if [ "$(id -u)" != 0 ]; then
@@ -30,7 +30,7 @@ if [ ! -e "$root/ready" ]; then
     mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
         /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
     mkdir -p "$root"
-    debootstrap --variant=minbase --include=ca-certificates sid "$root" "${mirror:-http://deb.debian.org/debian}" >&2
+    debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "${mirror:-http://deb.debian.org/debian}" >&2
     echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90ampoule"
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
     cp /etc/resolv.conf /etc/hosts "$root/etc/"

@@ -8,7 +8,7 @@ import Foundation
 let cancels = 1_000
 let warm = 10_000
 let calls = 90_000
-nonisolated(unsafe) var isSound = true
+var isSound = true
 
 @MainActor
 func check(_ what: String, _ holds: Bool) {
