@@ -13,8 +13,8 @@ for slice in ios=aarch64-apple-ios simulator=aarch64-apple-ios-sim; do
     # Without fat LTO, which leaves bitcode in an archive that only a linker as new as rustc's LLVM reads; an app's linker drops what is
     # not called. The standard library of these targets is compiled from its sources, which the stable compiler has to be asked for.
     scripts/chroot.sh env RUSTC_BOOTSTRAP=1 IPHONEOS_DEPLOYMENT_TARGET=15.0 CARGO_PROFILE_DIST_LTO=off CARGO_PROFILE_DIST_STRIP=none \
-        cargo rustc --quiet -Zbuild-std=std,panic_unwind --target "$target" --profile dist -p ampoule-bindings --lib --crate-type staticlib \
-        --target-dir /checkout/target/sid-ios
+        cargo rustc --quiet -Zbuild-std=std,panic_unwind --target "$target" --profile dist -p ampoule-bindings --lib \
+        --crate-type staticlib --target-dir /checkout/target/sid-ios
     slices+=("${slice%%=*}=target/sid-ios/$target/dist/libampoule_bindings.a")
 done
 scripts/swift_package.sh "$package"
@@ -24,6 +24,12 @@ python3 bindings/swift/xcframework.py make "$framework" "$package/Sources/Ampoul
 rm -r "$package/Sources/AmpouleNativeFFI"
 python3 bindings/swift/xcframework.py check "$framework"
 python3 bindings/swift/xcframework.py plant "$framework"
+# The Swift of the package wants no reasons of its own: Foundation's part of Apple's list.
+listed='systemUptime|(creation|modification|contentModification|fileModification)Date|attributesOfItem|volume\w*Capacity'
+if grep -rnE "$listed|systemFreeSize|systemSize|UserDefaults|activeInputModes" "$package/Sources" --include=*.swift; then
+    echo "the Swift sources use what PrivacyInfo.xcprivacy has no reason for" >&2
+    exit 1
+fi
 # The manifest takes the framework, where there is one.
 scripts/chroot.sh swift package --package-path "/checkout/$package" describe --type json >"$out/describe.json"
 python3 - "$out/describe.json" <<'PYTHON'

@@ -13,8 +13,8 @@ mkdir -p "$generated" "$header" "$package/Tests/Guide"
 sed -n '/^```swift$/,/^```$/{ /^```/d; p }' bindings/swift/README.md >"$package/Tests/Guide/main.swift"
 touch -r bindings/swift/README.md "$package/Tests/Guide/main.swift"
 library=target/bindings/release/libampoule_bindings.so
-target/bindgen/debug/uniffi-bindgen generate --library "$library" --language swift --no-format --out-dir "$generated" >"$package.log" 2>&1 ||
-    { cat "$package.log" >&2; exit 1; }
+target/bindgen/debug/uniffi-bindgen generate --library "$library" --language swift --no-format --out-dir "$generated" \
+    >"$package.log" 2>&1 || { cat "$package.log" >&2; exit 1; }
 mv "$generated/AmpouleNativeFFI.h" "$header"
 # `use` names modules of Apple's.
 sed -e '/^ *use "/d' -e 's/^ *export \*/    link "ampoule_bindings"\n&/' "$generated/AmpouleNativeFFI.modulemap" >"$header/module.modulemap"

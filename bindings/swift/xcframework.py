@@ -33,6 +33,9 @@ LISTED = {
 }
 
 
+MODULE = f'framework module {NAME} {{\n    header "{NAME}.h"\n    export *\n}}\n'
+
+
 class Wrong(Exception):
     """What is missing or not as it should be."""
 
@@ -106,8 +109,7 @@ def check_slice(framework, platform, supported, reasons, entry):
     modules = framework / "Modules" / "module.modulemap"
     for path in (binary, header, modules):
         demand(path.is_file() and path.stat().st_size, f"{path.relative_to(framework.parent)} is missing")
-    demand(f"framework module {NAME} " in modules.read_text() and f'"{NAME}.h"' in modules.read_text(), "the module map names another module")
-    demand("Darwin" not in modules.read_text(), "the module map uses modules that a framework's cannot")
+    demand(modules.read_text() == MODULE, "the module map is another")
     info = plist(framework / "Info.plist")
     expected = {
         "CFBundleExecutable": NAME,
@@ -131,11 +133,13 @@ def check_slice(framework, platform, supported, reasons, entry):
         count += 1
     demand(count, "the archive is empty")
     undefined -= defined
-    called = set(re.findall(r"\b((?:uniffi|ffi)_ampoule_native_\w+)\(", header.read_text()))
+    called = set(re.findall(r"\b((?:uniffi|ffi)_ampoule_bindings_\w+)\(", header.read_text()))
     demand(len(called) > 50, f"the header declares {len(called)} functions")
     missing = sorted(name for name in called if f"_{name}" not in defined)
     demand(not missing, f"the header's functions are not in the archive: {missing[:3]}")
-    wants = {category for category, names in LISTED.items() for name in names.split() if f"_{name}" in {u.split("$")[0] for u in undefined}}
+    # `_fstat$INODE64` is `fstat`, too.
+    plain = {name.split("$")[0].removeprefix("_") for name in undefined}
+    wants = {category for category, names in LISTED.items() if plain & set(names.split())}
     demand(wants <= set(REASONS), f"no reason holds for {sorted(wants - set(REASONS))}")
     demand(wants == set(reasons), f"PrivacyInfo.xcprivacy: the archive's symbols want {sorted(wants)}, found {sorted(reasons)}")
     return count, len(called), sorted(wants)
@@ -148,17 +152,30 @@ def check(xcframework):
     demand(sorted(listed) == sorted(s[0] for s in SLICES.values()), f"slices: {sorted(listed)}")
     for folder, platform, supported, variant in SLICES.values():
         entry = listed[folder]
-        found = (entry["LibraryPath"], entry["SupportedArchitectures"], entry["SupportedPlatform"], entry.get("SupportedPlatformVariant"))
-        demand(found == (f"{NAME}.framework", ["arm64"], "ios", variant), f"{folder}: {found}")
+        demand(entry == library(folder, variant), f"Info.plist: {folder}: {entry}")
         framework = xcframework / folder / f"{NAME}.framework"
         privacy = plist(framework / "PrivacyInfo.xcprivacy")
         demand(privacy.get("NSPrivacyTracking") is False, "PrivacyInfo.xcprivacy: NSPrivacyTracking")
-        demand(privacy.get("NSPrivacyTrackingDomains") == [] == privacy.get("NSPrivacyCollectedDataTypes"), "PrivacyInfo.xcprivacy: nothing is collected")
+        for key in ("NSPrivacyTrackingDomains", "NSPrivacyCollectedDataTypes"):
+            demand(privacy.get(key) == [], f"PrivacyInfo.xcprivacy: {key}")
         reasons = {a["NSPrivacyAccessedAPIType"]: a["NSPrivacyAccessedAPITypeReasons"] for a in privacy.get("NSPrivacyAccessedAPITypes", [])}
         for category, given in reasons.items():
             demand(sorted(given) == REASONS.get(category), f"PrivacyInfo.xcprivacy: {category}: {given}")
         count, called, wants = check_slice(framework, platform, supported, reasons, folder)
-        yield f"{folder}: {count} Mach-O objects, {called} functions of the header, wants reasons for {', '.join(w[28:] for w in wants) or 'nothing'}"
+        categories = ", ".join(category.removeprefix("NSPrivacyAccessedAPICategory") for category in wants)
+        yield f"{folder}: {count} Mach-O objects, {called} functions of the header, wants reasons for {categories or 'nothing'}"
+
+
+def library(folder, variant):
+    """What the XCFramework says of a slice."""
+    entry = {
+        "BinaryPath": f"{NAME}.framework/{NAME}",
+        "LibraryIdentifier": folder,
+        "LibraryPath": f"{NAME}.framework",
+        "SupportedArchitectures": ["arm64"],
+        "SupportedPlatform": "ios",
+    }
+    return entry | ({"SupportedPlatformVariant": variant} if variant else {})
 
 
 def make(xcframework, header, privacy, version, archives):
@@ -172,7 +189,7 @@ def make(xcframework, header, privacy, version, archives):
         shutil.copy(archive, framework / NAME)
         shutil.copy(header, framework / "Headers" / f"{NAME}.h")
         shutil.copy(privacy, framework / "PrivacyInfo.xcprivacy")
-        (framework / "Modules" / "module.modulemap").write_text(f'framework module {NAME} {{\n    header "{NAME}.h"\n    export *\n}}\n')
+        (framework / "Modules" / "module.modulemap").write_text(MODULE)
         info = {
             "CFBundleExecutable": NAME,
             "CFBundleIdentifier": f"rs.ampoule.{NAME}",
@@ -185,14 +202,7 @@ def make(xcframework, header, privacy, version, archives):
             "MinimumOSVersion": ".".join(map(str, MINIMUM)),
         }
         (framework / "Info.plist").write_bytes(plistlib.dumps(info))
-        library = {
-            "BinaryPath": f"{NAME}.framework/{NAME}",
-            "LibraryIdentifier": folder,
-            "LibraryPath": f"{NAME}.framework",
-            "SupportedArchitectures": ["arm64"],
-            "SupportedPlatform": "ios",
-        }
-        libraries.append(library | ({"SupportedPlatformVariant": variant} if variant else {}))
+        libraries.append(library(folder, variant))
     info = {"AvailableLibraries": libraries, "CFBundlePackageType": "XFWK", "XCFrameworkFormatVersion": "1.0"}
     (xcframework / "Info.plist").write_bytes(plistlib.dumps(info))
 
@@ -220,10 +230,13 @@ def faults(xcframework):
     yield "objects of the simulator", edit(binary, every(build(2, 15), build(7, 15)))
     yield "objects of a newer system", edit(binary, every(build(2, 15), build(2, 17)))
     yield "an object that is bitcode", edit(binary, lambda data: data.replace(b"\xcf\xfa\xed\xfe", b"BC\xc0\xde", 1))
-    yield "an object of another processor", edit(binary, every(struct.pack("<2I", 0xFEEDFACF, 0x0100000C), struct.pack("<2I", 0xFEEDFACF, 0x01000007)))
-    yield "a function that is not there", edit(binary, every(b"_uniffi_ampoule_native_fn_method_extractor_extract\0", b"_uniffi_ampoule_native_fn_method_extractor_extracx\0"))
+    header = lambda processor: struct.pack("<2I", 0xFEEDFACF, processor)  # noqa: E731
+    yield "an object of another processor", edit(binary, every(header(0x0100000C), header(0x01000007)))
+    function = b"_uniffi_ampoule_bindings_fn_method_extractor_extract\0"
+    yield "a function that is not there", edit(binary, every(function, function.replace(b"extract\0", b"extracx\0")))
     yield "a function with a reason that nobody gave", edit(binary, every(b"\0_getenv\0", b"\0_statfs\0"))
-    yield "a privacy file without a category", edit(privacy, lambda data: plistlib.dumps(plistlib.loads(data) | {"NSPrivacyAccessedAPITypes": []}))
+    without = {"NSPrivacyAccessedAPITypes": []}
+    yield "a privacy file without a category", edit(privacy, lambda data: plistlib.dumps(plistlib.loads(data) | without))
     yield "another reason", edit(privacy, every(b"C617.1", b"DDA9.1"))
     yield "a framework that tracks", edit(privacy, every(b"<false/>", b"<true/>"))
     yield "another minimum", edit(f"{first}/Info.plist", every(b"<string>15.0", b"<string>17.0"))

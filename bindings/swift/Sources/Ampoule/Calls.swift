@@ -22,6 +22,16 @@ func milliseconds(_ timeout: TimeInterval?) -> UInt64? {
     return UInt64(exactly: (max(timeout, 0) * 1000).rounded(.up)) ?? UInt64(Int64.max)
 }
 
+/// Refuses what uniffi cannot count: it has 31 bits for the bytes of a text, or of a batch with four more a text, and ends the process
+/// where they do not do.
+func countable(_ bytes: Int) throws(AmpouleError) {
+    guard bytes <= Int32.max else { throw .fixInput("a text or batch of \(bytes) bytes: give it in parts, each below 2 GiB") }
+}
+
+func countable(_ texts: [String]) throws(AmpouleError) {
+    try countable(texts.reduce(4) { $0 + 4 + $1.utf8.count })
+}
+
 /// A queue to block on. Dispatch gives each serial queue a thread even where an app's own work keeps all others busy.
 func blockingQueue() -> DispatchQueue {
     DispatchQueue(label: "rs.ampoule", autoreleaseFrequency: .workItem)

@@ -67,6 +67,7 @@ final class Reading: Sendable {
             if hasEnded { return [] }
             // An error, too, ends it.
             hasEnded = true
+            try countable(text.utf8.count)
             let stream = try stream ?? model.stream(text: text, cancel: token)
             self.stream = stream
             guard let entities = try stream.next() else { return [] }

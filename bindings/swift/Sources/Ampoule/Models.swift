@@ -52,7 +52,10 @@ public final class Extractor: AmpouleModel {
     /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
     public func extract(_ text: String) async throws -> [Entity] {
         let model = model
-        return try await cancellable { located(try model.extract(text: text, cancel: $0), in: text) }
+        return try await cancellable {
+            try countable(text.utf8.count)
+            return located(try model.extract(text: text, cancel: $0), in: text)
+        }
     }
 
     /// The entities of several texts, computed together.
@@ -61,7 +64,8 @@ public final class Extractor: AmpouleModel {
     public func extractAll(_ texts: [String]) async throws -> [[Entity]] {
         let model = model
         return try await cancellable { token in
-            zip(try model.extractBatch(texts: texts, cancel: token), texts).map { located($0, in: $1) }
+            try countable(texts)
+            return zip(try model.extractBatch(texts: texts, cancel: token), texts).map { located($0, in: $1) }
         }
     }
 
@@ -76,6 +80,7 @@ public final class Extractor: AmpouleModel {
         cancel: CancelToken? = nil,
         timeout: TimeInterval? = nil
     ) throws(AmpouleError) -> [Entity] {
+        try countable(text.utf8.count)
         let found = try Ampoule.native { try model.extract(text: text, cancel: cancel?.token, timeoutMs: milliseconds(timeout)) }
         return located(found, in: text)
     }
@@ -128,7 +133,10 @@ public final class Classifier: AmpouleModel {
     /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
     public func classify(_ text: String) async throws -> [LabelScore] {
         let model = model
-        return try await cancellable { try model.classify(text: text, cancel: $0).map(LabelScore.init) }
+        return try await cancellable {
+            try countable(text.utf8.count)
+            return try model.classify(text: text, cancel: $0).map(LabelScore.init)
+        }
     }
 
     /// The same for several texts, computed together.
@@ -136,7 +144,10 @@ public final class Classifier: AmpouleModel {
     /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
     public func classifyAll(_ texts: [String]) async throws -> [[LabelScore]] {
         let model = model
-        return try await cancellable { try model.classifyBatch(texts: texts, cancel: $0).map { $0.map(LabelScore.init) } }
+        return try await cancellable {
+            try countable(texts)
+            return try model.classifyBatch(texts: texts, cancel: $0).map { $0.map(LabelScore.init) }
+        }
     }
 
     /// Every label's probability where it is called, until it is cancelled or its time is over.
@@ -150,7 +161,8 @@ public final class Classifier: AmpouleModel {
         cancel: CancelToken? = nil,
         timeout: TimeInterval? = nil
     ) throws(AmpouleError) -> [LabelScore] {
-        try Ampoule.native { try model.classify(text: text, cancel: cancel?.token, timeoutMs: milliseconds(timeout)) }
+        try countable(text.utf8.count)
+        return try Ampoule.native { try model.classify(text: text, cancel: cancel?.token, timeoutMs: milliseconds(timeout)) }
             .map(LabelScore.init)
     }
 
@@ -196,7 +208,10 @@ public final class Embedder: AmpouleModel {
     /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
     public func embed(_ text: String) async throws -> [Float] {
         let model = model
-        return try await cancellable { floats(try model.embed(text: text, cancel: $0)) }
+        return try await cancellable {
+            try countable(text.utf8.count)
+            return floats(try model.embed(text: text, cancel: $0))
+        }
     }
 
     /// The vectors of several texts, computed together.
@@ -205,6 +220,7 @@ public final class Embedder: AmpouleModel {
     public func embedAll(_ texts: [String]) async throws -> [[Float]] {
         let (model, width) = (model, width)
         return try await cancellable { token in
+            try countable(texts)
             let all = floats(try model.embedBatch(texts: texts, cancel: token))
             return texts.indices.map { Array(all[$0 * width..<($0 + 1) * width]) }
         }
@@ -221,7 +237,8 @@ public final class Embedder: AmpouleModel {
         cancel: CancelToken? = nil,
         timeout: TimeInterval? = nil
     ) throws(AmpouleError) -> [Float] {
-        floats(try Ampoule.native { try model.embed(text: text, cancel: cancel?.token, timeoutMs: milliseconds(timeout)) })
+        try countable(text.utf8.count)
+        return floats(try Ampoule.native { try model.embed(text: text, cancel: cancel?.token, timeoutMs: milliseconds(timeout)) })
     }
 
     /// Where it computes, and what it holds.

@@ -1,4 +1,4 @@
-import Ampoule
+@testable import Ampoule
 import Fixtures
 import Foundation
 import XCTest
@@ -95,6 +95,16 @@ final class MisuseTests: XCTestCase {
         assertThrows("FixInput") { try open(.file(XCTUnwrap(URL(string: "https://localhost/model.safetensors")))) }
         let picky = try open(options: OpenOptions(threads: 1, minScoreByLabel: ["Disease": 1]))
         XCTAssertEqual(["Chemical"], try picky.extractBlocking(sentence).map(\.label))
+    }
+
+    func testWhatCannotBeCountedIsRefused() throws {
+        let most = Int(Int32.max)
+        XCTAssertNoThrow(try countable(most))
+        assertThrows("FixInput") { try countable(most + 1) }
+        XCTAssertNoThrow(try countable(["", sentence]))
+        // It takes the memory of one: copies share it.
+        let large = String(repeating: "x", count: 1 << 20)
+        assertThrows("FixInput") { try countable(Array(repeating: large, count: 1 << 11)) }
     }
 
     func testResources() throws {

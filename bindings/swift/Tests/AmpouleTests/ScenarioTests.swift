@@ -72,7 +72,7 @@ final class ScenarioTests: XCTestCase {
                 for (entity, expected) in zip(found, expected.entities) {
                     // In the string that the app has.
                     XCTAssertEqual(bridged.substring(with: NSRange(entity.utf16)), String(text[entity.range]))
-                    XCTAssertEqual(NSRange(entity.utf16), NSRange(location: expected.utf16[0], length: expected.utf16[1] - expected.utf16[0]))
+                    XCTAssertEqual(NSRange(entity.utf16), NSRange(expected.utf16[0]..<expected.utf16[1]))
                 }
                 XCTAssertEqual(found, try extractor.extractBlocking(text))
             }

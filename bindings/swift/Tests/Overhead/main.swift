@@ -75,7 +75,8 @@ _ = try model.extractBlocking("Started on lisinopril.")
 print(String(format: "open to first entity: %.1f ms", (now() - start) * 1e3))
 let (text, tokens) = try textOfAWindow(model)
 let rust = try Rust(CommandLine.arguments[1], text)
-_ = (rust.median(), try medianOfCalls { _ = try model.extractBlocking(text) }, try await medianOfCalls { _ = try await model.extract(text) })
+_ = (rust.median(), try medianOfCalls { _ = try model.extractBlocking(text) })
+_ = try await medianOfCalls { _ = try await model.extract(text) }
 var rows: [[Double]] = []
 for _ in 0..<blocks {
     let there = rust.median()
@@ -86,5 +87,6 @@ for _ in 0..<blocks {
 for (column, name) in [(1, "blocking"), (2, "async")] {
     let share = rows.map { $0[column] / $0[0] }.median
     let (there, here) = (rows.map { $0[0] }.median, rows.map { $0[column] }.median)
-    print(String(format: "%d tokens: Rust %.0f us, Swift, ", tokens, there) + name + String(format: " %.0f us, %+.1f %%", here, 100 * (share - 1)))
+    let figures = String(format: "%.0f us, %+.1f %%", here, 100 * (share - 1))
+    print("\(tokens) tokens: Rust \(Int(there)) us, Swift, \(name) \(figures)")
 }

@@ -60,7 +60,8 @@ func run(_ model: Extractor, _ count: Int) async throws {
 let model = try Extractor.openBlocking(.file(bundle), options: one)
 let idle = try await delays { try await Task.sleep(nanoseconds: 60_000_000_000) }
 let busy = try await delays { _ = try await model.extract(longText) }
-print(String(format: "%d cancelled calls: %.1f ms, at worst %.1f; idle %.1f ms, %.1f", cancels, busy.median, busy.worst, idle.median, idle.worst))
+let figures = [busy.median, busy.worst, idle.median, idle.worst].map { String(format: "%.1f", $0) }
+print("\(cancels) cancelled calls: \(figures[0]) ms, at worst \(figures[1]); idle \(figures[2]) ms, \(figures[3])")
 check("the median within 50 ms, the worst within 150", busy.median <= 50 && busy.worst <= 150)
 let live = AmpouleLibrary.liveObjects
 try await run(model, warm)
