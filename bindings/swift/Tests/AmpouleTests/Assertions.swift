@@ -32,7 +32,7 @@ func assertThrows<T>(_ variant: String, file: StaticString = #filePath, line: UI
     }
 }
 
-func assertCancelled<T>(
+func assertCancelled<T: Sendable>(
     isolation: isolated (any Actor)? = #isolation,
     file: StaticString = #filePath,
     line: UInt = #line,
