@@ -50,11 +50,9 @@ final class CallsTests: XCTestCase {
         try await until("it computes") { try extractor.report().computedTokens > 2_000 }
         XCTAssertEqual(1, try extractor.report().runningCalls)
         task.cancel()
-        let start = now()
+        try await until("it stops", within: 2) { try extractor.report().runningCalls == 0 }
         await assertCancelled { try await task.value }
-        XCTAssertLessThan(now() - start, 2)
         let ended = try extractor.report()
-        XCTAssertEqual(0, ended.runningCalls)
         try await Task.sleep(nanoseconds: 50_000_000)
         XCTAssertEqual(ended.computedTokens, try extractor.report().computedTokens)
         // Before the start, the library is not asked.
@@ -139,11 +137,10 @@ final class CallsTests: XCTestCase {
         let opens = Task { _ = try await Extractor.open(.file(bundle), options: one) }
         for waiting in [extracts, opens] {
             try await Task.sleep(nanoseconds: 50_000_000)
-            let start = now()
             waiting.cancel()
             await assertCancelled { try await waiting.value }
-            XCTAssertLessThan(now() - start, 1)
         }
+        // They end before those that they waited for.
         XCTAssertEqual(4, try extractor.report().runningCalls)
         tasks.forEach { $0.cancel() }
         for task in tasks { await assertCancelled { try await task.value } }
