@@ -49,6 +49,10 @@ sid /usr/libexec/swift/bin/swift-symbolgraph-extract -module-name Ampoule -minim
     -I "/checkout/$out/build-ampoule/debug/Modules" -I "/checkout/$out/ampoule/Sources/AmpouleNativeFFI" -output-dir "/checkout/$out/api" \
     >"$out/api.log" 2>&1 && python3 bindings/swift/api.py "$out/api/Ampoule.symbols.json" >"$out/api.txt" && told=0 || told=1
 check "the public API cannot be told, or some of it has no documentation; see $out/api.log" "$told"
+# A link to what is not there, or a parameter that is not described, is an error.
+sid /usr/libexec/swift/bin/docc convert --additional-symbol-graph-dir "/checkout/$out/api" --output-path "/checkout/$out/docs" --analyze \
+    --fallback-display-name Ampoule --fallback-bundle-identifier rs.ampoule --warnings-as-errors >"$out/docc.log" 2>&1 && compiles=0 || compiles=1
+check "the documentation: $(cat "$out/docc.log")" "$compiles"
 [ -z "${AMPOULE_WRITE:-}" ] || cp "$out/api.txt" bindings/swift/api.txt
 diff bindings/swift/api.txt "$out/api.txt" && same=0 || same=1
 check "the public API is another; if that is meant: AMPOULE_WRITE=1 $0" "$same"

@@ -72,6 +72,7 @@ public final class Extractor: AmpouleModel {
     /// The entities of a text where it is called, until it is cancelled or its time is over.
     ///
     /// - Parameters:
+    ///   - text: of any length.
     ///   - cancel: ends the call from another thread.
     ///   - timeout: seconds after which the call ends.
     /// - Throws: ``AmpouleError/cancelled(_:)``, ``AmpouleError/closed(_:)``
@@ -153,6 +154,7 @@ public final class Classifier: AmpouleModel {
     /// Every label's probability where it is called, until it is cancelled or its time is over.
     ///
     /// - Parameters:
+    ///   - text: of any length.
     ///   - cancel: ends the call from another thread.
     ///   - timeout: seconds after which the call ends.
     /// - Throws: ``AmpouleError/cancelled(_:)``, ``AmpouleError/closed(_:)``
@@ -229,6 +231,7 @@ public final class Embedder: AmpouleModel {
     /// The vector of a text where it is called, until it is cancelled or its time is over.
     ///
     /// - Parameters:
+    ///   - text: of any length.
     ///   - cancel: ends the call from another thread.
     ///   - timeout: seconds after which the call ends.
     /// - Throws: ``AmpouleError/cancelled(_:)``, ``AmpouleError/closed(_:)``
