@@ -29,17 +29,21 @@ if [ ! -e "$root/ready" ]; then
     # From wherever this machine has its Debian from.
     mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
         /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
-    mkdir -p "$root"
-    debootstrap --variant=minbase --include=ca-certificates "$suite" "$root" "${mirror:-http://deb.debian.org/debian}" >&2
-    echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90ampoule"
-    cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
-    cp /etc/resolv.conf /etc/hosts "$root/etc/"
-    chroot "$root" bash -c 'set -e
+    # Beside, and anew after a run that was ended.
+    making=$root.making
+    rm -rf "$making"
+    mkdir -p "$making"
+    debootstrap --variant=minbase --include=ca-certificates "$suite" "$making" "${mirror:-http://deb.debian.org/debian}" >&2
+    echo 'Acquire::Check-Valid-Until "false";' >"$making/etc/apt/apt.conf.d/90ampoule"
+    [ ! -e /etc/ssl/certs/ca-certificates.crt ] || cp /etc/ssl/certs/ca-certificates.crt "$making/etc/ssl/certs/ca-certificates.crt"
+    cp /etc/resolv.conf /etc/hosts "$making/etc/"
+    chroot "$making" bash -c 'set -e
         export DEBIAN_FRONTEND=noninteractive
         case " $* " in *:arm64*) dpkg --add-architecture arm64; dpkg --add-architecture armhf ;; esac
         apt-get -q update
         apt-get -qy --no-install-recommends install "$@"' chroot $packages >&2
-    touch "$root/ready"
+    touch "$making/ready"
+    mv -T "$making" "$root"
 fi
 # A mount space of its own: nothing is left behind, whatever ends this.
 exec unshare --mount bash -c '

@@ -2,8 +2,12 @@
 """Lays out AmpouleNativeFFI.xcframework, a static framework a slice, and looks whether all of it is there and right.
 
     xcframework.py make  FRAMEWORK HEADER PRIVACY VERSION ios=ARCHIVE simulator=ARCHIVE
-    xcframework.py check FRAMEWORK
-    xcframework.py plant FRAMEWORK     breaks copies in every way that `check` looks for, each of which it has to find
+    xcframework.py check FRAMEWORK ios=LINKED simulator=LINKED
+    xcframework.py plant FRAMEWORK ios=LINKED simulator=LINKED
+        breaks copies in every way that `check` looks for, each of which it has to find
+
+LINKED is a dynamic library of the archive without what the header's functions do not reach, as an app's linker leaves it: what that wants
+of the system is what the privacy file has to give reasons for.
 """
 
 import plistlib
@@ -69,10 +73,11 @@ def members(archive):
 class Object:
     """What a Mach-O object says of itself: where it runs, and which symbols it has and wants."""
 
-    def __init__(self, name, data):
+    def __init__(self, name, data, expected=1):
         demand(data[:4] == b"\xcf\xfa\xed\xfe", f"{name}: no 64-bit Mach-O object, found {data[:4].hex()}")
         cpu, _, kind, count = struct.unpack_from("<4I", data, 4)
-        demand((cpu, kind) == (0x0100000C, 1), f"{name}: expected an object of arm64, found processor {cpu:#x}, kind {kind}")
+        demand(cpu == 0x0100000C, f"{name}: expected arm64, found processor {cpu:#x}")
+        demand(kind == expected, f"{name}: expected an object of kind {expected}, found {kind}")
         self.platform = self.minimum = None
         self.defined, self.undefined = set(), set()
         at = 32
@@ -104,7 +109,7 @@ def plist(path):
         return plistlib.load(file)
 
 
-def check_slice(framework, platform, supported, reasons, entry):
+def check_slice(framework, linked, platform, supported, reasons, entry):
     binary, header = framework / NAME, framework / "Headers" / f"{NAME}.h"
     modules = framework / "Modules" / "module.modulemap"
     for path in (binary, header, modules):
@@ -121,7 +126,7 @@ def check_slice(framework, platform, supported, reasons, entry):
         demand(info.get(key) == value, f"Info.plist of {entry}: {key}: expected {value}, found {info.get(key)}")
     for key in ("CFBundleIdentifier", "CFBundleShortVersionString", "CFBundleVersion"):
         demand(info.get(key), f"Info.plist of {entry}: {key} is missing")
-    defined, undefined, count = set(), set(), 0
+    defined, count = set(), 0
     for name, data in members(binary.read_bytes()):
         found = Object(name, data)
         # Of no platform is what is written in assembly, and an object without any code.
@@ -129,28 +134,29 @@ def check_slice(framework, platform, supported, reasons, entry):
             demand(found.platform == platform, f"{name}: expected platform {platform}, found {found.platform}")
             demand(found.minimum <= MINIMUM, f"{name}: needs {found.minimum}, and {MINIMUM} is promised")
         defined |= found.defined
-        undefined |= found.undefined
         count += 1
     demand(count, "the archive is empty")
-    undefined -= defined
     called = set(re.findall(r"\b((?:uniffi|ffi)_ampoule_bindings_\w+)\(", header.read_text()))
     demand(len(called) > 50, f"the header declares {len(called)} functions")
     missing = sorted(name for name in called if f"_{name}" not in defined)
     demand(not missing, f"the header's functions are not in the archive: {missing[:3]}")
+    whole = Object(linked.name, linked.read_bytes(), 6)
+    demand({f"_{name}" for name in called} <= whole.defined, f"{linked.name} is not of this archive")
     # `_fstat$INODE64` is `fstat`, too.
-    plain = {name.split("$")[0].removeprefix("_") for name in undefined}
+    plain = {name.split("$")[0].removeprefix("_") for name in whole.undefined}
+    demand("malloc" in plain, f"{linked.name} wants nothing of the system")
     wants = {category for category, names in LISTED.items() if plain & set(names.split())}
     demand(wants <= set(REASONS), f"no reason holds for {sorted(wants - set(REASONS))}")
     demand(wants == set(reasons), f"PrivacyInfo.xcprivacy: the archive's symbols want {sorted(wants)}, found {sorted(reasons)}")
     return count, len(called), sorted(wants)
 
 
-def check(xcframework):
+def check(xcframework, linked):
     info = plist(xcframework / "Info.plist")
     demand(info.get("CFBundlePackageType") == "XFWK" and info.get("XCFrameworkFormatVersion") == "1.0", "Info.plist is of no XCFramework")
     listed = {entry["LibraryIdentifier"]: entry for entry in info["AvailableLibraries"]}
     demand(sorted(listed) == sorted(s[0] for s in SLICES.values()), f"slices: {sorted(listed)}")
-    for folder, platform, supported, variant in SLICES.values():
+    for name, (folder, platform, supported, variant) in SLICES.items():
         entry = listed[folder]
         demand(entry == library(folder, variant), f"Info.plist: {folder}: {entry}")
         framework = xcframework / folder / f"{NAME}.framework"
@@ -161,7 +167,7 @@ def check(xcframework):
         reasons = {a["NSPrivacyAccessedAPIType"]: a["NSPrivacyAccessedAPITypeReasons"] for a in privacy.get("NSPrivacyAccessedAPITypes", [])}
         for category, given in reasons.items():
             demand(sorted(given) == REASONS.get(category), f"PrivacyInfo.xcprivacy: {category}: {given}")
-        count, called, wants = check_slice(framework, platform, supported, reasons, folder)
+        count, called, wants = check_slice(framework, linked[name], platform, supported, reasons, folder)
         categories = ", ".join(category.removeprefix("NSPrivacyAccessedAPICategory") for category in wants)
         yield f"{folder}: {count} Mach-O objects, {called} functions of the header, wants reasons for {categories or 'nothing'}"
 
@@ -234,7 +240,6 @@ def faults(xcframework):
     yield "an object of another processor", edit(binary, every(header(0x0100000C), header(0x01000007)))
     function = b"_uniffi_ampoule_bindings_fn_method_extractor_extract\0"
     yield "a function that is not there", edit(binary, every(function, function.replace(b"extract\0", b"extracx\0")))
-    yield "a function with a reason that nobody gave", edit(binary, every(b"\0_getenv\0", b"\0_statfs\0"))
     without = {"NSPrivacyAccessedAPITypes": []}
     yield "a privacy file without a category", edit(privacy, lambda data: plistlib.dumps(plistlib.loads(data) | without))
     yield "another reason", edit(privacy, every(b"C617.1", b"DDA9.1"))
@@ -243,13 +248,24 @@ def faults(xcframework):
     yield "a slice that is not listed", edit("Info.plist", every(b"ios-arm64-simulator", b"ios-arm64_x86_64-simulator"))
 
 
+def finds(name, xcframework, linked):
+    """One, if `check` finds what is wrong."""
+    try:
+        list(check(xcframework, linked))
+    except Wrong as wrong:
+        print(f"{name}: {wrong}")
+        return 1
+    raise Wrong(f"not found: {name}")
+
+
 def main(arguments):
     command, xcframework = arguments[0], Path(arguments[1])
+    files = {name: Path(path) for name, path in (a.split("=", 1) for a in arguments[2:] if "=" in a)}
     if command == "make":
         header, privacy, version = arguments[2:5]
-        make(xcframework, Path(header), Path(privacy), version, dict(a.split("=", 1) for a in arguments[5:]))
+        make(xcframework, Path(header), Path(privacy), version, files)
     elif command == "check":
-        for line in check(xcframework):
+        for line in check(xcframework, files):
             print(line)
     elif command == "plant":
         found = 0
@@ -258,12 +274,16 @@ def main(arguments):
                 copy = Path(folder) / xcframework.name
                 shutil.copytree(xcframework, copy)
                 break_copy(copy)
-                try:
-                    list(check(copy))
-                except Wrong:
-                    found += 1
-                    continue
-            raise Wrong(f"not found: {name}")
+                found += finds(name, copy, files)
+        # And calls that want a reason: one that nobody gave, and one that nobody can.
+        for call in (b"\0_mach_absolute_time\0", b"\0_statfs\0"):
+            with tempfile.TemporaryDirectory() as folder:
+                changed = Path(folder) / "linked"
+                data = files["ios"].read_bytes()
+                longer = next(n for n in sorted(Object("", data, 6).undefined, key=len) if len(n) >= len(call) - 2)
+                name = b"\0" + longer.encode() + b"\0"
+                changed.write_bytes(data.replace(name, call.rstrip(b"\0").ljust(len(name), b"\0")))
+                found += finds(call.strip(b"\0").decode(), xcframework, files | {"ios": changed})
         print(f"{found} planted faults, {found} found")
 
 

@@ -42,7 +42,7 @@ public struct Entities: AsyncSequence, Sendable {
     }
 }
 
-/// One computation of a text, which stops when nothing holds it any more.
+/// One computation of a text, which stops when nothing holds it any more: Rust ends what nobody can read.
 final class Reading: Sendable {
     /// Serial; it alone touches the work, and its thread is its own, so that loops which wait leave calls their turn.
     private let queue = blockingQueue()
@@ -78,10 +78,6 @@ final class Reading: Sendable {
 
     init(_ model: AmpouleNative.Extractor, _ text: String) {
         work = Work(model, text)
-    }
-
-    deinit {
-        token.cancel()
     }
 
     /// The next entities, none at the end.
