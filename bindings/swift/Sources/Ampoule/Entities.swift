@@ -8,6 +8,8 @@ internal import AmpouleNative
 /// Each loop computes anew, begins when it asks for the first entity, and stops computing when it is left, by `break`, an error or the
 /// task's cancellation; that last throws `CancellationError`, so that part of a text is never taken for all of it. The model never waits
 /// for a slow loop, which might itself wait for the model: what has been found waits instead, some bytes an entity.
+///
+/// (An `AsyncThrowingStream` ends without an error where its task is cancelled, and its work would go on while somebody holds it.)
 public struct Entities: AsyncSequence, Sendable {
     public typealias Element = Entity
 
