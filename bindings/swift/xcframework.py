@@ -280,7 +280,8 @@ def main(arguments):
             with tempfile.TemporaryDirectory() as folder:
                 changed = Path(folder) / "linked"
                 data = files["ios"].read_bytes()
-                longer = next(n for n in sorted(Object("", data, 6).undefined, key=len) if len(n) >= len(call) - 2)
+                others = sorted(Object("", data, 6).undefined - {"_malloc"}, key=len)
+                longer = next(n for n in others if len(n) >= len(call) - 2)
                 name = b"\0" + longer.encode() + b"\0"
                 changed.write_bytes(data.replace(name, call.rstrip(b"\0").ljust(len(name), b"\0")))
                 found += finds(call.strip(b"\0").decode(), xcframework, files | {"ios": changed})
