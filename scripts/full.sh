@@ -28,7 +28,7 @@ AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release
 echo "== eight threads, eighty thousand calls; a call that is cancelled"
 cargo test --release --workspace --test soak -- --ignored --nocapture --test-threads 1
 
-echo "== calls from Python and Kotlin: what they cost, how soon they end, what they leave"
+echo "== calls from Python, Kotlin and Swift: what they cost, how soon they end, what they leave"
 scripts/soak.sh
 
 if [ -n "${AMPOULE_PYTHON:-}" ]; then
@@ -96,7 +96,9 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     done
     echo "== WebAssembly"
     sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
+    echo "== iPhones and their simulator: compiled"
+    scripts/ios.sh
 else
-    skip "no root or no debootstrap, so no ARM and no WebAssembly"
+    skip "no root or no debootstrap, so no ARM, no WebAssembly and nothing for iPhones"
 fi
 if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else skip "cargo-deny is not installed"; fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The long checks of the bindings, once scripts/python.sh and scripts/kotlin.sh have run: what a call of 128 tokens costs in Python and
-# Kotlin beside Rust, in turn; how soon a cancelled one ends; and what a hundred thousand leave behind.
+# The long checks of the bindings, once scripts/python.sh, scripts/kotlin.sh and scripts/swift.sh have run: what a call of 128 tokens costs
+# in Python, Kotlin and Swift beside Rust, in turn; how soon a cancelled one ends; and what a hundred thousand leave behind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --quiet --release -p ampoule-bindings --example clock --target-dir target/bindings
@@ -17,3 +17,18 @@ echo "== Python"
 echo "== Kotlin"
 kotlin rs.ampoule.Overhead "$clock"
 kotlin rs.ampoule.Soak
+echo "== Swift"
+export AMPOULE_SID=swift
+why=$(scripts/chroot.sh --why-not)
+if [ -n "$why" ]; then
+    echo "skipped: no Swift 6 here: $why"
+    exit 0
+fi
+for product in Overhead Soak; do
+    scripts/chroot.sh swift build --configuration release --product "$product" --package-path /checkout/target/swift/ampoule \
+        --scratch-path /checkout/target/swift/build-release -Xlinker -L/checkout/target/bindings/release \
+        -Xlinker -rpath=/checkout/target/bindings/release >"target/swift/$product.log" 2>&1 || { cat "target/swift/$product.log" >&2; exit 1; }
+done
+swift() { scripts/chroot.sh env AMPOULE_ROOT=/checkout "target/swift/build-release/release/$1" "${@:2}"; }
+swift Overhead /checkout/target/bindings/release/examples/clock
+swift Soak
