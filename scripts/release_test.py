@@ -71,7 +71,7 @@ class Release(unittest.TestCase):
 
     def package(self, kind, licences):
         kind = release.KINDS[kind]
-        self.rows.update(dict.fromkeys(kind.libraries, WEIGHT))
+        self.rows.update(dict.fromkeys(map(kind.rows.format, kind.libraries), WEIGHT))
         return {**{licences + name: licence(name) for name in kind.licences},
                 **{name: parts(target)[0] for target, name in kind.libraries.items()}}
 
@@ -148,11 +148,11 @@ class Release(unittest.TestCase):
 
     def test_a_library_weighs_what_the_ledger_says(self):
         weight = len(parts("x86_64-unknown-linux-gnu")[0])
-        self.rows["x86_64-unknown-linux-gnu"] = weight * 20 // 21 + 1
+        self.rows["x86_64-unknown-linux-gnu (wheel)"] = weight * 20 // 21 + 1
         self.refused()
-        self.rows["x86_64-unknown-linux-gnu"] = weight * 20 // 21 - 1
+        self.rows["x86_64-unknown-linux-gnu (wheel)"] = weight * 20 // 21 - 1
         self.refused("more than a twentieth over")
-        del self.rows["x86_64-unknown-linux-gnu"]
+        del self.rows["x86_64-unknown-linux-gnu (wheel)"]
         self.refused("has no row")
 
     def test_a_missing_library_and_a_broken_archive(self):

@@ -56,6 +56,9 @@ fi
 newest=$(readelf --version-info --wide "$library" | grep -oE 'GLIBC_[0-9.]+' | sort -uV | tail -1)
 [ "$(printf '%s\n' "${newest:?no symbol of glibc at all}" GLIBC_2.36 | sort -V | tail -1)" = GLIBC_2.36 ] ||
     { echo "the library needs $newest, and Debian 12 has 2.36" >&2; exit 1; }
+# A symbol that Debian 12 has not at all is left without a version.
+unknown=$(readelf --dyn-syms --wide "$library" | awk '$5 == "GLOBAL" && $7 == "UND" && $8 !~ /@/ { print $8 }')
+[ -z "$unknown" ] || { echo "the library calls what nothing in Debian 12 has:" $unknown >&2; exit 1; }
 for licence in LICENSE-MIT LICENSE-APACHE NOTICE THIRD-PARTY.txt; do
     cmp "$files"/ampoule-*.dist-info/licenses/$licence bindings/python/$licence >&2
 done
