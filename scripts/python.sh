@@ -31,7 +31,8 @@ EOF
 fi
 "$clean/bin/python" bindings/python/tests/api.py
 if [ -z "$target" ]; then
-    PYTHONPATH=$(echo "$clean"/lib/python*/site-packages) target/python/tools/bin/python -W error -m pdoc --output-directory target/python/docs ampoule
+    PYTHONPATH=$(echo "$clean"/lib/python*/site-packages) target/python/tools/bin/python -W error -m pdoc \
+        --output-directory target/python/docs ampoule
     [ "$profile $(uname -m)" != "dist x86_64" ] || "$clean/bin/python" bindings/python/tests/crash.py "${wheel%/*}"/*.debug
 fi
 "$clean/bin/python" bindings/python/tests/test_ampoule.py

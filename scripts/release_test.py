@@ -24,7 +24,7 @@ def library(target):
     """A small library with a build id of its own, whole."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "library.so"
-        subprocess.run(["gcc", "-shared", "-fPIC", "-g", "-nostdlib", "-Wl,--build-id=sha1", f'-DTARGET="{target}"', "-x", "c", "-", "-o", path],
+        subprocess.run(["gcc", "-shared", "-fPIC", "-g", "-nostdlib", "-Wl,--build-id=sha1", "-x", "c", "-", "-o", path],
                        input=SOURCE + f'const char *target = "{target}";', check=True, text=True)
         data = bytearray(path.read_bytes())
     data[18:20] = release.MACHINES[target.partition("-")[0]].to_bytes(2, "little")
@@ -103,7 +103,8 @@ class Release(unittest.TestCase):
         (self.folder / "release/ampoule-unlinked.aar").rename(self.folder / f"release/ampoule-{VERSION}.aar")
         aar = self.files[f"ampoule-{VERSION}.aar"] = self.files.pop("ampoule-unlinked.aar")
         # As without the NDK's own start of a library.
-        aar["jni/arm64-v8a/libampoule_bindings.so"] = aar["jni/arm64-v8a/libampoule_bindings.so"].replace(b".note.android.ident", b".note.whatever.else")
+        name = "jni/arm64-v8a/libampoule_bindings.so"
+        aar[name] = aar[name].replace(b".note.android.ident", b".note.whatever.else")
         self.refused("arm64-v8a/libampoule_bindings.so was not linked by the NDK")
 
     def test_other_files_are_refused(self):

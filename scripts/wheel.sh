@@ -15,14 +15,15 @@ python=${PYTHON:-python3}
     { apt-get -q update && apt-get -qy install python3 python3-venv; } >&2
 [ -x "$tools/bin/wheel" ] ||
     { "$python" -m venv "$tools" && "$tools/bin/pip" install --quiet 'maturin>=1.16,<2' 'wheel>=0.45' 'pdoc>=15' typing_extensions; } >&2
-scripts/library.sh # for uniffi's generator and, by the release profile, the library itself, of which nothing is compiled twice
+# By the release profile with the library itself, of which nothing is compiled twice then.
+scripts/library.sh $([ "$profile" = release ] || echo generator)
 rm -rf "$out"
 mkdir -p "$out"
 
 # maturin reads from the library what uniffi left there, so that it is stripped after it.
 settings=(CARGO_TERM_COLOR=never)
 if [ "$profile" = dist ]; then
-    # With lines for who reads a crash, and without the names of this machine's folders, so that anybody's build is the same.
+    # With lines for who reads a crash, and without the names of this machine's folders.
     settings+=(CARGO_PROFILE_DIST_STRIP=none CARGO_PROFILE_DIST_DEBUG=line-tables-only)
     flags="-C link-arg=-Wl,--build-id=sha1"
 fi
