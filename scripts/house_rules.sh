@@ -33,6 +33,10 @@ check "unsafe stands where SECURITY.md says" \
 check "nothing is left for later" "grep -rnE 'TODO|FIXME|unimplemented!|todo!\(' --include=*.rs --include=*.py --include=*.sh --include=*.kt --include=*.swift . | grep -v '^./target/' | grep -v house_rules"
 check "the runtime reads no environment variable" "grep -rn 'env::var' --include=*.rs src bindings/src"
 check "the runtime prints nothing" "find src bindings/src -name '*.rs' | while read -r f; do awk -v f=\"\$f\" '/^mod tests \{/ { exit } /(^|[^a-z_])(e?print(ln)?|dbg)!/ { print f \":\" NR }' \"\$f\"; done | grep -v /tests"
+# Unpacked, which is more than crates.io's 10 MiB are for.
+crate() { cargo package --quiet --package ampoule --list --allow-dirty | while read -r file; do [ ! -f "$file" ] || echo "$file"; done; }
+check "the crate has at most 10 MiB" "crate | tr '\n' '\0' | du --bytes --files0-from=- --total | awk '\$2 == \"total\" && (\$1 > 10485760 || \$1 < 1000000) { print \$1 }'"
+check "the crate holds the runtime alone" "crate | grep -E '^(bindings|distill|quantize|cli|scripts|docs|benches/.*/|examples/.*/)'"
 check "the embedded bundle is at most 19 MB" "find models -name '*.safetensors' -size +19000000c"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

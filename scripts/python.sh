@@ -1,23 +1,38 @@
 #!/usr/bin/env bash
-# Builds the Python wheel, installs it alone into a clean environment, and runs its tests there. Leaves target/python/wheels.
+# Builds the Python wheel by scripts/wheel.sh, installs it alone into a clean environment, and runs its tests there:
+#   scripts/python.sh                                 by the release profile, quick; and its API documentation
+#   scripts/python.sh dist                            as it ships; and a crash of it is read
+#   scripts/python.sh dist aarch64-unknown-linux-gnu  as it ships for ARM, in the Python of Debian 12 for ARM under qemu
+# Leaves the environment in target/python/clean, for ARM in target/python/clean-TARGET. A public name or signature that changes fails:
+# AMPOULE_WRITE=1 writes bindings/python/api.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/library.sh
-tools=target/python/tools clean=target/python/clean wheels=target/python/wheels
-python=${PYTHON:-python3}
-"$python" -m venv --help >/dev/null 2>&1 && "$python" -m ensurepip --version >/dev/null 2>&1 ||
-    { apt-get -q update && apt-get -qy install python3 python3-venv; } >&2
-[ -x "$tools/bin/maturin" ] || { "$python" -m venv "$tools" && "$tools/bin/pip" install --quiet 'maturin>=1.16,<2'; }
-rm -rf "$clean" "$wheels"
-# The same library as above: nothing of it is compiled twice. It is not stripped, since maturin reads from it what uniffi left there.
-root=$PWD
-(cd bindings/python && PATH=$root/target/bindgen/debug:$PATH CARGO_TARGET_DIR=$root/target/bindings \
-    "$root/$tools/bin/maturin" build --quiet --release --out "$root/$wheels" "$@")
-wheel=$(ls "$wheels"/*.whl)
-echo "$(wc -c <"$wheel") bytes: $(basename "$wheel")"
-[ "$(wc -c <"$wheel")" -le 8000000 ] || { echo "the wheel is heavier than 8 MB" >&2; exit 1; }
-glibc=$(sed -nE 's/.*manylinux_2_([0-9]+)_.*/\1/p' <<<"$wheel")
-[ "${glibc:-99}" -le 36 ] || { echo "the wheel needs a newer glibc than Debian 12's 2.36" >&2; exit 1; }
-"$python" -m venv "$clean"
-"$clean/bin/pip" install --quiet --no-index "$wheel"
+profile=${1:-release} target=${2:-}
+clean=$PWD/target/python/clean${target:+-$target}
+scripts/licences.py
+wheel=$(scripts/wheel.sh "$@")
+rm -rf "$clean"
+if [ -z "$target" ]; then
+    "${PYTHON:-python3}" -m venv "$clean"
+    "$clean/bin/pip" install --quiet --no-index "$wheel"
+else
+    root=$(scripts/debian12_arm64.sh)
+    mkdir -p "$clean/bin" "$clean/lib/python3.11/site-packages"
+    # An environment of Python's whose interpreter is qemu with that of ARM: children that tests start run in it too.
+    echo "home = /usr/bin" >"$clean/pyvenv.cfg"
+    cat >"$clean/bin/python" <<EOF
+#!/bin/sh
+exec $root/../usr/bin/qemu-aarch64 -0 "\$0" -L $root $root/usr/bin/python3.11 "\$@"
+EOF
+    chmod +x "$clean/bin/python"
+    # pip of ARM, which refuses a wheel that is not for it.
+    PYTHONPATH=/usr/lib/python3/dist-packages "$clean/bin/python" -m pip install --quiet --no-index --no-compile \
+        --target "$clean/lib/python3.11/site-packages" "$wheel"
+fi
+"$clean/bin/python" bindings/python/tests/api.py
+if [ -z "$target" ]; then
+    PYTHONPATH=$(echo "$clean"/lib/python*/site-packages) target/python/tools/bin/python -W error -m pdoc \
+        --output-directory target/python/docs ampoule
+    [ "$profile $(uname -m)" != "dist x86_64" ] || "$clean/bin/python" bindings/python/tests/crash.py "${wheel%/*}"/*.debug
+fi
 "$clean/bin/python" bindings/python/tests/test_ampoule.py

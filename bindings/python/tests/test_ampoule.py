@@ -122,6 +122,8 @@ class Scenario(Case):
         if not path.exists():
             self.skipTest(f"{path} is not there; cargo test --release --workspace --test scenario leaves it")
         sentences = json.loads(path.read_text())
+        if sentences["kernel"] not in ampoule.self_check():
+            self.skipTest(f"Rust computed them by the kernel {sentences['kernel']}, which this processor has not")
         with ampoule.Extractor.open(ROOT / sentences["bundle"]) as extractor:
             self.assertEqual(extractor.report().kernel, sentences["kernel"])
             self.assertEqual(len(sentences["cases"]), 1000)
@@ -482,7 +484,7 @@ model.close()
 
 if __name__ == "__main__":
     result = unittest.TextTestRunner(verbosity=1).run(unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"]))
-    failed = len(result.failures) + len(result.errors)
+    failed = len({getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors})
     skipped = len(result.skipped)
     print(f"{result.testsRun - failed - skipped} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     sys.exit(failed > 0)
