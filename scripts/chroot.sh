@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Debian sid root, once, with what the checks for other processors and systems need and Debian 12 lacks: Rust with the standard
-# libraries of aarch64, armhf and wasm32 and the sources of it for Android and iOS, cross linkers, qemu, Swift. Then runs the command given in it, on this checkout at /checkout, e.g.
+# libraries of aarch64, armhf and wasm32 and the sources of it for Android and iOS, cross linkers, qemu, Swift. Then runs the command given
+# in it, on this checkout at /checkout, e.g.
 #   scripts/chroot.sh rustc --version
 # Needs root, debootstrap and 9 GB in $AMPOULE_CHROOT. With AMPOULE_SID=swift a root of Debian 13 with Swift alone will do, which is made
 # sooner and takes a third of that. With --why-not in place of a command: prints why none can be made or entered here, or nothing.

@@ -190,7 +190,7 @@ fn a_frozen_model_gives_every_state_of_the_composed_one() {
             assert!(largest(std::slice::from_ref(&found.logits), &logits[i..=i]) < 1e-5, "{name}");
         }
     }
-    let Checkpoint { config, mut weights, .. } = Checkpoint::open(folder("bert-encoder")).unwrap();
+    let Checkpoint { config, weights, .. } = Checkpoint::open(folder("bert-encoder")).unwrap();
     let batch = Batch::new(&sequences(&config), config.pad_token_id);
     let wanted = [HiddenState::Layer(config.num_hidden_layers)].into();
     for load in [FrozenModel::load, FrozenModel::composed] {
