@@ -16,14 +16,16 @@ rm -rf "$out/uniffi" "$out/native" "$out/samples"
 # Else the counts below were those of an earlier run where nothing compiles.
 rm -rf "$out"/{,android/}maven/{surefire-reports,classes,test-classes}
 mkdir -p "$out/native/$folder" "$out/samples"
-sed -n '/^```kotlin$/,/^```$/{ /^```/d; p }' bindings/kotlin/README.md >"$out/samples/Guide.kt"
+guide() { sed -n '/^```kotlin$/,/^```$/{ /^```/d; p }' "bindings/$1/README.md"; }
+guide kotlin >"$out/samples/Guide.kt"
 target/bindgen/debug/uniffi-bindgen generate --library "$library" --language kotlin --no-format --out-dir "$out/uniffi" 2>"$out/bindgen.log" ||
     { cat "$out/bindgen.log" >&2; exit 1; }
 strip --strip-unneeded -o "$out/native/$folder/libampoule_bindings.so" "$library"
 # The sample app as a package, for Android's classes to read: with a bundle that is stored, as `noCompress` says, and others.
 app=$out/android
-rm -rf "$app"/{assets,r,config} "$app/note.apk"
-mkdir -p "$app"/{assets,r,config/com/android/tools}
+rm -rf "$app"/{assets,r,samples,config} "$app/note.apk"
+mkdir -p "$app"/{assets,r,samples,config/com/android/tools}
+guide android >"$app/samples/Guide.kt"
 cp models/clinical-en.int8.safetensors bindings/tests/labels.safetensors "$app/assets/"
 cp models/clinical-en.int8.safetensors "$app/assets/compressed.bundle"
 head -c 1000000 models/clinical-en.int8.safetensors >"$app/assets/cut.safetensors"
@@ -42,4 +44,5 @@ awk -F'"' '/^<testsuite /{ for (i = 1; i < NF; i++) { if ($i ~ / tests=$/) n += 
     if ($i ~ / skipped=$/) skipped += $(i+1) } } END { printf "%d passed, %d failed", n - bad - skipped, bad; if (skipped) printf ", %d skipped", skipped
     print ""; exit !n }' <(cat "$out"/{,android/}maven/surefire-reports/TEST-*.xml 2>/dev/null | tr '\n' ' ' |
     sed 's/<testsuite /\n<testsuite /g; s/>/>\n/g')
-exit "${failed:-0}"
+[ -z "${failed:-}" ] || exit "$failed"
+scripts/shrink.sh

@@ -1,5 +1,6 @@
 """What a call of 128 tokens costs in Python beside Rust, blocks of both in turn: `python overhead.py CLOCK`, which is
-`bindings/examples/clock.rs`, built. Prints microseconds, medians over blocks of medians."""
+`bindings/examples/clock.rs`, built. Prints microseconds, medians over blocks of medians, and exits with 1 where a call costs LIMIT percent more than Rust's, or beyond:
+on a machine that does nothing else."""
 
 import pathlib
 import statistics
@@ -11,7 +12,7 @@ import ampoule
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BUNDLE = ROOT / "models/clinical-en.int8.safetensors"
-TOKENS, CALLS, BLOCKS = 128, 30, 101
+TOKENS, CALLS, BLOCKS, LIMIT = 128, 30, 101, 5.0
 
 
 def text_of(model, most):
@@ -53,5 +54,8 @@ with ampoule.Extractor.open(BUNDLE, threads=1) as model:
     pairs = [(rust_us(), median_us(lambda: model.extract(text))) for _ in range(BLOCKS)]
     rust.stdin.close()
     here, there = (statistics.median(side) for side in zip(*pairs))
-    share = statistics.median(b / a for a, b in pairs)
-    print(f"{tokens} tokens, {len(model.extract(text))} entities: Rust {here:.0f} us, Python {there:.0f} us, {100 * (share - 1):+.1f} %")
+    more = 100 * (statistics.median(b / a for a, b in pairs) - 1)
+    print(f"{tokens} tokens, {len(model.extract(text))} entities: Rust {here:.0f} us, Python {there:.0f} us, {more:+.1f} %")
+is_sound = more < LIMIT
+print(f"{'ok' if is_sound else 'FAILED'}: the call within {LIMIT} % of Rust's")
+sys.exit(0 if is_sound else 1)
