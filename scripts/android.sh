@@ -85,6 +85,13 @@ for abi; do
         done
     fi
 done
+echo "== JNA's own libraries"
+jna=$(sed -n 's/.*"\(net.java.dev.jna:jna:[0-9.]*\)@aar".*/\1/p' bindings/android/build.gradle.kts)
+mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy "-Dartifact=$jna:aar" -DoutputDirectory="$PWD/$out/jna" >&2
+for abi; do
+    unzip -qo "$out/jna"/*.aar "jni/$abi/*" -d "$out/jna"
+    python3 scripts/android_audit.py foreign "$abi" "$out/jna/jni/$abi"/*.so
+done
 echo "== the archive"
 aar=$out/ampoule-unlinked.aar
 [ -z "${ANDROID_NDK_HOME:-}" ] || aar=$out/ampoule.aar

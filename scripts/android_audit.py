@@ -1,6 +1,7 @@
 """Packs the Android archive, and looks at what is in it: what a phone would be asked for, and whether it is all there.
 
     android_audit.py library ABI FILE...      libraries: pages, undefined names, exported names, weight
+    android_audit.py foreign ABI FILE...      libraries of others: pages, undefined names
     android_audit.py pack FILE.aar JNI CLASSES
     android_audit.py aar FILE.aar ABI...      the archive's layout
     android_audit.py unwinder                 names that the NDK links from its own unwinder, and Debian's Rust leaves open
@@ -28,7 +29,7 @@ UNWINDER = [
         "GetTextRelBase RaiseException Resume SetGR SetIP GetGR GetCFA VRS_Get VRS_Set"
     ).split()
 ] + ["__gnu_unwind_frame"]
-LICENCES = ["LICENSE-APACHE", "LICENSE-MIT", "NOTICE"]
+LICENCES = [f"META-INF/ampoule/{name}" for name in ("LICENSE-APACHE", "LICENSE-MIT", "NOTICE", "THIRD-PARTY")]
 
 
 def readelf(*arguments):
@@ -41,7 +42,7 @@ def called():
     return set(re.findall(r"external fun (\w+)\(", source))
 
 
-def broken_in_library(abi, path):
+def broken_in_library(abi, path, is_ours):
     segments = [int(a, 16) for a in re.findall(r"^ +LOAD .* (0x[0-9a-f]+)$", readelf("-l", path), re.M)]
     if not segments:
         yield "it has no segment to load"
@@ -61,6 +62,8 @@ def broken_in_library(abi, path):
         # A weak name is one that the library does without.
         elif fields[4] == "GLOBAL" and name not in UNWINDER and known.get(name) not in OLD_ENOUGH:
             yield f"{name}: not among the functions that bionic has had since API 26 or earlier"
+    if not is_ours:
+        return
     for name in sorted(called() - exported):
         yield f"{name}: Kotlin calls it, and it is not exported"
     for name in sorted(exported - called()):
@@ -76,14 +79,15 @@ def pack(path, jni, classes):
         for file in sorted(pathlib.Path(classes).rglob("*")):
             if file.suffix in (".class", ".kotlin_module"):
                 inner.write(file, file.relative_to(classes))
+        licences = ROOT / "target/kotlin/licences"
+        for name in LICENCES:
+            inner.write(licences / name, name)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         android = ROOT / "bindings/android"
         archive.write(android / "src/main/AndroidManifest.xml", "AndroidManifest.xml")
         archive.writestr("classes.jar", jar.getvalue())
         archive.writestr("R.txt", "")
         archive.write(android / "consumer-rules.pro", "proguard.txt")
-        for licence in LICENCES:
-            archive.write(ROOT / licence, f"META-INF/{licence}")
         for library in sorted(pathlib.Path(jni).rglob("*.so")):
             archive.write(library, f"jni/{library.relative_to(jni)}")
 
@@ -92,7 +96,7 @@ def broken_in_archive(path, abis):
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         wanted = {"AndroidManifest.xml", "classes.jar", "R.txt", "proguard.txt"}
-        wanted |= {f"META-INF/{licence}" for licence in LICENCES} | {f"jni/{abi}/libampoule_bindings.so" for abi in abis}
+        wanted |= {f"jni/{abi}/libampoule_bindings.so" for abi in abis}
         for name in sorted(wanted - names):
             yield f"{name}: not there"
         for name in sorted(names - wanted):
@@ -105,7 +109,7 @@ def broken_in_archive(path, abis):
             yield "proguard.txt: not consumer-rules.pro"
         with zipfile.ZipFile(io.BytesIO(archive.read("classes.jar"))) as jar:
             classes = set(jar.namelist())
-            for name in ["rs/ampoule/Extractor.class", "rs/ampoule/AmpouleAssets.class", "rs/ampoule/ffi/UniffiLib.class"]:
+            for name in ["rs/ampoule/Extractor.class", "rs/ampoule/AmpouleAssets.class", "rs/ampoule/ffi/UniffiLib.class", *LICENCES]:
                 if name not in classes:
                     yield f"classes.jar: {name} is not there"
             for name in sorted(classes):
@@ -120,9 +124,9 @@ def main(verb, *arguments):
     if verb == "pack":
         pack(*arguments)
         return True
-    if verb == "library":
+    if verb in ("library", "foreign"):
         abi, *files = arguments
-        found = [f"{file}: {broken}" for file in files for broken in broken_in_library(abi, file)]
+        found = [f"{file}: {broken}" for file in files for broken in broken_in_library(abi, file, verb == "library")]
     else:
         path, *abis = arguments
         found = [f"{path}: {broken}" for broken in broken_in_archive(path, abis)]

@@ -3,8 +3,8 @@
 # sample app, against Android's own classes. At last the shrinkers: see scripts/shrink.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command -v mvn >/dev/null && command -v aapt >/dev/null ||
-    { apt-get -q update && apt-get -qy install maven openjdk-17-jdk-headless aapt android-framework-res; } >&2
+command -v mvn >/dev/null && command -v aapt >/dev/null && command -v python3 >/dev/null ||
+    { apt-get -q update && apt-get -qy install maven openjdk-17-jdk-headless aapt android-framework-res python3; } >&2
 scripts/library.sh
 library=target/bindings/release/libampoule_bindings.so out=target/kotlin
 case $(uname -m) in
@@ -16,6 +16,10 @@ rm -rf "$out/uniffi" "$out/native" "$out/samples"
 # Else the counts below were those of an earlier run where nothing compiles.
 rm -rf "$out"/{,android/}maven/{surefire-reports,classes,test-classes}
 mkdir -p "$out/native/$folder" "$out/samples"
+rm -rf "$out/licences"
+mkdir -p "$out/licences/META-INF/ampoule"
+cp LICENSE-APACHE LICENSE-MIT NOTICE "$out/licences/META-INF/ampoule/"
+python3 scripts/licences.py "$out/licences/META-INF/ampoule/THIRD-PARTY"
 guide() { sed -n '/^```kotlin$/,/^```$/{ /^```/d; p }' "bindings/$1/README.md"; }
 guide kotlin >"$out/samples/Guide.kt"
 target/bindgen/debug/uniffi-bindgen generate --library "$library" --language kotlin --no-format --out-dir "$out/uniffi" 2>"$out/bindgen.log" ||

@@ -10,12 +10,14 @@ for file; do
         *.aar | *.jar | *.whl) ;;
         *) echo "$file: neither an AAR, nor a jar, nor a wheel" >&2; exit 1 ;;
     esac
-    names=$(unzip -Z1 "$file")
-    for licence in LICENSE-MIT LICENSE-APACHE NOTICE; do
-        grep -qE "(^|/)$licence\$" <<<"$names" || { echo "$file: $licence is not in it" >&2; exit 1; }
-    done
-    # The name tells nothing to one who renames.
-    case $file in *.aar) python3 scripts/android_audit.py aar "$file" arm64-v8a armeabi-v7a x86_64 x86 ;; esac
+    case $file in
+        *.aar) python3 scripts/android_audit.py aar "$file" arm64-v8a armeabi-v7a x86_64 x86 ;;
+        *)
+            names=$(unzip -Z1 "$file")
+            for licence in LICENSE-MIT LICENSE-APACHE NOTICE; do
+                grep -qE "(^|/)$licence\$" <<<"$names" || { echo "$file: $licence is not in it" >&2; exit 1; }
+            done ;;
+    esac
 done
 mkdir -p target/packages
 cp "$@" target/packages/

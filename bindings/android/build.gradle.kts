@@ -22,7 +22,7 @@ android {
         java.srcDirs("src/main/kotlin", "../kotlin/src/main/kotlin", "../../target/kotlin/uniffi")
         // Linked with `-z max-page-size=16384`, for devices of 16 KB pages; stripped already.
         jniLibs.srcDir(made.resolve("jni"))
-        resources.srcDir(made.resolve("licences"))
+        resources.srcDir("../../target/kotlin/licences")
     }
     packaging {
         jniLibs.keepDebugSymbols += "**/libampoule_bindings.so"

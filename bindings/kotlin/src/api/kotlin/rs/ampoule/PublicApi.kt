@@ -6,9 +6,9 @@ import kotlinx.validation.api.filterOutNonPublic
 import kotlinx.validation.api.loadApiFromJvmClasses
 
 /** What apps see of compiled classes, in the format of Kotlin's binary compatibility validator. */
-internal fun publicApi(classes: File, isMeant: (String) -> Boolean = { true }): String =
-    classes.walk().filter { it.extension == "class" }.sorted().map(File::inputStream).loadApiFromJvmClasses()
-        .filterOutNonPublic(listOf("rs.ampoule.ffi")).filter { isMeant(it.name) }.dump(StringBuilder()).toString()
+internal fun publicApi(classes: File, isMeant: (File) -> Boolean = { true }): String =
+    classes.walk().filter { it.extension == "class" && isMeant(it) }.sorted().map(File::inputStream).loadApiFromJvmClasses()
+        .filterOutNonPublic(listOf("rs.ampoule.ffi")).dump(StringBuilder()).toString()
 
 /** What a committed file says of it; with AMPOULE_WRITE set, the file is written first. */
 internal fun committedApi(file: File, api: String): String {
