@@ -15,6 +15,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -107,6 +108,13 @@ def broken_in_archive(path, abis):
             yield "AndroidManifest.xml: asks for a permission"
         if archive.read("proguard.txt") != (ROOT / "bindings/android/consumer-rules.pro").read_bytes():
             yield "proguard.txt: not consumer-rules.pro"
+        if "unlinked" not in pathlib.Path(path).name:
+            with tempfile.TemporaryDirectory() as folder:
+                for abi in abis:
+                    library = archive.extract(f"jni/{abi}/libampoule_bindings.so", folder)
+                    # The NDK links its unwinder into the library.
+                    if "[libunwind.so]" in readelf("-d", library):
+                        yield f"jni/{abi}: linked against stubs"
         with zipfile.ZipFile(io.BytesIO(archive.read("classes.jar"))) as jar:
             classes = set(jar.namelist())
             for name in ["rs/ampoule/Extractor.class", "rs/ampoule/AmpouleAssets.class", "rs/ampoule/ffi/UniffiLib.class", *LICENCES]:

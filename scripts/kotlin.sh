@@ -40,6 +40,9 @@ android_merged_manifest=$PWD/examples/android/src/main/AndroidManifest.xml
 android_resource_apk=$PWD/$app/note.apk
 android_custom_package=rs.ampoule.example
 END
+mvn --batch-mode --quiet --file bindings/android/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy \
+    -Dartifact=androidx.test:monitor:1.8.0:aar -DoutputDirectory="$PWD/$app/monitor" >&2
+unzip -qo "$app"/monitor/monitor-*.aar classes.jar -d "$app/monitor"
 for project in kotlin android; do
     mvn --batch-mode --quiet --file "bindings/$project/pom.xml" verify "$@" || failed=1
 done
