@@ -4,11 +4,11 @@
 # app's Dalvik code. Once scripts/kotlin.sh has run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-kotlin=target/kotlin out=target/kotlin/shrunk rules=bindings/android/consumer-rules.pro
+kotlin=$PWD/target/kotlin out=$PWD/target/kotlin/shrunk rules=$PWD/bindings/android/consumer-rules.pro
 rm -rf "$out"
 mkdir -p "$out/program" "$out/app"
 classpath() { # POM SCOPE
-    mvn --batch-mode --quiet --file "$1" dependency:build-classpath -DincludeScope="$2" -Dmdep.outputFile="$PWD/$out/classpath" >&2
+    mvn --batch-mode --quiet --file "$1" dependency:build-classpath -DincludeScope="$2" -Dmdep.outputFile="$out/classpath" >&2
     cat "$out/classpath"
 }
 shrinkers=$(classpath bindings/android/shrinkers.xml runtime)
@@ -20,7 +20,7 @@ for jar in "${tests[@]}"; do
 done
 # The library, and the scenario, as an app would be.
 cp -r "$kotlin/maven/classes/." "$out/program/"
-(cd "$kotlin/maven/test-classes" && cp --parents rs/ampoule/Scenario*.class rs/ampoule/Fixtures*.class "$OLDPWD/$out/program/")
+(cd "$kotlin/maven/test-classes" && cp --parents rs/ampoule/Scenario{,\$*}.class rs/ampoule/Fixtures*.class "$out/program/")
 (cd "$out/program" && jar --create --file ../program.jar .)
 program+=("$out/program.jar")
 java_home=$(java -XshowSettings:properties -version 2>&1 | sed -n 's/^ *java.home = //p')
@@ -42,8 +42,8 @@ with_proguard() {
         for module in base desktop logging management; do
             echo "-libraryjars $java_home/jmods/java.$module.jmod(!**.jar;!module-info.class)"
         done
-        echo "-include $PWD/$1"
-        echo "-include $PWD/$out/main.pro"
+        echo "-include $1"
+        echo "-include $out/main.pro"
     } >"$2.pro"
     java -Xmx1g -cp "$shrinkers" proguard.ProGuard "@$2.pro"
 }
@@ -79,7 +79,7 @@ for jar in "${app[@]}"; do
     case $jar in */kotlin-stdlib-*|*/kotlinx-coroutines-*|*/jna-*|*/annotations-13*) inputs+=("$jar") ;; esac
 done
 cp -r "$kotlin/android/maven/classes/rs" "$out/app/"
-(cd "$kotlin/android/maven/test-classes" && find rs/ampoule/example -name '*.class' ! -name '*Test*' -exec cp --parents {} "$OLDPWD/$out/app/" \;)
+(cd "$kotlin/android/maven/test-classes" && find rs/ampoule/example -name '*.class' ! -name '*Test*' -exec cp --parents {} "$out/app/" \;)
 (cd "$out/app" && jar --create --file ../app.jar .)
 mkdir "$out/dex"
 r8 --min-api 26 --lib "$android" --pg-conf "$rules" --pg-conf "$out/app.pro" --output "$out/dex" "${inputs[@]}" "$out/app.jar"
