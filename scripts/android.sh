@@ -33,7 +33,9 @@ getrandom,LIBC_P" ;;
         echo "$names" | awk -F, 'NF { print ".globl " $1 "\n.type " $1 ",%function\n" $1 ":" }'
     } | llvm-mc -triple "$triple" -filetype obj -o "$folder/$library.o"
     echo "$names" | awk -F, 'NF == 2 { of[$2] = of[$2] " " $1 ";" } END { for (v in of) print v " {" of[v] " };" }' >"$folder/$library.map"
-    ld.lld -shared -soname "$library.so" --version-script "$folder/$library.map" -o "$folder/$library.so" "$folder/$library.o"
+    versions=
+    if [ -s "$folder/$library.map" ]; then versions="--version-script $folder/$library.map"; fi
+    ld.lld -shared -soname "$library.so" $versions -o "$folder/$library.so" "$folder/$library.o"
 done
 echo ".globl uniffi_ampoule_native_planted
 uniffi_ampoule_native_planted:
@@ -44,6 +46,20 @@ ${4} getrandom" | llvm-mc -triple "$triple" -filetype obj -o "$folder/planted.o"
 ld.lld -shared -z max-page-size=16384 -L "$folder" -lc -o "/checkout/target/android/planted/newer-$abi.so" "$folder/planted.o"
 ld.lld -shared -z max-page-size=4096 -L "$folder" -lc -o "/checkout/target/android/planted/pages-$abi.so" "$folder/planted.o"
 END
+# For these targets rustc speaks to a C compiler, whatever it is told; this one is lld.
+cat >"$out/cc" <<'END'
+#!/usr/bin/env bash
+arguments=()
+for argument; do
+    case $argument in
+        -Wl,*) IFS=, read -ra some <<<"${argument#-Wl,}"; arguments+=("${some[@]}") ;;
+        -nodefaultlibs | -nostartfiles | -m32 | -m64 | -rdynamic) ;;
+        *) arguments+=("$argument") ;;
+    esac
+done
+exec ld.lld "${arguments[@]}"
+END
+chmod +x "$out/cc"
 for abi; do
     features=flex
     case $abi in
@@ -56,17 +72,16 @@ for abi; do
     echo "== $abi"
     if [ -n "${ANDROID_NDK_HOME:-}" ]; then
         clang=$(echo "$ANDROID_NDK_HOME"/toolchains/llvm/prebuilt/*/bin/clang)
-        link=(-C "linker=$clang" -C "link-arg=--target=${triple}26" -C link-arg=-Wl,-z,max-page-size=16384
-            -C link-arg=-Wl,--pack-dyn-relocs=android)
+        link=(-C "linker=$clang" -C "link-arg=--target=${triple}26")
         rust=(env)
         build=$out/build
     else
         scripts/chroot.sh bash /checkout/$out/stubs.sh "$triple" "$abi" "$column" "$word"
-        link=(-C linker=ld.lld -C linker-flavor=ld.lld -C "link-arg=-L/checkout/$out/stubs/$abi"
-            -C link-arg=-zmax-page-size=16384 -C link-arg=--pack-dyn-relocs=android)
+        link=(-C "linker=/checkout/$out/cc" -C "link-arg=-L/checkout/$out/stubs/$abi")
         rust=(scripts/chroot.sh env)
         build=/checkout/$out/build
     fi
+    link+=(-C link-arg=-Wl,-z,max-page-size=16384 -C link-arg=-Wl,--pack-dyn-relocs=android)
     # The standard library of these targets is compiled too, which the stable compiler does where it is told that it may.
     "${rust[@]}" RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$build" cargo rustc --quiet -p ampoule-bindings --lib --crate-type cdylib \
         --profile dist ${features:+--features "$features"} -Zbuild-std=std,panic_unwind --target "$target" -- "${link[@]}"

@@ -16,7 +16,7 @@ IFS=: read -ra program <<<"$(classpath bindings/kotlin/pom.xml runtime)"
 IFS=: read -ra tests <<<"$(classpath bindings/kotlin/pom.xml test)"
 libraries=()
 for jar in "${tests[@]}"; do
-    case " ${program[*]} " in *" $jar "*) ;; *) libraries+=("$jar") ;; esac
+    case $jar in */gson-* | */junit-jupiter-api-* | */opentest4j-* | */junit-platform-commons-*) libraries+=("$jar") ;; esac
 done
 # The library, and the scenario, as an app would be.
 cp -r "$kotlin/maven/classes/." "$out/program/"
@@ -26,6 +26,9 @@ program+=("$out/program.jar")
 java_home=$(java -XshowSettings:properties -version 2>&1 | sed -n 's/^ *java.home = //p')
 echo '-keep class rs.ampoule.Scenario { public static void main(java.lang.String[]); }' >"$out/main.pro"
 : >"$out/none.pro"
+for jar in "${program[@]}"; do
+    case $jar in */kotlinx-coroutines-core-*) unzip -p "$jar" META-INF/com.android.tools/proguard/coroutines.pro >"$out/coroutines.pro" ;; esac
+done
 
 r8() { java -Xmx1g -cp "$shrinkers" com.android.tools.r8.R8 --release "$@"; }
 with_r8() { # RULES OUTPUT
@@ -38,12 +41,19 @@ with_proguard() {
         # A jar's manifests and services may be there more than once.
         for jar in "${program[@]}"; do echo "-injars $jar(!META-INF/**)"; done
         echo "-outjars $2"
-        for jar in "${libraries[@]}"; do echo "-libraryjars $jar"; done
+        # Without the parts for Kotlin, which would need the Kotlin that is shrunk.
+        for jar in "${libraries[@]}"; do echo "-libraryjars $jar(!**Kt.class;!**Kt\$*.class)"; done
         for module in base desktop logging management; do
             echo "-libraryjars $java_home/jmods/java.$module.jmod(!**.jar;!module-info.class)"
         done
         echo "-include $1"
+        # What coroutines bring themselves, which R8 finds; Android's plugin gives either to its shrinker.
+        echo "-include $out/coroutines.pro"
         echo "-include $out/main.pro"
+        # Its optimizer breaks coroutines (VerifyError); R8 is what optimizes here.
+        echo -dontoptimize
+        # Android has it; the JVM's coroutines name it.
+        echo "-dontwarn android.annotation.SuppressLint"
     } >"$2.pro"
     java -Xmx1g -cp "$shrinkers" proguard.ProGuard "@$2.pro"
 }
@@ -82,8 +92,9 @@ cp -r "$kotlin/android/maven/classes/rs" "$out/app/"
 (cd "$kotlin/android/maven/test-classes" && find rs/ampoule/example -name '*.class' ! -name '*Test*' -exec cp --parents {} "$out/app/" \;)
 (cd "$out/app" && jar --create --file ../app.jar .)
 mkdir "$out/dex"
-r8 --min-api 26 --lib "$android" --pg-conf "$rules" --pg-conf "$out/app.pro" --output "$out/dex" "${inputs[@]}" "$out/app.jar"
-for name in uniffi_ampoule_native_fn_method_extractor_extract Lcom/sun/jna/Structure\$FieldOrder Lrs/ampoule/example/NoteActivity; do
+# Robolectric's jar of Android's classes has none of Java's.
+r8 --min-api 26 --lib "$android" --lib "$java_home" --pg-conf "$rules" --pg-conf "$out/app.pro" --pg-conf examples/android/rules.pro --output "$out/dex" "${inputs[@]}" "$out/app.jar"
+for name in uniffi_ampoule_bindings_fn_method_extractor_extract Lcom/sun/jna/Structure\$FieldOrder Lrs/ampoule/example/NoteActivity; do
     grep -qF "$name" "$out/dex/classes.dex" || { echo "the app's code lacks $name" >&2; exit 1; }
 done
 echo "$(wc -c <"$out/dex/classes.dex") bytes of Dalvik code"

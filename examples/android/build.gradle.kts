@@ -27,7 +27,7 @@ android {
             // The library brings the rules that it needs.
             isMinifyEnabled = true
             isShrinkResources = true
-            proguardFiles(getDefaultProguardFile("proguard-android-optimize.txt"))
+            proguardFiles(getDefaultProguardFile("proguard-android-optimize.txt"), "rules.pro")
         }
     }
     compileOptions {
