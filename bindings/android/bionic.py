@@ -18,7 +18,11 @@ PACKAGES = [
     "org.conscrypt:conscrypt-android:2.7.0:aar",
     "com.facebook.react:hermes-android:0.82.1:aar:release",
     "io.github.webrtc-sdk:android:144.7559.14:aar",
+    "org.matrix.rustcomponents:sdk-android:0.1.83:aar",
 ]
+# The one fact that is said here and not read: C programs for 64 bits call mmap, which there is the same function, so no package has the
+# other name. bionic has had both since its first release for 64 bits, API 21 (libc.map.txt).
+SAID = {("mmap64", "libc.so"): {"arm64-v8a": "LIBC", "x86_64": "LIBC"}}
 ABIS = ["arm64-v8a", "armeabi-v7a", "x86_64", "x86"]
 
 
@@ -53,6 +57,8 @@ def main(folder):
                     library = pathlib.Path(archive.extract(entry, folder / package.stem))
                     for name, file, version in versions(library):
                         known[name, file][found[1]] = version
+    for key, by_abi in SAID.items():
+        known[key] |= by_abi
     with open(pathlib.Path(__file__).with_suffix(".csv"), "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["name", "library", *ABIS])
