@@ -19,6 +19,7 @@ PACKAGES = [
     "com.facebook.react:hermes-android:0.82.1:aar:release",
     "io.github.webrtc-sdk:android:144.7559.14:aar",
     "org.matrix.rustcomponents:sdk-android:0.1.83:aar",
+    "org.bitcoindevkit:bdk-android:2.3.1:aar",
 ]
 # The one fact that is said here and not read: C programs for 64 bits call mmap, which there is the same function, so no package has the
 # other name. bionic has had both since its first release for 64 bits, API 21 (libc.map.txt).
