@@ -108,12 +108,21 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     done
     echo "== the wheel for ARM as it ships"
     scripts/python.sh dist aarch64-unknown-linux-gnu
+    echo "== the scenario of the bindings on 64-bit ARM"
+    sid CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu max -L /" cargo test --release \
+        --target aarch64-unknown-linux-gnu -p ampoule-bindings --test scenario
+    echo "== 32-bit ARM"
+    sid CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc \
+        CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_RUNNER="qemu-arm -L /" cargo test --release \
+        --target armv7-unknown-linux-gnueabihf -p ampoule --features checkpoint,embedded,flex --lib --test runtime --test bundle_attacks --test offsets
+    echo "== Android, link-checked"
+    scripts/android.sh
     echo "== WebAssembly"
     sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
     echo "== iPhones and their simulator: compiled"
     scripts/ios.sh
 else
-    skip "no root or no debootstrap, so no ARM, no WebAssembly and nothing for iPhones"
+    skip "no root or no debootstrap, so no ARM, no Android, no WebAssembly and nothing for iPhones"
 fi
 if command -v cargo-deny >/dev/null; then
     cargo deny check licenses bans sources

@@ -8,7 +8,7 @@ generated=$package/Sources/AmpouleNative header=$package/Sources/AmpouleNativeFF
 mkdir -p "$package"
 rm -rf "$package"/{Package.swift,README.md,Sources,Tests}
 # With their times, so that nothing is compiled twice.
-cp -a bindings/swift/{Package.swift,README.md,Sources,Tests} LICENSE-APACHE LICENSE-MIT NOTICE "$package"
+cp -a bindings/swift/{Package.swift,README.md,Sources,Tests} LICENSE-APACHE LICENSE-MIT NOTICE bindings/THIRD-PARTY.txt "$package"
 mkdir -p "$generated" "$header" "$package/Tests/Guide"
 sed -n '/^```swift$/,/^```$/{ /^```/d; p }' bindings/swift/README.md >"$package/Tests/Guide/main.swift"
 touch -r bindings/swift/README.md "$package/Tests/Guide/main.swift"

@@ -1,0 +1,21 @@
+pluginManagement {
+    repositories {
+        google()
+        mavenCentral()
+        gradlePluginPortal()
+    }
+}
+
+dependencyResolutionManagement {
+    repositories {
+        google()
+        mavenCentral()
+    }
+}
+
+rootProject.name = "ampoule-note"
+includeBuild("../../bindings/android") {
+    dependencySubstitution {
+        substitute(module("rs.ampoule:ampoule-android")).using(project(":"))
+    }
+}
