@@ -24,7 +24,7 @@ pub struct FrozenOutputs {
 pub struct FrozenModel(Computed);
 
 enum Computed {
-    Packed(PackedModel),
+    Packed(Box<PackedModel>),
     Composed { model: Box<Model>, config: ModelConfig, device: Device },
 }
 
@@ -40,7 +40,7 @@ impl FrozenModel {
         }
         // Where it is the scalar one, that is slow and right.
         let kernel = Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))?;
-        Ok(FrozenModel(Computed::Packed(PackedModel::load(config, source, kernel)?)))
+        Ok(FrozenModel(Computed::Packed(Box::new(PackedModel::load(config, source, kernel)?))))
     }
 
     pub(super) fn composed(config: &ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self> {
