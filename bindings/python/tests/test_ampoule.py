@@ -22,6 +22,7 @@ import zipfile
 from array import array
 
 import ampoule
+from ampoule._native import ampoule_native as native
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SCENARIO = json.loads((ROOT / "bindings/scenario.json").read_text())
@@ -376,6 +377,16 @@ print("stopped", flush=True)
 """)
         out, err = process.communicate(timeout=120)
         self.assertEqual((process.returncode, out, err), (0, "stopped\n", ""))
+
+    def test_a_signal_while_a_text_is_copied_frees_nothing_twice(self):
+        builder = native._UniffiRustBufferBuilder()
+        builder.write(SENTENCE.encode())
+        # As when a signal's handler raises before the result is assigned.
+        grown = native._UniffiRustBuffer.reserve(builder.rbuf, 1 << 20)
+        self.assertEqual((builder.rbuf.capacity, builder.rbuf.len, bool(builder.rbuf.data)), (0, 0, False))
+        builder.discard()
+        self.assertEqual(grown.data[: grown.len], SENTENCE.encode())
+        grown.free()
 
     def test_ctrl_c_ends_a_long_call_at_once(self):
         for call in ("model.extract(text)", "list(model.stream(text))", "list(model.extract_batch([text]))"):
