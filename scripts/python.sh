@@ -25,6 +25,7 @@ else
 exec $root/../usr/bin/qemu-aarch64 -0 "\$0" -L $root $root/usr/bin/python3.11 "\$@"
 EOF
     chmod +x "$clean/bin/python"
+    export AMPOULE_PATIENCE=30
     # pip of ARM, which refuses a wheel that is not for it.
     PYTHONPATH=/usr/lib/python3/dist-packages "$clean/bin/python" -m pip install --quiet --no-index --no-compile \
         --target "$clean/lib/python3.11/site-packages" "$wheel"

@@ -12,6 +12,7 @@ Calls may be made from several threads, and free the interpreter while they comp
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import struct
@@ -92,6 +93,17 @@ class Internal(AmpouleError):
 
 
 _ERRORS = {getattr(_native.AmpouleError, kind.__name__): kind for kind in AmpouleError.__subclasses__()}
+
+
+def _reserve(buffer: Any, additional: int) -> Any:
+    """Grows a buffer of uniffi's, which stays behind empty: what a signal's handler raises before the grown one has taken its place, where
+    uniffi frees the buffer that it knows, would else have it freed twice."""
+    old = type(buffer).from_buffer_copy(buffer)
+    ctypes.memset(ctypes.addressof(buffer), 0, ctypes.sizeof(buffer))
+    return _native._uniffi_rust_call(_native._UniffiLib.ffi_ampoule_bindings_rustbuffer_reserve, old, additional)
+
+
+_native._UniffiRustBuffer.reserve = staticmethod(_reserve)
 
 
 def _call(function: Callable[..., T], *args: Any) -> T:

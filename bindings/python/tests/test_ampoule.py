@@ -2,12 +2,14 @@
 
     python bindings/python/tests/test_ampoule.py
 
-reads `bindings/scenario.json` and, where the Rust tests left it, `target/tmp/sentences.json`.
+reads `bindings/scenario.json` and, where the Rust tests left it, `target/tmp/sentences.json`. AMPOULE_PATIENCE is how many times longer
+than a processor's own an emulated one's calls may take to end.
 """
 
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import signal
@@ -22,6 +24,7 @@ import zipfile
 from array import array
 
 import ampoule
+from ampoule._native import ampoule_native as native
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SCENARIO = json.loads((ROOT / "bindings/scenario.json").read_text())
@@ -29,6 +32,10 @@ BUNDLE = ROOT / SCENARIO["bundles"]["entities"]
 LABELS = ROOT / SCENARIO["bundles"]["labels"]
 SENTENCE = "Started on lisinopril for hypertension; developed angioedema."
 CANARY = "zyxquell"
+PATIENCE = float(os.environ.get("AMPOULE_PATIENCE", 1))
+# The file's scores are those of x86-64. Kernels of other processors add floats in another order, their logits are within a thousandth of
+# the plain kernel's, and an entity's score adds those of all its words: at most 0.0013 apart in the file, by NEON.
+TOLERANCE = SCENARIO["tolerance"] * (1 if platform.machine() == "x86_64" else 2)
 
 
 def long_text():
@@ -63,7 +70,6 @@ class Case(unittest.TestCase):
 
 class Scenario(Case):
     def test_texts_have_what_the_file_says(self):
-        tolerance = SCENARIO["tolerance"]
         with ampoule.Extractor.open(BUNDLE) as extractor, ampoule.Embedder.open(BUNDLE) as embedder, \
                 ampoule.Classifier.open(LABELS) as classifier:
             self.assertEqual(extractor.labels, SCENARIO["labels"]["entities"])
@@ -73,7 +79,7 @@ class Scenario(Case):
             for case in SCENARIO["cases"]:
                 text = case["text"]
                 found = extractor.extract(text)
-                self.same_entities(found, case["entities"], tolerance)
+                self.same_entities(found, case["entities"], TOLERANCE)
                 for entity in found:
                     # Each unit cuts out the same piece.
                     piece = text[entity.start : entity.end]
@@ -85,11 +91,11 @@ class Scenario(Case):
                     scores = classifier.classify(text)
                     self.assertEqual([s.label for s in scores], [s["label"] for s in case["labels"]])
                     for score, expected in zip(scores, case["labels"]):
-                        self.assertAlmostEqual(score.score, expected["score"], delta=tolerance)
+                        self.assertAlmostEqual(score.score, expected["score"], delta=TOLERANCE)
                     vector = array("f", embedder.embed(text))
                     self.assertEqual(len(vector), embedder.width)
                     for value, expected in zip(vector, case["vector"]):
-                        self.assertAlmostEqual(value, expected, delta=tolerance)
+                        self.assertAlmostEqual(value, expected, delta=TOLERANCE)
             self.assertGreater(compared, 80)
 
     def test_surrogates_count_as_one_character(self):
@@ -98,7 +104,7 @@ class Scenario(Case):
                 units = array("H", case["units"]).tobytes()
                 text = units.decode("utf-16-le", "surrogatepass")
                 self.assertRegex(text, "[\ud800-\udfff]")
-                self.same_entities(extractor.extract(text), case["entities"], SCENARIO["tolerance"])
+                self.same_entities(extractor.extract(text), case["entities"], TOLERANCE)
                 self.assertEqual(list(extractor.stream(text)), extractor.extract(text))
                 self.assertEqual(list(extractor.extract_batch([text])), [extractor.extract(text)])
 
@@ -229,7 +235,7 @@ class Calls(Case):
         self.assertEqual(text[entity.start : entity.end], "lisinopril")
         self.assertEqual(self.extractor.report().running_calls, 1)
         stream.close()
-        end = time.monotonic() + 2
+        end = time.monotonic() + 2 * PATIENCE
         while self.extractor.report().running_calls:
             self.assertLess(time.monotonic(), end)
             time.sleep(0.001)
@@ -368,14 +374,24 @@ for moment in range(60):
     except KeyboardInterrupt:
         pass
     time.sleep(0.02)
-    end = time.monotonic() + 2
+    end = time.monotonic() + {2 * PATIENCE}
     while model.report().running_calls:
         assert time.monotonic() < end, moment
         time.sleep(0.001)
 print("stopped", flush=True)
 """)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=120 * PATIENCE)
         self.assertEqual((process.returncode, out, err), (0, "stopped\n", ""))
+
+    def test_a_signal_while_a_text_is_copied_frees_nothing_twice(self):
+        builder = native._UniffiRustBufferBuilder()
+        builder.write(SENTENCE.encode())
+        # As when a signal's handler raises before the result is assigned.
+        grown = native._UniffiRustBuffer.reserve(builder.rbuf, 1 << 20)
+        self.assertEqual((builder.rbuf.capacity, builder.rbuf.len, bool(builder.rbuf.data)), (0, 0, False))
+        builder.discard()
+        self.assertEqual(grown.data[: grown.len], SENTENCE.encode())
+        grown.free()
 
     def test_ctrl_c_ends_a_long_call_at_once(self):
         for call in ("model.extract(text)", "list(model.stream(text))", "list(model.extract_batch([text]))"):
@@ -396,14 +412,14 @@ except KeyboardInterrupt:
             time.sleep(0.3)
             sent = time.time()
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=60 * PATIENCE)
             self.assertEqual((process.returncode, err), (0, ""))
             ended, running, found = out.split()
             self.assertEqual(found, "3")
             if "stream" not in call:
                 self.assertEqual(running, "0")
             # Others may have the processor; on a quiet machine it is a few milliseconds.
-            self.assertLess(float(ended) - sent, 2.0)
+            self.assertLess(float(ended) - sent, 2.0 * PATIENCE)
             print(f"{call}: ended {1000 * (float(ended) - sent):.0f} ms after Ctrl-C")
 
     def test_files_of_another_version_are_told(self):
