@@ -40,22 +40,6 @@ class AmpouleAssetsTest {
         model.close()
     }
 
-    /** More open files of this process after it than before. */
-    private inline fun left(calls: () -> Unit): Int {
-        val before = File("/proc/self/fd").list()!!.size
-        calls()
-        return File("/proc/self/fd").list()!!.size - before
-    }
-
-    @Test
-    fun `the asset's file is closed again`(): Unit = runBlocking {
-        AmpouleAssets.extractor(context, STORED, options).close()
-        // Robolectric itself leaves one open for each asset.
-        val robolectrics = left { repeat(20) { context.assets.openFd(STORED).close() } }
-        val ours = left { repeat(20) { AmpouleAssets.extractor(context, STORED, options).close() } }
-        assertTrue("$ours, of Robolectric alone $robolectrics", ours <= robolectrics + 1)
-    }
-
     @Test
     fun `a compressed bundle is copied once for each installation`(): Unit = runBlocking {
         val copies = List(2) {
