@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 
 use ampoule::kernels::{AdamStep, Kernel};
 use ampoule::model::{Model, give_back, parameter_name};
-use ampoule::{Error, Result};
+use ampoule::{Error, ErrorKind, Result};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData, Transaction};
 use rayon::prelude::*;
@@ -174,16 +174,22 @@ pub(crate) const WORDS: &str = "embeddings.word_embeddings.weight";
 
 impl NamedGradients {
     /// Takes the gradients of `model`'s parameters out of Burn's container; `words` are the rows of [`WORDS`] that the model has.
-    pub(crate) fn collect(model: &Model, gradients: Gradients, words: Vec<i32>) -> Self {
+    ///
+    /// # Errors
+    /// [`DeviceUnavailable`](ampoule::ErrorKind::DeviceUnavailable) where a GPU fails.
+    pub(crate) fn collect(model: &Model, gradients: Gradients, words: Vec<i32>) -> Result<Self> {
         let mut collect = Collect { path: Vec::new(), gradients, names: Vec::new(), found: Transaction::default() };
         model.visit(&mut collect);
         let of = |data: TensorData| Gradient { rows: None, values: data.try_into_vec::<f32>().unwrap_or_default() };
-        let mut found: BTreeMap<_, _> =
-            collect.names.into_iter().zip(collect.found.execute().into_iter().map(of)).collect();
+        let read = collect.found.try_execute().map_err(|e| {
+            Error::new(ErrorKind::DeviceUnavailable, "the device failed in a step; the last saved state is intact")
+                .with_source(e)
+        })?;
+        let mut found: BTreeMap<_, _> = collect.names.into_iter().zip(read.into_iter().map(of)).collect();
         if let Some(gradient) = found.get_mut(WORDS) {
             gradient.rows = Some(words);
         }
-        NamedGradients(found)
+        Ok(NamedGradients(found))
     }
 
     #[cfg(test)]

@@ -602,7 +602,7 @@ impl<'a> Trainer<'a> {
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        let gradient = NamedGradients::collect(&model, loss.backward(), words);
+        let gradient = NamedGradients::collect(&model, loss.backward(), words)?;
         // Read last: a GPU then has nothing left to do before it.
         let found = terms_of_part.into_data().try_into_vec::<f32>().map_err(|_| Error::internal("a loss is no f32"))?;
         Ok(Computed { terms: found.into_iter().map(f64::from).collect(), gradient })

@@ -8,7 +8,7 @@ use super::config::{ModelConfig, Task};
 use super::weights::WeightSource;
 use super::{HiddenState, Model, PackedModel};
 use crate::batch::Batch;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
 
 /// What a [`FrozenModel`] gives of a sequence.
@@ -21,11 +21,14 @@ pub struct FrozenOutputs {
 }
 
 /// A model that answers and is not trained, in f32: on the processor by the kernels, elsewhere by Burn.
-pub struct FrozenModel(Computed);
+pub struct FrozenModel {
+    config: ModelConfig,
+    computed: Computed,
+}
 
 enum Computed {
     Packed(Box<PackedModel>),
-    Composed { model: Box<Model>, config: ModelConfig, device: Device },
+    Composed(Box<Model>, Device),
 }
 
 impl FrozenModel {
@@ -40,23 +43,24 @@ impl FrozenModel {
         }
         // Where it is the scalar one, that is slow and right.
         let kernel = Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))?;
-        Ok(FrozenModel(Computed::Packed(Box::new(PackedModel::load(config, source, kernel)?))))
+        let computed = Computed::Packed(Box::new(PackedModel::load(config, source, kernel)?));
+        Ok(FrozenModel { config: config.clone(), computed })
     }
 
     pub(super) fn composed(config: &ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self> {
-        let model = Box::new(Model::load(config, source, device)?);
-        Ok(FrozenModel(Computed::Composed { model, config: config.clone(), device: device.clone() }))
+        let computed = Computed::Composed(Box::new(Model::load(config, source, device)?), device.clone());
+        Ok(FrozenModel { config: config.clone(), computed })
     }
 
     /// What it gives of each sequence: its logits, and the hidden states of `wanted` that it has; [`HiddenState::Attention`] is not kept.
     /// On the processor a sequence's values are the same bits whatever else is in the batch, and rayon's current pool computes.
     ///
     /// # Errors
-    /// [`Internal`](crate::ErrorKind::Internal) alone: nothing is expected to fail.
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where a GPU fails; nothing else is expected to.
     pub fn compute(&self, batch: &Batch, wanted: &BTreeSet<HiddenState>) -> Result<Vec<FrozenOutputs>> {
-        let (model, config, device) = match &self.0 {
+        let (model, device) = match &self.computed {
             Computed::Packed(packed) => return packed.observed(batch, wanted),
-            Computed::Composed { model, config, device } => (model, config, device),
+            Computed::Composed(model, device) => (model, device),
         };
         let (mut names, mut shapes, mut read) = (Vec::new(), Vec::new(), Transaction::default());
         let last = model.hidden_states(batch, device, &mut None, &mut |state, x| {
@@ -67,13 +71,17 @@ impl FrozenModel {
             }
             Ok(())
         })?;
-        if config.task != Task::Encoder {
+        if self.config.task != Task::Encoder {
             let logits = model.logits(last, &mut None)?;
             shapes.push(logits.dims());
             read = read.register(logits);
         }
         // All at once: from a GPU each reading by itself waits for it.
-        let read = read.execute().into_iter().zip(shapes).map(|(data, shape)| rows(data, shape, batch));
+        let read = read.try_execute().map_err(|e| {
+            Error::new(ErrorKind::DeviceUnavailable, "the device failed while it computed a teacher's answers")
+                .with_source(e)
+        })?;
+        let read = read.into_iter().zip(shapes).map(|(data, shape)| rows(data, shape, batch));
         let mut read = read.collect::<Result<Vec<_>>>()?.into_iter();
         let empty = FrozenOutputs { logits: Vec::new(), states: BTreeMap::new() };
         let mut outputs = vec![empty; batch.dims()[0]];
@@ -90,10 +98,7 @@ impl FrozenModel {
 
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
-        match &self.0 {
-            Computed::Packed(packed) => &packed.config,
-            Computed::Composed { config, .. } => config,
-        }
+        &self.config
     }
 }
 

@@ -25,7 +25,7 @@ const GROUP: usize = 128;
 
 /// An encoder with at most one head, its weights packed for one kernel.
 pub(crate) struct PackedModel {
-    pub(super) config: ModelConfig,
+    config: ModelConfig,
     kernel: Kernel,
     word_embeddings: Values,
     /// `[positions, embedding]`, the embedding of the one token type added.

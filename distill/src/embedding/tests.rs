@@ -176,7 +176,7 @@ fn the_parts_of_a_step_are_its_whole() {
             let values = computed.unwrap().expect("no part failed");
             let found: Vec<f64> = values.iter().map(|v| scalar(v.clone().inner())).collect();
             let loss = values.into_iter().reduce(|a, b| a + b).unwrap();
-            (found, NamedGradients::collect(&model, loss.backward(), (0..config.vocab_size as i32).collect()))
+            (found, NamedGradients::collect(&model, loss.backward(), (0..config.vocab_size as i32).collect()).unwrap())
         };
         let parts = parts(sizes);
         let (mut sums, mut gradient) = (vec![0.0; terms.len()], NamedGradients::default());
