@@ -27,8 +27,9 @@ fi
 [ "$(id -u)" = 0 ] || { echo "a root folder is mounted and entered by root alone; try: sudo $0" >&2; exit 1; }
 if [ ! -e "$root/ready" ]; then
     command -v debootstrap >/dev/null || { echo "debootstrap is not installed; try: apt-get install debootstrap" >&2; exit 1; }
-    # From wherever this machine has its Debian from.
-    mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
+    # From wherever this machine has its Debian from, if it is one.
+    mirror=
+    ! grep -q '^ID=debian$' /etc/os-release || mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
         /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
     # Beside, and anew after a run that was ended.
     making=$root.making
