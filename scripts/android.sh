@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 out=target/android classes=target/kotlin/android/maven/classes
 [ -d "$classes" ] || { echo "$classes is not there; try: scripts/kotlin.sh" >&2; exit 1; }
 if [ $# -eq 0 ]; then set -- arm64-v8a armeabi-v7a x86_64 x86; fi
-rm -rf "$out/jni" "$out/planted" "$out"/*.aar
+rm -rf "$out/jni" "$out/jna" "$out/planted" "$out"/*.aar
 mkdir -p "$out/jni" "$out/planted"
 python3 scripts/android_audit.py unwinder >"$out/unwinder"
 # A library of each name that the NDK has one of, with the names alone; and what the audit has to refuse: a function of Android 9, pages of

@@ -96,7 +96,8 @@ def pack(path, jni, classes):
 
 def broken_in_archive(path, abis):
     with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
+        # Gradle's has entries for folders, too.
+        names = {name for name in archive.namelist() if not name.endswith("/")}
         wanted = {"AndroidManifest.xml", "classes.jar", "R.txt", "proguard.txt"}
         wanted |= {f"jni/{abi}/libampoule_bindings.so" for abi in abis}
         for name in sorted(wanted - names):
@@ -118,7 +119,7 @@ def broken_in_archive(path, abis):
                     if "[libunwind.so]" in readelf("-d", library):
                         yield f"jni/{abi}: linked against stubs"
         with zipfile.ZipFile(io.BytesIO(archive.read("classes.jar"))) as jar:
-            classes = set(jar.namelist())
+            classes = {name for name in jar.namelist() if not name.endswith("/")}
             for name in ["rs/ampoule/Extractor.class", "rs/ampoule/AmpouleAssets.class", "rs/ampoule/ffi/UniffiLib.class", *LICENCES]:
                 if name not in classes:
                     yield f"classes.jar: {name} is not there"

@@ -4,7 +4,8 @@
 # in it, on this checkout at /checkout, e.g.
 #   scripts/chroot.sh rustc --version
 # Needs root, debootstrap and 9 GB in $AMPOULE_CHROOT. With AMPOULE_SID=swift a root of Debian 13 with Swift alone will do, which is made
-# sooner and takes a third of that. With --why-not in place of a command: prints why none can be made or entered here, or nothing.
+# sooner and takes a third of that. In place of a command, --why-not prints why none can be made or entered here, or nothing, and --mirror
+# where packages are fetched from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid} suite=sid
@@ -13,6 +14,14 @@ packages='rustc cargo gcc libc6-dev lld nodejs libstd-rust-dev-wasm32
     gcc-arm-linux-gnueabihf libc6-dev:armhf libgcc-s1:armhf libstd-rust-dev:armhf rust-src llvm swiftlang'
 if [ "${AMPOULE_SID:-}" = swift ] && [ ! -e "$root/ready" ]; then
     root=$root-swift suite=trixie packages='libc6-dev swiftlang'
+fi
+if [ "${1:-}" = --mirror ]; then
+    # From where this machine has its Debian from, if it is one.
+    mirror=
+    ! grep -q '^ID=debian$' /etc/os-release || mirror=$(sed -nE 's/^URIs: *(https?:[^ ]*).*/\1/p; s/^deb +(\[[^]]*\] *)?(https?:[^ ]*).*/\2/p' \
+        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
+    echo "${mirror:-http://deb.debian.org/debian}"
+    exit
 fi
 if [ "${1:-}" = --why-not ]; then
     if [ "$(id -u)" != 0 ]; then
@@ -27,15 +36,16 @@ fi
 [ "$(id -u)" = 0 ] || { echo "a root folder is mounted and entered by root alone; try: sudo $0" >&2; exit 1; }
 if [ ! -e "$root/ready" ]; then
     command -v debootstrap >/dev/null || { echo "debootstrap is not installed; try: apt-get install debootstrap" >&2; exit 1; }
-    # From wherever this machine has its Debian from, if it is one.
-    mirror=
-    ! grep -q '^ID=debian$' /etc/os-release || mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
-        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
-    # Beside, and anew after a run that was ended.
+    # Beside, one at a time, and anew after a run that was ended, which may have left its /proc there.
     making=$root.making
-    rm -rf "$making"
+    mkdir -p "$(dirname "$root")"
+    exec 9>"$root.lock"
+    flock 9
+    [ ! -e "$root/ready" ] || exec scripts/chroot.sh "$@"
+    umount --lazy "$making/proc" "$making/sys" 2>/dev/null || true
+    rm -rf --one-file-system "$making"
     mkdir -p "$making"
-    debootstrap --variant=minbase --include=ca-certificates "$suite" "$making" "${mirror:-http://deb.debian.org/debian}" >&2
+    debootstrap --variant=minbase --include=ca-certificates "$suite" "$making" "$(scripts/chroot.sh --mirror)" >&2
     echo 'Acquire::Check-Valid-Until "false";' >"$making/etc/apt/apt.conf.d/90ampoule"
     [ ! -e /etc/ssl/certs/ca-certificates.crt ] || cp /etc/ssl/certs/ca-certificates.crt "$making/etc/ssl/certs/ca-certificates.crt"
     cp /etc/resolv.conf /etc/hosts "$making/etc/"
@@ -46,6 +56,7 @@ if [ ! -e "$root/ready" ]; then
         apt-get -qy --no-install-recommends install "$@"' chroot $packages >&2
     touch "$making/ready"
     mv -T "$making" "$root"
+    exec 9>&-
 fi
 # A mount space of its own: nothing is left behind, whatever ends this.
 exec unshare --mount bash -c '

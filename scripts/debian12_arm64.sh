@@ -6,12 +6,10 @@ cd "$(dirname "$0")/.."
 scripts/chroot.sh true
 root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid}/debian-12-arm64
 if [ ! -e "$root" ]; then
-    mirror=$(sed -n 's/^URIs: *//p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\) .*/\2/p' \
-        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)
     rm -rf "$root.new"
     # Nothing of it runs before qemu does, so packages are unpacked and not configured.
     debootstrap --foreign --arch=arm64 --variant=minbase --include=python3,python3-pip,libc6-dev,libgcc-12-dev \
-        bookworm "$root.new" "${mirror:-http://deb.debian.org/debian}" >&2
+        bookworm "$root.new" "$(scripts/chroot.sh --mirror)" >&2
     for package in "$root.new"/var/cache/apt/archives/*.deb; do
         dpkg-deb --fsys-tarfile "$package" | tar --extract --directory "$root.new" --keep-directory-symlink
     done

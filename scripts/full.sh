@@ -13,7 +13,8 @@ echo "== NdArray and wgpu compile, and NdArray gives the answers of transformers
 cargo test --release --workspace --features ampoule/ndarray --test backends
 if vulkaninfo --summary >/dev/null 2>&1; then
     cargo test --release --workspace --features ampoule/wgpu --test backends
-    cargo test --release --workspace --features ampoule/wgpu --lib -- --nocapture a_gpu_makes
+    cargo test --release --workspace --features ampoule/wgpu --lib -- --nocapture a_gpu_makes | tee "$temporary/gpu"
+    ! grep "skipped: there is no GPU" "$temporary/gpu"
 else
     cargo check --workspace --features ampoule/wgpu
     skip "no Vulkan device, hardware or software (mesa-vulkan-drivers), to run wgpu on"
@@ -28,11 +29,11 @@ AMPOULE_MODEL_FILE=$PWD/models/clinical-en.int8.safetensors cargo test --release
 echo "== eight threads, eighty thousand calls; a call that is cancelled"
 cargo test --release --workspace --test soak -- --ignored --nocapture --test-threads 1
 
-echo "== the wheel as it ships"
-scripts/python.sh dist
-
 echo "== calls from Python, Kotlin and Swift: what they cost, how soon they end, what they leave"
 scripts/soak.sh
+
+echo "== the wheel as it ships"
+scripts/python.sh dist
 
 if [ -n "${AMPOULE_PYTHON:-}" ]; then
     echo "== the losses of torch"

@@ -3,8 +3,9 @@
 # sample app, against Android's own classes. At last the shrinkers: see scripts/shrink.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command -v mvn >/dev/null && command -v aapt >/dev/null && command -v python3 >/dev/null ||
-    { apt-get -q update && apt-get -qy install maven openjdk-17-jdk-headless aapt android-framework-res python3; } >&2
+command -v mvn >/dev/null && command -v aapt >/dev/null && command -v python3 >/dev/null && command -v unzip >/dev/null &&
+    [ -e /usr/share/android-framework-res/framework-res.apk ] ||
+    { apt-get -q update && apt-get -qy install maven openjdk-17-jdk-headless aapt android-framework-res python3 unzip; } >&2
 scripts/library.sh
 library=target/bindings/release/libampoule_bindings.so out=target/kotlin
 case $(uname -m) in

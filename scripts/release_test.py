@@ -3,6 +3,7 @@
 
 import functools
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def parts(target):
         path, debug = pathlib.Path(folder) / "library.so", pathlib.Path(folder) / "library.debug"
         # objcopy knows the processor of this machine alone; the number of another is put back.
         whole = bytearray(library(target))
-        machine, whole[18:20] = bytes(whole[18:20]), b"\x3e\0"
+        machine, whole[18:20] = bytes(whole[18:20]), release.MACHINES[platform.machine()].to_bytes(2, "little")
         path.write_bytes(whole)
         subprocess.run([ROOT / "scripts/symbols.sh", path, debug], check=True)
         found = [bytearray(file.read_bytes()) for file in (path, debug)]

@@ -82,12 +82,12 @@ done
 
 echo "== r8, for Android 8.0 and later"
 echo '-keep class rs.ampoule.example.NoteActivity { <init>(); }' >"$out/app.pro"
-android=$(find "${HOME}/.m2/repository/org/robolectric/android-all" -name 'android-all-8.0.0*.jar' | head -1)
 IFS=: read -ra app <<<"$(classpath bindings/android/pom.xml test)"
-inputs=()
+inputs=() android=
 for jar in "${app[@]}"; do
-    case $jar in */kotlin-stdlib-*|*/kotlinx-coroutines-*|*/jna-*|*/annotations-13*) inputs+=("$jar") ;; esac
+    case $jar in */android-all-8.0.0*) android=$jar ;; */kotlin-stdlib-*|*/kotlinx-coroutines-*|*/jna-*|*/annotations-13*) inputs+=("$jar") ;; esac
 done
+: "${android:?the classes of Android 8.0 are not among the dependencies}"
 cp -r "$kotlin/android/maven/classes/rs" "$out/app/"
 (cd "$kotlin/android/maven/test-classes" && find rs/ampoule/example -name '*.class' ! -name '*Test*' -exec cp --parents {} "$out/app/" \;)
 (cd "$out/app" && jar --create --file ../app.jar .)

@@ -7,7 +7,9 @@ export AMPOULE_SID=swift
 why=$(scripts/chroot.sh --why-not)
 if [ -n "$why" ]; then
     echo "skipped: no Swift 6 here: $why"
-    exit 0
+    # What gates a release skips nothing.
+    [ -z "${GITHUB_ACTIONS:-}" ]
+    exit
 fi
 # However long it takes to be made.
 scripts/chroot.sh true

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-#[cfg(any(feature = "backend", feature = "autodiff"))]
+#[cfg(feature = "backend")]
 use burn::tensor::Device as BurnDevice;
 use serde::{Deserialize, Serialize};
 

@@ -6,6 +6,9 @@ plugins {
     id("org.jetbrains.kotlin.android") version "2.4.21"
 }
 
+group = "rs.ampoule"
+version = "0.1.0"
+
 val made = rootDir.resolve("../../target/android")
 
 android {

@@ -20,8 +20,9 @@ let package = Package(
         .testTarget(name: "AmpouleTests", dependencies: ["Ampoule", "Fixtures", "Guide"], resources: [.copy("resource.txt")]),
         // README.md's samples.
         .executableTarget(name: "Guide", dependencies: ["Ampoule"], path: "Tests/Guide"),
+    ] + (isApple ? [] : [
         .executableTarget(name: "Overhead", dependencies: ["Ampoule", "Fixtures"], path: "Tests/Overhead"),
         .executableTarget(name: "Soak", dependencies: ["Ampoule", "Fixtures"], path: "Tests/Soak"),
-    ],
+    ]),
     swiftLanguageModes: [.v6]
 )

@@ -60,7 +60,7 @@ pub struct RunArgs {
     /// Where teacher and student are computed; a GPU needs a build with `--features wgpu`
     #[arg(long, value_enum)]
     device: Option<DeviceArg>,
-    /// Make a few steps, say how long the run will take and how much memory, and end
+    /// Make a few steps, say how long the run will take and how much of the processor's memory, and end
     #[arg(long)]
     pub plan: bool,
     /// Print each evaluation and the outcome as JSON objects

@@ -173,23 +173,34 @@ pub(crate) struct NamedGradients(BTreeMap<String, Gradient>);
 pub(crate) const WORDS: &str = "embeddings.word_embeddings.weight";
 
 impl NamedGradients {
-    /// Takes the gradients of `model`'s parameters out of Burn's container; `words` are the rows of [`WORDS`] that the model has.
+    /// Takes the gradients of `model`'s parameters out of Burn's container; `words` are the rows of [`WORDS`] that the model has. `values`
+    /// are read with them.
     ///
     /// # Errors
     /// [`DeviceUnavailable`](ampoule::ErrorKind::DeviceUnavailable) where a GPU fails.
-    pub(crate) fn collect(model: &Model, gradients: Gradients, words: Vec<i32>) -> Result<Self> {
+    pub(crate) fn collect(
+        model: &Model,
+        gradients: Gradients,
+        words: Vec<i32>,
+        values: Tensor<1>,
+    ) -> Result<(Self, Vec<f32>)> {
         let mut collect = Collect { path: Vec::new(), gradients, names: Vec::new(), found: Transaction::default() };
         model.visit(&mut collect);
-        let of = |data: TensorData| Gradient { rows: None, values: data.try_into_vec::<f32>().unwrap_or_default() };
-        let read = collect.found.try_execute().map_err(|e| {
+        let read = collect.found.register(values).try_execute().map_err(|e| {
             Error::new(ErrorKind::DeviceUnavailable, "the device failed in a step; the last saved state is intact")
                 .with_source(e)
         })?;
+        let floats = |data: TensorData| {
+            data.try_into_vec::<f32>().map_err(|_| Error::internal("what a step computed is no f32"))
+        };
+        let mut read = read.into_iter().map(floats).collect::<Result<Vec<_>>>()?;
+        let values = read.pop().unwrap_or_default();
+        let of = |values| Gradient { rows: None, values };
         let mut found: BTreeMap<_, _> = collect.names.into_iter().zip(read.into_iter().map(of)).collect();
         if let Some(gradient) = found.get_mut(WORDS) {
             gradient.rows = Some(words);
         }
-        Ok(NamedGradients(found))
+        Ok((NamedGradients(found), values))
     }
 
     #[cfg(test)]

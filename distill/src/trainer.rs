@@ -103,7 +103,8 @@ pub enum Outcome {
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data or a configuration that cannot be trained on, a run folder of
 /// another configuration, and a loss that is not finite; [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be
-/// written, in which case the files before are intact.
+/// written, in which case the files before are intact; [`DeviceUnavailable`](ampoule::ErrorKind::DeviceUnavailable) where there is no GPU,
+/// or it fails.
 pub fn train(
     student: Checkpoint,
     teacher: Option<Teacher>,
@@ -232,7 +233,7 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
 fn workers(config: &TrainConfig) -> Result<Vec<rayon::ThreadPool>> {
     match config.device {
         ampoule::Device::Cpu => (0..config.threads).map(|_| pool(1)).collect(),
-        _ => Ok(vec![pool(config.threads)?]),
+        _ => Ok(vec![pool(1)?]),
     }
 }
 
@@ -377,9 +378,12 @@ impl<'a> Trainer<'a> {
             order.sort_by_key(|&batch| epoch.tokens(batch));
             let chosen: Vec<usize> =
                 (0..STEPS).map(|i| order[((2 * i + 1) * order.len() / (2 * STEPS)).min(order.len() - 1)]).collect();
-            // The first step makes what the others find made.
-            self.step = first;
-            self.make_step(&epoch, chosen[STEPS / 2])?;
+            // The first step makes what the others find made; a GPU compiles kernels for each length of text.
+            let first_steps = if self.config().device == ampoule::Device::Cpu { &chosen[..1] } else { &chosen[..] };
+            for &batch in first_steps {
+                self.step = first;
+                self.make_step(&epoch, batch)?;
+            }
             let begun = Instant::now();
             for &batch in &chosen {
                 self.step = first;
@@ -526,7 +530,7 @@ impl<'a> Trainer<'a> {
         let mut values = vec![0.0; self.config().terms.len()];
         let mut gradient = NamedGradients::default();
         for part in computed {
-            let part = part?;
+            let part = part.map_err(|e| e.context(format!("step {}", self.step)))?;
             values.iter_mut().zip(&part.terms).for_each(|(sum, x)| *sum += x);
             gradient.add(part.gradient);
         }
@@ -595,17 +599,15 @@ impl<'a> Trainer<'a> {
                 None => return Ok(Computed::default()),
             },
         };
-        let terms_of_part = Tensor::cat(values.iter().map(|value| value.clone().inner()).collect(), 0);
+        let values_of_terms = Tensor::cat(values.iter().map(|value| value.clone().inner()).collect(), 0);
         let loss = terms
             .iter()
             .zip(values)
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
-        let gradient = NamedGradients::collect(&model, loss.backward(), words)?;
-        // Read last: a GPU then has nothing left to do before it.
-        let found = terms_of_part.into_data().try_into_vec::<f32>().map_err(|_| Error::internal("a loss is no f32"))?;
-        Ok(Computed { terms: found.into_iter().map(f64::from).collect(), gradient })
+        let (gradient, values) = NamedGradients::collect(&model, loss.backward(), words, values_of_terms)?;
+        Ok(Computed { terms: values.into_iter().map(f64::from).collect(), gradient })
     }
 
     /// The student with its weights as they are now.

@@ -14,8 +14,4 @@ dependencyResolutionManagement {
 }
 
 rootProject.name = "ampoule-note"
-includeBuild("../../bindings/android") {
-    dependencySubstitution {
-        substitute(module("rs.ampoule:ampoule-android")).using(project(":"))
-    }
-}
+includeBuild("../../bindings/android")

@@ -174,9 +174,11 @@ fn the_parts_of_a_step_are_its_whole() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
             let computed = pool.install(|| pair_losses(&terms, pairs, &mut outputs, &device));
             let values = computed.unwrap().expect("no part failed");
-            let found: Vec<f64> = values.iter().map(|v| scalar(v.clone().inner())).collect();
+            let of_terms = Tensor::cat(values.iter().map(|value| value.clone().inner()).collect(), 0);
             let loss = values.into_iter().reduce(|a, b| a + b).unwrap();
-            (found, NamedGradients::collect(&model, loss.backward(), (0..config.vocab_size as i32).collect()).unwrap())
+            let words = (0..config.vocab_size as i32).collect();
+            let (gradient, found) = NamedGradients::collect(&model, loss.backward(), words, of_terms).unwrap();
+            (found.into_iter().map(f64::from).collect::<Vec<_>>(), gradient)
         };
         let parts = parts(sizes);
         let (mut sums, mut gradient) = (vec![0.0; terms.len()], NamedGradients::default());

@@ -83,30 +83,35 @@ fn a_gpu_makes_the_steps_that_the_processor_makes() {
     });
     let set =
         NerSet { examples: examples.collect(), covers: BTreeSet::from(["Chemical", "Disease"].map(str::to_owned)) };
-    let data = Data::Entities { train: vec![set.clone()], dev: vec![set], transfer: vec![text.to_owned()] };
-    let settings = r#"{"batch_size": 4, "epochs": 1, "threads": 1, "dropout": 0.1, "noise": {"words": 0.3}, "stages": [
+    let notes = Data::Entities { train: vec![set.clone()], dev: vec![set], transfer: vec![text.to_owned()] };
+    let of_notes = r#"{"batch_size": 4, "epochs": 1, "threads": 1, "dropout": 0.1, "noise": {"words": 0.3}, "stages": [
         {"terms": [{"term": "hidden", "weight": 1, "layer_map": [[1, 1]]},
                    {"term": "relations", "weight": 1, "layer_map": [[1, 1]], "heads": 2},
                    {"term": "attention", "weight": 1, "layer_map": [[1, 1]], "heads": 2}]},
         {"terms": [{"term": "hard", "weight": 1}, {"term": "soft_targets", "weight": 1, "temperature": 2},
                    {"term": "spans", "weight": 1}]},
         {"precision": "int8"}]}"#;
-    let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
+    let of_searches = r#"{"batch_size": 6, "epochs": 1, "steps": 3, "threads": 1, "dropout": 0.1, "terms": [
+        {"term": "contrastive", "weight": 1, "temperature": 0.05}, {"term": "embedding", "weight": 1, "temperature": 0.1}]}"#;
     let folder = tempfile::tempdir().unwrap();
-    let steps = |name: &str, device| {
-        let config = TrainConfig { device, ..serde_json::from_str(settings).unwrap() };
-        let (stop, path) = (AtomicBool::new(false), folder.path().join(name));
-        let teacher = Some(Teacher::new(start.clone()));
-        train(start.clone(), teacher, &data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
-        let log = std::fs::read_to_string(path.join("log.jsonl")).unwrap();
-        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines.filter_map(|line| serde_json::from_value::<StepLog>(line["step"].clone()).ok()).collect::<Vec<_>>()
-    };
-    let (expected, found) = (steps("processor", ampoule::Device::Cpu), steps("gpu", ampoule::Device::Gpu));
-    assert!(expected.len() > 3 && expected.len() == found.len());
-    for (expected, found) in expected.iter().zip(&found) {
-        for (e, f) in [(expected.loss, found.loss), (expected.gradient_norm, found.gradient_norm)] {
-            assert!((e - f).abs() < 1e-3 * e.abs().max(0.1), "step {}: {f} in place of {e}", expected.step);
+    for (start, data, settings) in [("bert-token", notes, of_notes), ("bert-encoder", searches(), of_searches)] {
+        let checkpoint = Checkpoint::open(Path::new("../tests/fixtures/checkpoints").join(start)).unwrap();
+        let steps = |device| {
+            let config = TrainConfig { device, ..serde_json::from_str(settings).unwrap() };
+            let (stop, path) = (AtomicBool::new(false), folder.path().join(format!("{start}-{device:?}")));
+            let teacher = Some(Teacher::new(checkpoint.clone()));
+            train(checkpoint.clone(), teacher, &data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
+            let log = std::fs::read_to_string(path.join("log.jsonl")).unwrap();
+            let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            lines.filter_map(|line| serde_json::from_value::<StepLog>(line["step"].clone()).ok()).collect::<Vec<_>>()
+        };
+        let (expected, found) = (steps(ampoule::Device::Cpu), steps(ampoule::Device::Gpu));
+        assert!(expected.len() >= 3 && expected.len() == found.len(), "{start}");
+        for (expected, found) in expected.iter().zip(&found) {
+            for (e, f) in [(expected.loss, found.loss), (expected.gradient_norm, found.gradient_norm)] {
+                let step = expected.step;
+                assert!((e - f).abs() < 1e-3 * e.abs().max(0.1), "{start}, step {step}: {f} in place of {e}");
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ final class Screen: ObservableObject {
 }
 
 struct NoteView: View {
+    @Environment(\.scenePhase) private var phase
     @StateObject private var screen = Screen()
     @State private var note = "Started on lisinopril for hypertension; developed angioedema."
 
@@ -28,6 +29,8 @@ struct NoteView: View {
         VStack(alignment: .leading, spacing: 12) {
             TextEditor(text: $note)
                 .font(.body)
+                // The keyboard learns nothing of a note.
+                .disableAutocorrection(true)
                 .accessibilityLabel("Note")
                 .accessibilityHint("Drugs and diseases are marked below as you type")
             ScrollView {
@@ -47,6 +50,8 @@ struct NoteView: View {
                 .accessibilityLabel("What the last key cost: \(screen.shown.figures)")
         }
         .padding()
+        // Else the list of recent apps keeps a picture of the note.
+        .overlay { if phase != .active { Color(.systemBackground).ignoresSafeArea() } }
         .task {
             await screen.open()
             screen.write(note)

@@ -1,11 +1,15 @@
 package rs.ampoule
 
 import android.content.Context
+import android.content.res.AssetFileDescriptor
 import java.io.File
 import java.io.FileNotFoundException
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
+import kotlinx.coroutines.sync.Mutex
+import kotlinx.coroutines.sync.withLock
 import kotlinx.coroutines.sync.withPermit
+import kotlinx.coroutines.withContext
 
 /** From where a model among an app's assets was opened. */
 public sealed interface AssetPlace {
@@ -55,27 +59,24 @@ public object AmpouleAssets {
         opened(context, name) { path, offset, length -> Embedder.openBlocking(path, options, offset, length) }
 
     private suspend fun <M : Model> opened(context: Context, name: String, open: (String, Long, Long?) -> M): AssetModel<M> {
-        val coroutine = currentCoroutineContext()
-        return permits.withPermit {
-            made {
-                inPlace(context, name, open) ?: copied(context, name, coroutine::ensureActive).let {
-                    AssetModel(open(it.path, 0, null), AssetPlace.Copied(it))
-                }
-            }
+        withContext(threads) { stored(context, name) }?.use {
+            // The library opens the file anew by this name, so the descriptor is needed no longer than that.
+            val path = "/proc/self/fd/${it.parcelFileDescriptor.fd}"
+            return permits.withPermit { made { AssetModel(open(path, it.startOffset, it.length), AssetPlace.InApk) } }
         }
+        val coroutine = currentCoroutineContext()
+        // Calls go on meanwhile, and who waits for another's copy waits in no thread.
+        val file = copying.withLock { withContext(threads) { copied(context, name, coroutine::ensureActive) } }
+        return permits.withPermit { made { AssetModel(open(file.path, 0, null), AssetPlace.Copied(file)) } }
     }
 
+    private val copying = Mutex()
+
     /** Null where the APK holds it compressed. */
-    private fun <M : Model> inPlace(context: Context, name: String, open: (String, Long, Long?) -> M): AssetModel<M>? {
-        val asset = try {
-            context.assets.openFd(name)
-        } catch (_: FileNotFoundException) {
-            return null
-        }
-        // The library opens the file anew by this name, so the descriptor is needed no longer than that.
-        return asset.use {
-            AssetModel(open("/proc/self/fd/${it.parcelFileDescriptor.fd}", it.startOffset, it.length), AssetPlace.InApk)
-        }
+    private fun stored(context: Context, name: String): AssetFileDescriptor? = try {
+        context.assets.openFd(name)
+    } catch (_: FileNotFoundException) {
+        null
     }
 
     private fun copied(context: Context, name: String, proceed: () -> Unit): File {

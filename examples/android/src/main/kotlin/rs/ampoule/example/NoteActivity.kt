@@ -9,6 +9,7 @@ import android.text.Spanned
 import android.text.TextWatcher
 import android.text.style.BackgroundColorSpan
 import android.text.style.UnderlineSpan
+import android.view.WindowManager
 import android.widget.EditText
 import android.widget.TextView
 import java.io.IOException
@@ -34,6 +35,8 @@ class NoteActivity : Activity() {
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
+        // Else the list of recent apps keeps a picture of the note.
+        window.addFlags(WindowManager.LayoutParams.FLAG_SECURE)
         setContentView(R.layout.note)
         note = findViewById(R.id.note)
         found = findViewById(R.id.found)

@@ -4,6 +4,7 @@ import android.content.ComponentCallbacks2
 import android.content.pm.PackageManager
 import android.content.res.Configuration
 import android.os.Looper
+import android.view.WindowManager
 import android.widget.EditText
 import android.widget.TextView
 import java.util.concurrent.TimeUnit
@@ -83,6 +84,7 @@ class NoteActivityTest {
         val info = context.packageManager.getPackageInfo(context.packageName, PackageManager.GET_PERMISSIONS)
         assertNull(info.requestedPermissions?.toList())
         val controller = Robolectric.buildActivity(NoteActivity::class.java).setup()
+        assertTrue(controller.get().window.attributes.flags and WindowManager.LayoutParams.FLAG_SECURE != 0)
         controller.get().findViewById<EditText>(R.id.note).setText("zyxquell")
         val state = android.os.Bundle()
         controller.saveInstanceState(state)
