@@ -5,8 +5,8 @@
 # them, which shows what it would ask of a phone and how heavy it is, and makes target/android/ampoule-unlinked.aar: never ship it. With the
 # NDK in ANDROID_NDK_HOME (not run here): linked by it, which makes target/android/ampoule.aar.
 #
-# Either is audited by scripts/android_audit.py, which has to refuse what is planted for it, too. Once scripts/kotlin.sh has run; needs
-# root and debootstrap, as scripts/chroot.sh does. `scripts/android.sh ABI...` does some of arm64-v8a armeabi-v7a x86_64 x86.
+# Either is audited by scripts/android_audit.py, which has to refuse what is planted for it, too. Once scripts/kotlin.sh has run; without
+# the NDK it needs root and debootstrap, as scripts/chroot.sh does. `scripts/android.sh ABI...` does some of arm64-v8a armeabi-v7a x86_64 x86.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=target/android classes=target/kotlin/android/maven/classes
@@ -53,7 +53,7 @@ arguments=()
 for argument; do
     case $argument in
         -Wl,*) IFS=, read -ra some <<<"${argument#-Wl,}"; arguments+=("${some[@]}") ;;
-        -nodefaultlibs | -nostartfiles | -m32 | -m64 | -rdynamic) ;;
+        -nodefaultlibs | -nostartfiles | -m* | -rdynamic) ;;
         *) arguments+=("$argument") ;;
     esac
 done
@@ -72,6 +72,7 @@ for abi; do
     echo "== $abi"
     if [ -n "${ANDROID_NDK_HOME:-}" ]; then
         clang=$(echo "$ANDROID_NDK_HOME"/toolchains/llvm/prebuilt/*/bin/clang)
+        [ -x "$clang" ] || { echo "$ANDROID_NDK_HOME holds no NDK: there is no $clang" >&2; exit 1; }
         link=(-C "linker=$clang" -C "link-arg=--target=${triple}26")
         rust=(env)
         build=$out/build

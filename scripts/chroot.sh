@@ -8,6 +8,7 @@
 # where packages are fetched from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ "$(uname)" = Linux ] || { echo "a root of Debian is entered on Linux alone" >&2; exit 1; }
 root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid} suite=sid
 packages='rustc cargo gcc libc6-dev lld nodejs libstd-rust-dev-wasm32
     gcc-aarch64-linux-gnu libc6-dev:arm64 libgcc-s1:arm64 libstd-rust-dev:arm64 qemu-user

@@ -45,7 +45,7 @@ mvn --batch-mode --quiet --file bindings/android/pom.xml org.apache.maven.plugin
     -Dartifact=androidx.test:monitor:1.8.0:aar -DoutputDirectory="$PWD/$app/monitor" >&2
 unzip -qo "$app"/monitor/monitor-*.aar classes.jar -d "$app/monitor"
 for project in kotlin android; do
-    mvn --batch-mode --quiet --file "bindings/$project/pom.xml" verify "$@" || failed=1
+    mvn --batch-mode --quiet -Dstyle.color=never --file "bindings/$project/pom.xml" verify "$@" || failed=1
 done
 # Surefire's counts, in one line.
 awk -F'"' '/^<testsuite /{ for (i = 1; i < NF; i++) { if ($i ~ / tests=$/) n += $(i+1); if ($i ~ / (failures|errors)=$/) bad += $(i+1)
@@ -54,3 +54,4 @@ awk -F'"' '/^<testsuite /{ for (i = 1; i < NF; i++) { if ($i ~ / tests=$/) n += 
     sed 's/<testsuite /\n<testsuite /g; s/>/>\n/g')
 [ -z "${failed:-}" ] || exit "$failed"
 scripts/shrink.sh
+echo "target/kotlin/maven/ampoule-0.1.0.jar"

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 export AMPOULE_SID=swift
 why=$(scripts/chroot.sh --why-not)
 if [ -n "$why" ]; then
-    echo "skipped: no Swift 6 here: $why"
+    echo "skipped, and nothing is built: no Swift 6 here: $why"
     # What gates a release skips nothing.
     [ -z "${GITHUB_ACTIONS:-}" ]
     exit
