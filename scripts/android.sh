@@ -66,7 +66,7 @@ for abi; do
         arm64-v8a) target=aarch64-linux-android triple=aarch64-linux-android column=3 word=.xword features= ;;
         armeabi-v7a) target=armv7-linux-androideabi triple=armv7-linux-androideabi column=4 word=.long ;;
         x86_64) target=x86_64-linux-android triple=x86_64-linux-android column=5 word=.quad features= ;;
-        x86) target=i686-linux-android triple=i686-linux-android column=6 word=.long ;;
+        x86) target=i686-linux-android triple=i686-linux-android column=6 word=.long features= ;;
         *) echo "no ABI of Android: $abi" >&2; exit 1 ;;
     esac
     echo "== $abi"

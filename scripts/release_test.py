@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What scripts/release.py takes, and that it refuses a release with each fault that it looks for. Needs gcc and binutils."""
 
+import csv
 import functools
 import pathlib
 import platform
@@ -156,6 +157,12 @@ class Release(unittest.TestCase):
         self.refused("more than a twentieth over")
         del self.rows["x86_64-unknown-linux-gnu (wheel)"]
         self.refused("has no row")
+
+    def test_the_ledger_has_a_row_for_every_library(self):
+        with open(ROOT / "bindings/size.csv", newline="") as file:
+            rows = {row["target"] for row in csv.DictReader(file)}
+        for kind in release.KINDS.values():
+            self.assertLessEqual(set(map(kind.rows.format, kind.libraries)), rows)
 
     def test_a_missing_library_and_a_broken_archive(self):
         self.change(lambda data: data)

@@ -21,9 +21,13 @@ PACKAGES = [
     "org.matrix.rustcomponents:sdk-android:0.1.83:aar",
     "org.bitcoindevkit:bdk-android:2.3.1:aar",
 ]
-# The one fact that is said here and not read: C programs for 64 bits call mmap, which there is the same function, so no package has the
-# other name. bionic has had both since its first release for 64 bits, API 21 (libc.map.txt).
-SAID = {("mmap64", "libc.so"): {"arm64-v8a": "LIBC", "x86_64": "LIBC"}}
+# What is said here and not read. C programs for 64 bits call mmap, which there is the same function, so no package has the other name;
+# bionic has had both since its first release for 64 bits, API 21. No package calls sched_getaffinity for x86, where it is as old as for the
+# other three (libc.map.txt).
+SAID = {
+    ("mmap64", "libc.so"): {"arm64-v8a": "LIBC", "x86_64": "LIBC"},
+    ("sched_getaffinity", "libc.so"): {"x86": "LIBC"},
+}
 ABIS = ["arm64-v8a", "armeabi-v7a", "x86_64", "x86"]
 
 
