@@ -42,7 +42,7 @@ if [ ! -e "$root/ready" ]; then
     mkdir -p "$(dirname "$root")"
     exec 9>"$root.lock"
     flock 9
-    [ ! -e "$root/ready" ] || exec scripts/chroot.sh "$@"
+    [ ! -e "$root/ready" ] || exec scripts/chroot.sh "$@" 9>&-
     umount --lazy "$making/proc" "$making/sys" 2>/dev/null || true
     rm -rf --one-file-system "$making"
     mkdir -p "$making"

@@ -1,8 +1,8 @@
 //! The runtime for Kotlin, Swift and Python.
 //!
 //! Every call blocks until it is done or cancelled, and may be made from any thread; the packages of each language put their own way of
-//! waiting around it (`kotlin/`, `python/`, `swift/`). A panic ends a call as [`AmpouleError::Internal`] with a fixed message, and no error or log
-//! holds any of a text. A text has to be well-formed Unicode: what has unpaired surrogates is mended before the call, by the packages.
+//! waiting around it (`kotlin/`, `python/`, `swift/`). A panic ends a call as [`AmpouleError::Internal`] with a fixed message, and no error
+//! or log holds any of a text. A text has to be well-formed Unicode: what has unpaired surrogates is mended before the call, by the packages.
 //!
 //! Nothing here knows more than the package `ampoule` alone, of which this is a thin layer.
 
