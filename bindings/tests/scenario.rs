@@ -19,8 +19,8 @@ const ENTITIES: &str = "models/clinical-en.int8.safetensors";
 const LABELS: &str = "bindings/tests/labels.safetensors";
 /// Values of a vector that the file holds.
 const VALUES: usize = 8;
-/// Between kernels.
-const TOLERANCE: f64 = 1e-3;
+/// Between kernels: the file is x86's, and an entity's score, which adds those of all its words, is up to 0.0013 off by NEON.
+const TOLERANCE: f64 = if cfg!(target_arch = "x86_64") { 1e-3 } else { 2e-3 };
 const SENTENCE: &str = "Started on lisinopril for hypertension; developed angioedema.";
 
 fn root() -> PathBuf {
