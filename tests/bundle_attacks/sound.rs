@@ -190,7 +190,8 @@ with safe_open(sys.argv[1], 'np') as f:
     std::fs::write(&path, bytes_of(Precision::Int8)).unwrap();
     let python = std::env::var("PYTHON").unwrap_or("python3".to_owned());
     let output = match Command::new(&python).arg("-c").arg(SCRIPT).arg(&path).output() {
-        Ok(output) if output.status.code() != Some(77) => output,
+        // 127 is qemu's way of saying that there is no such program.
+        Ok(output) if !matches!(output.status.code(), Some(77 | 127)) => output,
         _ => {
             eprintln!("skipped: {python} has no safetensors and numpy (set PYTHON)");
             return;
