@@ -43,8 +43,11 @@
 //! * An I8 matrix `X`, `[rows, columns]`, comes with `X.scale`, F32, `[rows]`. That of a linear layer of the encoder may come with
 //!   `X.pre_quant_scale`, F32, `[columns]`; a layer's query, key and value have the same, or none has one.
 //! * `tokenizer.json`, U8: the file of Hugging Face's `tokenizers`.
-//! * `ampoule.optional.*`, and metadata of such names, may be ignored by a reader that does not know them. Known is
-//!   `ampoule.optional.card`, U8: a model card in UTF-8. Every other tensor and every other metadata name is refused.
+//! * `ampoule.optional.*`, and metadata of such names, may be ignored by a reader that does not know them. Known are
+//!   `ampoule.optional.card`, U8, a model card in UTF-8, and the [golden cases](Golden):
+//!   `ampoule.optional.golden.ids`, U8: for each case the number of its token ids, then the ids, each a u32, little-endian;
+//!   `ampoule.optional.golden.floats`, F32, and, where `precision` is `int8`, `ampoule.optional.golden.integers`, F32: the answers, case
+//!   after case, computed with floats alone and under the integer contract. Every other tensor and every other metadata name is refused.
 //!
 //! Weights are finite; a scale and a factor of `pre_quant_scale` are positive normal numbers of which 127 times is finite, and so is 127
 //! times a scale times a factor of its matrix; no I8 weight is -128. What breaks a rule is refused when the file is opened: an open
@@ -72,6 +75,7 @@
 //! compute every head, get weights widened to f32 when a model is loaded, and their activations stay f32.
 
 mod check;
+mod golden;
 mod header;
 mod info;
 mod int8;
@@ -88,9 +92,10 @@ use memmap2::{Mmap, MmapOptions};
 use sha2::{Digest, Sha256};
 
 pub(crate) use self::check::is_temperature;
+pub use self::golden::{Golden, MAX_GOLDEN_TOKENS};
 pub use self::info::{BundleInfo, Dtype, Load, Metadata, Pooling, PoolingMode, Precision, TensorInfo};
 pub use self::int8::{MAX_INNER, dequantize_rows, quantize_rows, with_same_inputs};
-pub use self::write::{BundleSpec, Staged, size, stage, weights_sha256, write};
+pub use self::write::{BundleSpec, Staged, size, stage, stage_with_golden, weights_sha256, write};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Int8, Integers, ModelConfig, Values, WeightSource};
 

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Output};
 use crate::opened::{ModelReport, Opened};
 use crate::options::{CancelToken, Limits, Options};
+use crate::self_check::SelfCheck;
 use crate::text::Tokenizer;
 
 /// Turns texts into vectors for search and comparison.
@@ -86,6 +87,16 @@ impl Embedder {
     /// What it holds, and has done.
     pub fn report(&self) -> ModelReport {
         self.opened.report()
+    }
+
+    /// Computes the golden cases of the model's bundle and compares the answers: how near they came, or none where the model has no cases,
+    /// as that of a checkpoint. Takes as long as a dozen short texts.
+    ///
+    /// # Errors
+    /// [`DeviceUnavailable`](crate::ErrorKind::DeviceUnavailable) where the device computes something else, which says what;
+    /// [`Cancelled`](crate::ErrorKind::Cancelled) when the token of the options was cancelled or the deadline passed.
+    pub fn self_check(&self) -> Result<Option<SelfCheck>> {
+        self.opened.self_check(&self.limits.begin())
     }
 
     /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs.

@@ -39,6 +39,7 @@ pub mod kernels;
 pub mod model;
 mod opened;
 mod options;
+mod self_check;
 pub mod text;
 
 pub use batch::Batch;
@@ -55,3 +56,4 @@ pub use extractor::{Extractor, WordLogits};
 pub use model::{ModelConfig, ModelType, Task};
 pub use opened::ModelReport;
 pub use options::{CancelToken, Options};
+pub use self_check::{Reference, SelfCheck};

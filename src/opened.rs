@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::batch::Batch;
-use crate::bundle::{Bundle, Pooling, Precision, is_temperature};
+use crate::bundle::{Bundle, Golden, Pooling, Precision, is_temperature};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
 use crate::device::{DeviceReport, Engine, KernelTime, Place};
@@ -19,6 +19,7 @@ use crate::kernels::Kernel;
 use crate::model::Model;
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
 use crate::options::{Limit, Options};
+use crate::self_check::{self, Reference, SelfCheck};
 use crate::text::{Token, Tokenizer, Window, Windower};
 
 /// Takes a window of the text of this index, and its output.
@@ -60,7 +61,20 @@ pub(crate) struct Opened {
     model: Computes,
     precision: Precision,
     weight_bytes: u64,
+    golden: Option<Golden>,
     computed_tokens: AtomicU64,
+}
+
+/// What a file says of its model, its weights aside.
+struct Parts {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    precision: Precision,
+    weight_bytes: u64,
+    pooling: Pooling,
+    temperature: f32,
+    max_window_tokens: usize,
+    golden: Option<Golden>,
 }
 
 /// As many calls at once as the pool has threads: one that waits in the pool's queue would see neither its token nor its deadline.
@@ -213,49 +227,54 @@ impl Opened {
     }
 
     pub(crate) fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
-        let tokenizer = Tokenizer::from_json(&bundle.tokenizer_json()?)?;
         let metadata = bundle.metadata();
-        let (pooling, temperature) = (metadata.pooling, metadata.temperature);
-        let held = (bundle.precision(), bundle.info().tensors.iter().map(|t| t.bytes as u64).sum());
-        let config = metadata.config.clone();
-        let window = metadata.max_tokens.unwrap_or(config.max_tokens());
+        let parts = Parts {
+            config: metadata.config.clone(),
+            tokenizer: Tokenizer::from_json(&bundle.tokenizer_json()?)?,
+            precision: bundle.precision(),
+            weight_bytes: bundle.info().tensors.iter().map(|t| t.bytes as u64).sum(),
+            pooling: metadata.pooling,
+            temperature: metadata.temperature,
+            max_window_tokens: metadata.max_tokens.unwrap_or(metadata.config.max_tokens()),
+            golden: Golden::read(&bundle)?,
+        };
         let mut load = |config: &ModelConfig, engine: &Engine| Computes::load(config, &mut bundle.weights(), engine);
-        Self::new(config, tokenizer, &mut load, held, pooling, temperature, window, options)
+        Self::new(parts, &mut load, options)
     }
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
         let Checkpoint { config, tokenizer, mut weights, pooling, temperature, .. } = checkpoint;
-        let window = config.max_tokens();
-        let held = (Precision::F32, weights.0.values().map(|tensor| 4 * tensor.data.len() as u64).sum());
+        let parts = Parts {
+            max_window_tokens: config.max_tokens(),
+            config,
+            tokenizer,
+            precision: Precision::F32,
+            weight_bytes: weights.0.values().map(|tensor| 4 * tensor.data.len() as u64).sum(),
+            pooling,
+            temperature,
+            golden: None,
+        };
         let mut load = |config: &ModelConfig, engine: &Engine| match options.autotune {
             // Loading takes the tensors out, and there may be another kernel to load for.
             true => Computes::load(config, &mut weights.clone(), engine),
             false => Computes::load(config, &mut weights, engine),
         };
-        Self::new(config, tokenizer, &mut load, held, pooling, temperature, window, options)
+        Self::new(parts, &mut load, options)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        load: &mut Loader,
-        (precision, weight_bytes): (Precision, u64),
-        pooling: Pooling,
-        temperature: f32,
-        most_window_tokens: usize,
-        options: &Options,
-    ) -> Result<Self> {
+    fn new(parts: Parts, load: &mut Loader, options: &Options) -> Result<Self> {
+        let Parts { config, tokenizer, precision, weight_bytes, pooling, temperature, max_window_tokens: most, golden } =
+            parts;
         tokenizer.check_rows(config.vocab_size)?;
         let temperature = options.temperature.unwrap_or(temperature);
         check_temperature(temperature)?;
         let window_tokens = match options.max_window_tokens {
-            0 => most_window_tokens,
-            n if (SPECIAL + 1..=most_window_tokens).contains(&n) => n,
+            0 => most,
+            n if (SPECIAL + 1..=most).contains(&n) => n,
             n => {
                 return Err(Error::invalid_input(format!(
-                    "windows of {n} tokens: this model takes {} to {most_window_tokens}, or 0 for as many as it takes",
+                    "windows of {n} tokens: this model takes {} to {most}, or 0 for as many as it takes",
                     SPECIAL + 1
                 )));
             }
@@ -278,6 +297,7 @@ impl Opened {
             model,
             precision,
             weight_bytes,
+            golden,
             computed_tokens: AtomicU64::new(0),
         })
     }
@@ -294,6 +314,17 @@ impl Opened {
 
     pub(crate) fn trim(&self) {
         self.model.trim();
+    }
+
+    pub(crate) fn self_check(&self, limit: &Limit) -> Result<Option<SelfCheck>> {
+        let Some(golden) = &self.golden else { return Ok(None) };
+        let reference = Reference::of(&self.engine.place, self.precision);
+        let output = self_check::wanted(&self.config);
+        let name = &self.engine.report.name;
+        self.install(limit, || {
+            let mut compute = |batch: &Batch| self.outputs(batch, output, limit);
+            self_check::check(golden, &self.config, reference, name, &mut compute).map(Some)
+        })
     }
 
     /// Refuses a model whose head answers something else.

@@ -33,10 +33,22 @@ pub struct ModelReport {
     pub running_calls: u32,
 }
 
+/// How near a model came to the golden cases of its bundle.
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
+pub struct ModelCheck {
+    /// The cases, each computed three times.
+    pub cases: u32,
+    /// The largest difference of a value, as a share of its answer's largest magnitude where that is over 1.
+    pub largest_difference: f32,
+    /// The largest that is right.
+    pub allowed: f32,
+}
+
 /// What the models of the runtime have in common.
 pub(crate) trait Model: Clone {
     fn limited(&self, cancel: Option<ampoule::CancelToken>, deadline: Option<Duration>) -> Self;
     fn report(&self) -> ampoule::ModelReport;
+    fn self_check(&self) -> ampoule::Result<Option<ampoule::SelfCheck>>;
     fn trim(&self);
 }
 
@@ -48,6 +60,9 @@ macro_rules! models {
             }
             fn report(&self) -> ampoule::ModelReport {
                 self.report()
+            }
+            fn self_check(&self) -> ampoule::Result<Option<ampoule::SelfCheck>> {
+                self.self_check()
             }
             fn trim(&self) {
                 self.trim();
@@ -129,6 +144,17 @@ impl<M: Model> Open<M> {
                 computed_tokens: report.computed_tokens,
                 running_calls: self.running.load(Ordering::Relaxed),
             })
+        })
+    }
+
+    fn self_check(&self) -> Result<Option<ModelCheck>> {
+        self.call(None, None, |model| {
+            let check = model.self_check()?;
+            Ok(check.map(|check| ModelCheck {
+                cases: check.cases as u32,
+                largest_difference: check.largest_difference,
+                allowed: check.allowed,
+            }))
         })
     }
 
@@ -236,6 +262,12 @@ impl Extractor {
         self.0.report()
     }
 
+    /// Computes the golden cases of the model's bundle, which takes as long as a dozen short texts; none where it has no cases. Where an
+    /// answer is wrong: [`AmpouleError::UseCpu`], which says what to try.
+    pub fn self_check(&self) -> Result<Option<ModelCheck>> {
+        self.0.self_check()
+    }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     pub fn trim(&self) -> Result<()> {
         self.0.trim()
@@ -298,6 +330,12 @@ impl Classifier {
         self.0.report()
     }
 
+    /// Computes the golden cases of the model's bundle, which takes as long as a dozen short texts; none where it has no cases. Where an
+    /// answer is wrong: [`AmpouleError::UseCpu`], which says what to try.
+    pub fn self_check(&self) -> Result<Option<ModelCheck>> {
+        self.0.self_check()
+    }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     pub fn trim(&self) -> Result<()> {
         self.0.trim()
@@ -349,6 +387,12 @@ impl Embedder {
     /// Where it computes, and what it holds.
     pub fn report(&self) -> Result<ModelReport> {
         self.0.report()
+    }
+
+    /// Computes the golden cases of the model's bundle, which takes as long as a dozen short texts; none where it has no cases. Where an
+    /// answer is wrong: [`AmpouleError::UseCpu`], which says what to try.
+    pub fn self_check(&self) -> Result<Option<ModelCheck>> {
+        self.0.self_check()
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.

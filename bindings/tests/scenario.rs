@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ampoule::bundle::{self, BundleSpec, Metadata, Precision};
+use ampoule::bundle::{self, Bundle, BundleSpec, Golden, Load, Metadata, Precision};
 use ampoule::{Checkpoint, Options};
 use ampoule_bindings::{
     AmpouleError, BundleSource, CancelToken, Classifier, DeviceChoice, Embedder, Entity, Extractor, LabelScore,
@@ -159,15 +159,19 @@ fn write_labels() {
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let metadata =
         Metadata { pooling: checkpoint.pooling, ..Metadata::new(checkpoint.config.clone(), Precision::Int8) };
+    let (path, tokenizer_json) = (root().join(LABELS), checkpoint.tokenizer.to_json());
     let spec = BundleSpec {
         metadata: &metadata,
         weights: &checkpoint.weights,
-        tokenizer_json: &checkpoint.tokenizer.to_json(),
+        tokenizer_json: &tokenizer_json,
         wider: &BTreeMap::new(),
         pre_quant_scales: &BTreeMap::new(),
         card: None,
+        golden: None,
     };
-    bundle::write(&root().join(LABELS), &spec).unwrap();
+    bundle::write(&path, &spec).unwrap();
+    let golden = Golden::answered(&Bundle::open(&path, Load::Copy, true).unwrap()).unwrap();
+    bundle::write(&path, &BundleSpec { golden: Some(&golden), ..spec }).unwrap();
 }
 
 #[test]

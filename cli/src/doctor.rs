@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ampoule::text::Tokenizer;
-use ampoule::{Classifier, DeviceReport, Embedder, Extractor, Options, Task, gpu_adapters};
+use ampoule::{Classifier, DeviceReport, Embedder, Extractor, Options, SelfCheck, Task, gpu_adapters};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -80,6 +80,14 @@ impl Model {
         }
         times.sort_by(f64::total_cmp);
         Ok(Times { least: times[0], median: times[times.len() / 2], runs: times.len() })
+    }
+
+    fn self_check(&self) -> ampoule::Result<Option<SelfCheck>> {
+        match self {
+            Model::Extractor(model) => model.self_check(),
+            Model::Classifier(model) => model.self_check(),
+            Model::Embedder(model) => model.self_check(),
+        }
     }
 
     fn run(&self, text: &str) -> ampoule::Result<()> {
@@ -158,6 +166,8 @@ pub fn run(args: Args) -> Result<()> {
         return Err(hint("--seconds is not a time above 0 and up to 3600", "--seconds 5"));
     }
     let model = Model::open(args.model.model.as_deref(), &args.model.running.options())?;
+    // First, so that what computes wrongly is not measured.
+    let check = model.self_check()?;
     let (text, tokens) = text(model.tokenizer(), TOKENS)?;
     let report = model.device();
     let Times { least, median, runs } = model.milliseconds(&text, Duration::from_secs_f64(args.seconds))?;
@@ -171,6 +181,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         object["gpu_adapters"] = json!(adapters);
         object["device"] = json!(report);
+        object["self_check"] = json!(check);
         object["speed"] = json!(Speed {
             tokens,
             milliseconds_min: least,
@@ -203,6 +214,16 @@ pub fn run(args: Args) -> Result<()> {
         ("gpu", gpu),
         ("uses", format!("{}, {} thread(s): {}", report.name, report.threads, report.reason)),
         ("kernels", kernels),
+        (
+            "check",
+            match check {
+                Some(check) => format!(
+                    "{} golden cases of the bundle, largest difference {:.1e} where {:.0e} is allowed",
+                    check.cases, check.largest_difference, check.allowed
+                ),
+                None => "the model has no golden cases; `ampoule quantize` adds them to a bundle".to_owned(),
+            },
+        ),
         ("speed", format!("{tokens} tokens with {name}: {least:.1} ms at best, {median:.1} ms median of {runs}")),
         (
             "memory",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ampoule::bundle::Precision;
+use ampoule::bundle::{self, Bundle, Golden, Load, Precision};
 use ampoule::{Checkpoint, Classifier, Embedder, Extractor, ModelConfig, Options, Task};
 use ampoule_distill::data::{NerSet, SearchSet, read_lines};
 use ampoule_distill::{FoundEntities, FoundLabels, FoundPassages, Judgements, TemperatureFit};
@@ -17,8 +17,8 @@ use crate::ui::{fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint folder
-    #[arg(long, value_name = "FOLDER")]
+    /// Checkpoint folder; or a bundle without golden cases, which is written again with them and with nothing else changed
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
     /// The bundle to write, NAME.int8.safetensors by custom
     #[arg(long, value_name = "FILE")]
@@ -100,10 +100,7 @@ const LICENCE: &str = "unknown";
 
 pub fn run(args: Args) -> Result<()> {
     if args.model.is_file() {
-        return Err(hint(
-            format!("{} is a file, and a bundle is made of a checkpoint folder", args.model.display()),
-            "`ampoule inspect` says what the file is",
-        ));
+        return renew(&args);
     }
     let checkpoint = Checkpoint::open(&args.model)?;
     let mut wider = BTreeMap::new();
@@ -164,6 +161,26 @@ pub fn run(args: Args) -> Result<()> {
         return print_json(&json!({"bundle": args.out, "report": report, "fit": fitted}));
     }
     show(&args, &dev, &report, fitted)
+}
+
+/// Writes a bundle again, with golden cases.
+fn renew(args: &Args) -> Result<()> {
+    let is_asked_for_more =
+        !args.data.is_empty() || !args.keep.is_empty() || args.calibration.is_some() || args.card.is_some();
+    if is_asked_for_more || args.window.is_some() {
+        return Err(hint(
+            format!("{} is a bundle, of which only golden cases can be made", args.model.display()),
+            "--model and --out alone, or the checkpoint folder as --model",
+        ));
+    }
+    let bundle = Bundle::open(&args.model, Load::Copy, true)?;
+    let golden = Golden::answered(&bundle)?;
+    bundle::stage_with_golden(&args.out, &bundle, &golden)?.commit()?;
+    let (before, after) = (bundle.info().bytes, std::fs::metadata(&args.out)?.len());
+    if args.json {
+        return print_json(&json!({"bundle": args.out, "bytes_before": before, "bytes_after": after}));
+    }
+    print_line(&format!("{}: written with golden cases, {before} bytes before, {after} after", args.out.display()))
 }
 
 /// The most texts by which a model is calibrated.

@@ -284,6 +284,7 @@ fn stage_int8(model: &Checkpoint, path: &Path) -> Result<Staged> {
         wider: &BTreeMap::new(),
         pre_quant_scales: &BTreeMap::new(),
         card: None,
+        golden: None,
     };
     bundle::stage(path, &spec)
 }

@@ -10,7 +10,7 @@ mod smooth;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ampoule::bundle::{self, Bundle, BundleSpec, Load, Metadata, Pooling, Precision};
+use ampoule::bundle::{self, Bundle, BundleSpec, Golden, Load, Metadata, Pooling, Precision};
 use ampoule::model::{ModelConfig, Weights};
 use ampoule::{Error, Result};
 
@@ -85,6 +85,7 @@ pub fn bundle_bytes(config: &ModelConfig, tokenizer_json: &[u8], options: &Quant
         wider: &options.wider,
         pre_quant_scales: &options.pre_quant_scales,
         card: options.card.as_deref(),
+        golden: Some(&Golden::unanswered(config, options.precision)),
     })
 }
 
@@ -124,19 +125,20 @@ pub fn quantize(
     let mut pre_quant_scales = options.pre_quant_scales.clone();
     let is_int8 = |name: &String| options.precision == Precision::Int8 && !options.wider.contains_key(name);
     pre_quant_scales.retain(|name, _| bundle::with_same_inputs(name).iter().all(is_int8));
-    let stage = |metadata: &Metadata| {
+    let stage = |metadata: &Metadata, golden: Option<&Golden>| {
         let (wider, pre_quant_scales, card) = (&options.wider, &pre_quant_scales, options.card.as_deref());
-        bundle::stage(out, &BundleSpec { metadata, weights, tokenizer_json, wider, pre_quant_scales, card })
+        bundle::stage(out, &BundleSpec { metadata, weights, tokenizer_json, wider, pre_quant_scales, card, golden })
     };
-    let mut staged = stage(&metadata)?;
+    let first = stage(&metadata, None)?;
     if let Some(fit) = fit
-        && let Some(temperature) = fit(staged.path())?
+        && let Some(temperature) = fit(first.path())?
     {
-        // Written again whole: the header is sealed by a digest of its own. One at a time, for the disk's sake.
         metadata.temperature = temperature;
-        drop(staged);
-        staged = stage(&metadata)?;
     }
+    let golden = Golden::answered(&Bundle::open(first.path(), Load::Copy, false)?)?;
+    // Written again whole: the header is sealed by a digest of its own. One at a time, for the disk's sake.
+    drop(first);
+    let staged = stage(&metadata, Some(&golden))?;
     // Read back as a device will read it, so that the report is about the file.
     let written = Bundle::open(staged.path(), Load::Copy, true)?;
     let mut report = Report::compare(weights, &written)?;

@@ -14,6 +14,9 @@ use crate::model::ModelConfig;
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CARD: &str = "ampoule.optional.card";
 pub(super) const OPTIONAL: &str = "ampoule.optional.";
+pub(super) const GOLDEN_IDS: &str = "ampoule.optional.golden.ids";
+pub(super) const GOLDEN_FLOATS: &str = "ampoule.optional.golden.floats";
+pub(super) const GOLDEN_INTEGERS: &str = "ampoule.optional.golden.integers";
 /// The metadata entries that every bundle has, and those it may have.
 const REQUIRED: [&str; 14] = [
     "config",

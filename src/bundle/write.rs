@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::int8::{is_scale, quantize, row_scale, with_same_inputs};
 use super::{
-    Dtype, FORMAT_VERSION, MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_INNER, MAX_TENSORS, Metadata, Precision, check, hex,
+    Bundle, Dtype, FORMAT_VERSION, Golden, MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_INNER, MAX_TENSORS, Metadata,
+    Precision, check, hex,
 };
 use crate::error::{Error, Result};
 use crate::model::{HostTensor, Weights};
@@ -31,6 +32,8 @@ pub struct BundleSpec<'a> {
     pub pre_quant_scales: &'a BTreeMap<String, Vec<f32>>,
     /// A model card, shown by tools.
     pub card: Option<&'a str>,
+    /// What the written model answers to the golden cases, of its own precision.
+    pub golden: Option<&'a Golden>,
 }
 
 /// Bytes of the bundle that [`write()`] makes of such a model, whatever its weights are: they are not looked at.
@@ -40,9 +43,9 @@ pub struct BundleSpec<'a> {
 pub fn size(spec: &BundleSpec) -> Result<u64> {
     let tensors = spec.metadata.config.tensors().into_iter();
     let tensors = tensors.flat_map(|(name, shape)| Stored::of(spec, &name, shape)).map(|(stored, _)| stored);
-    let mut tensors: Vec<Stored> = tensors.chain(files(spec).map(|(stored, _)| stored)).collect();
+    let mut tensors: Vec<Stored> = tensors.chain(others(spec).map(|planned| planned.stored)).collect();
     tensors.sort_by(Stored::in_file);
-    let mut entries = metadata(spec)?;
+    let mut entries = entries(spec.metadata)?;
     entries.extend(["source_sha256", "data_sha256", "header_sha256"].map(|digest| (digest, no_digest())));
     let header = header(&tensors, &entries)
         .map_err(|e| Error::internal("a bundle's header cannot be written").with_source(e))?;
@@ -64,6 +67,17 @@ pub fn write(path: &Path, spec: &BundleSpec) -> Result<()> {
 /// As [`write()`].
 pub fn stage(path: &Path, spec: &BundleSpec) -> Result<Staged> {
     let layout = Layout::new(spec)?;
+    let (staged, file) = Staged::create(path)?;
+    layout.write(file).map_err(|e| e.into_error(path))?;
+    Ok(staged)
+}
+
+/// Writes an open bundle beside `path` as it is, but for these golden cases in place of those it has.
+///
+/// # Errors
+/// As [`write()`].
+pub fn stage_with_golden(path: &Path, bundle: &Bundle, golden: &Golden) -> Result<Staged> {
+    let layout = Layout::of_bundle(bundle, golden)?;
     let (staged, file) = Staged::create(path)?;
     layout.write(file).map_err(|e| e.into_error(path))?;
     Ok(staged)
@@ -169,6 +183,9 @@ impl Failure {
     }
 }
 
+/// The tensors of golden cases.
+const GOLDEN: [&str; 3] = [check::GOLDEN_IDS, check::GOLDEN_FLOATS, check::GOLDEN_INTEGERS];
+
 /// Where a tensor of the file comes from.
 enum Source<'a> {
     /// The values of a weight, in the tensor's type, divided by the factors of its columns.
@@ -176,7 +193,7 @@ enum Source<'a> {
     /// The scales of an 8-bit matrix's rows, so divided.
     Scales(&'a HostTensor, Option<&'a [f32]>),
     Floats(&'a [f32]),
-    Bytes(&'a [u8]),
+    Bytes(Cow<'a, [u8]>),
 }
 
 /// A tensor of the file, as the header has it.
@@ -226,26 +243,29 @@ impl Stored {
     }
 }
 
-/// The tensors that hold files.
-fn files<'a>(spec: &BundleSpec<'a>) -> impl Iterator<Item = (Stored, &'a [u8])> + use<'a> {
+/// The tensors that hold what is no weight.
+fn others<'a>(spec: &BundleSpec<'a>) -> impl Iterator<Item = Planned<'a>> {
     let card = spec.card.map(|card| (check::CARD, card.as_bytes()));
-    [(check::TOKENIZER, spec.tokenizer_json)]
-        .into_iter()
-        .chain(card)
-        .map(|(name, bytes)| (Stored { name: name.to_owned(), dtype: Dtype::U8, shape: vec![bytes.len()] }, bytes))
+    let files = [(check::TOKENIZER, spec.tokenizer_json)].into_iter().chain(card);
+    let files = files.map(|(name, bytes)| Planned::bytes(name, Dtype::U8, vec![bytes.len()], bytes.into()));
+    files.chain(spec.golden.into_iter().flat_map(golden))
+}
+
+/// Those that hold golden cases.
+fn golden<'a>(golden: &Golden) -> impl Iterator<Item = Planned<'a>> + use<'a> {
+    let plan = |(name, dtype, bytes): (&str, Dtype, Vec<u8>)| {
+        Planned::bytes(name, dtype, vec![bytes.len() / dtype.size()], bytes.into())
+    };
+    golden.tensors().map(plan).collect::<Vec<_>>().into_iter()
 }
 
 /// The metadata but for digests, of what fits together.
-fn metadata(spec: &BundleSpec) -> Result<BTreeMap<&'static str, String>> {
-    let metadata = spec.metadata;
+fn entries(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     let config = &metadata.config;
     config.validate()?;
     check::usable(metadata).map_err(|(name, expected, found)| {
         Error::invalid_input(format!("{name}: expected {expected}, found {found}"))
     })?;
-    if spec.tokenizer_json.is_empty() {
-        return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
-    }
     let mut hf = config.to_json();
     if let Some(fields) = hf.as_object_mut() {
         for labels in ["id2label", "label2id"] {
@@ -321,9 +341,17 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(spec: &BundleSpec<'a>) -> Result<Self> {
-        let mut metadata = metadata(spec)?;
+        if spec.tokenizer_json.is_empty() {
+            return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
+        }
+        let mut metadata = entries(spec.metadata)?;
         let mut tensors = Self::weights(spec)?;
-        tensors.extend(files(spec).map(|(stored, bytes)| Planned { stored, source: Source::Bytes(bytes) }));
+        tensors.extend(others(spec));
+        metadata.insert("source_sha256", weights_sha256(spec.weights));
+        Self::sorted(tensors, metadata)
+    }
+
+    fn sorted(mut tensors: Vec<Planned<'a>>, metadata: BTreeMap<&'static str, String>) -> Result<Self> {
         if tensors.len() > MAX_TENSORS {
             return Err(Error::invalid_input(format!(
                 "expected at most {MAX_TENSORS} tensors, found {}",
@@ -331,8 +359,22 @@ impl<'a> Layout<'a> {
             )));
         }
         tensors.sort_by(|a, b| a.stored.in_file(&b.stored));
-        metadata.insert("source_sha256", weights_sha256(spec.weights));
         Ok(Layout { tensors, metadata })
+    }
+
+    /// Those of a bundle, with other golden cases.
+    fn of_bundle(bundle: &'a Bundle, cases: &Golden) -> Result<Self> {
+        let info = bundle.info();
+        let mut metadata = entries(&info.metadata)?;
+        metadata.insert("source_sha256", info.source_sha256.clone());
+        let kept = info.tensors.iter().filter(|tensor| !GOLDEN.contains(&tensor.name.as_str()));
+        let plan = |t: &'a super::TensorInfo| {
+            let bytes = bundle.data.tensor(t)?;
+            Ok(Planned::bytes(&t.name, t.dtype, t.shape.clone(), bytes))
+        };
+        let mut tensors = kept.map(plan).collect::<Result<Vec<_>>>()?;
+        tensors.extend(golden(cases));
+        Self::sorted(tensors, metadata)
     }
 
     /// The weights and scales, checked against the configuration.
@@ -450,7 +492,11 @@ impl<'a> Layout<'a> {
     }
 }
 
-impl Planned<'_> {
+impl<'a> Planned<'a> {
+    fn bytes(name: &str, dtype: Dtype, shape: Vec<usize>, bytes: Cow<'a, [u8]>) -> Self {
+        Planned { stored: Stored { name: name.to_owned(), dtype, shape }, source: Source::Bytes(bytes) }
+    }
+
     /// Hands the tensor's bytes on, a piece at a time.
     fn encode(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match (&self.source, self.stored.dtype) {

@@ -107,7 +107,15 @@ fn metadata(config: ModelConfig, precision: Precision) -> Metadata {
 fn spec<'a>(metadata: &'a Metadata, weights: &'a Weights) -> BundleSpec<'a> {
     const NONE: &BTreeMap<String, Precision> = &BTreeMap::new();
     const NO_FACTORS: &BTreeMap<String, Vec<f32>> = &BTreeMap::new();
-    BundleSpec { metadata, weights, tokenizer_json: TOKENIZER, wider: NONE, pre_quant_scales: NO_FACTORS, card: None }
+    BundleSpec {
+        metadata,
+        weights,
+        tokenizer_json: TOKENIZER,
+        wider: NONE,
+        pre_quant_scales: NO_FACTORS,
+        card: None,
+        golden: None,
+    }
 }
 
 fn bytes_of(precision: Precision) -> Vec<u8> {

@@ -48,6 +48,7 @@ __all__ = [
     "FixInput",
     "Internal",
     "LabelScore",
+    "ModelCheck",
     "ModelReport",
     "OpenOptions",
     "UpdateApp",
@@ -183,6 +184,17 @@ class ModelReport(NamedTuple):
     """Tokens computed so far. It stands still while nothing is computed."""
     running_calls: int
     """Calls that compute now."""
+
+
+class ModelCheck(NamedTuple):
+    """How near a model came to the golden cases of its bundle."""
+
+    cases: int
+    """The cases, each computed three times."""
+    largest_difference: float
+    """The largest difference of a value, as a share of its answer's largest magnitude where that is over 1."""
+    allowed: float
+    """The largest that is right."""
 
 
 class OpenOptions(TypedDict, total=False):
@@ -368,6 +380,14 @@ class _Model:
         """Where it computes, and what it holds."""
         report = _call(self._here().report)
         return ModelReport(*(getattr(report, field) for field in ModelReport._fields))
+
+    def self_check(self) -> ModelCheck | None:
+        """Computes the golden cases of the model's bundle and compares the answers, as long as a dozen short texts take.
+
+        ``None`` where the bundle has no cases. Raises ``UseCpu`` where an answer is wrong; the message says what to try.
+        """
+        check = _call(self._here().self_check)
+        return check and ModelCheck(*(getattr(check, field) for field in ModelCheck._fields))
 
     def trim(self) -> None:
         """Frees the memory that is kept for the next call."""

@@ -51,3 +51,19 @@ extension ModelReport {
         )
     }
 }
+
+/// How near a model came to the golden cases of its bundle.
+public struct ModelCheck: Hashable, Sendable {
+    /// The cases, each computed three times.
+    public let cases: Int
+    /// The largest difference of a value, as a share of its answer's largest magnitude where that is over 1.
+    public let largestDifference: Float
+    /// The largest that is right.
+    public let allowed: Float
+}
+
+extension ModelCheck {
+    init(_ check: AmpouleNative.ModelCheck) {
+        self.init(cases: Int(check.cases), largestDifference: check.largestDifference, allowed: check.allowed)
+    }
+}

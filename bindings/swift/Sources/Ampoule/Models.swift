@@ -11,6 +11,12 @@ public protocol AmpouleModel: AnyObject, Sendable {
     /// - Throws: ``AmpouleError/closed(_:)``
     func report() throws(AmpouleError) -> ModelReport
 
+    /// Computes the golden cases of the model's bundle and compares the answers, which takes as long as a dozen short texts; nil where the
+    /// bundle has no cases.
+    ///
+    /// - Throws: ``AmpouleError/useCpu(_:)`` where an answer is wrong, which says what to try; ``AmpouleError/closed(_:)``
+    func selfCheckBlocking() throws(AmpouleError) -> ModelCheck?
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     ///
     /// - Throws: ``AmpouleError/closed(_:)``
@@ -95,6 +101,9 @@ public final class Extractor: AmpouleModel {
     /// Where it computes, and what it holds.
     public func report() throws(AmpouleError) -> ModelReport { ModelReport(try Ampoule.native(model.report)) }
 
+    /// Computes the golden cases of the model's bundle and compares the answers; nil where it has none.
+    public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     public func trim() throws(AmpouleError) { try Ampoule.native(model.trim) }
 
@@ -171,6 +180,9 @@ public final class Classifier: AmpouleModel {
     /// Where it computes, and what it holds.
     public func report() throws(AmpouleError) -> ModelReport { ModelReport(try Ampoule.native(model.report)) }
 
+    /// Computes the golden cases of the model's bundle and compares the answers; nil where it has none.
+    public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     public func trim() throws(AmpouleError) { try Ampoule.native(model.trim) }
 
@@ -246,6 +258,9 @@ public final class Embedder: AmpouleModel {
 
     /// Where it computes, and what it holds.
     public func report() throws(AmpouleError) -> ModelReport { ModelReport(try Ampoule.native(model.report)) }
+
+    /// Computes the golden cases of the model's bundle and compares the answers; nil where it has none.
+    public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     public func trim() throws(AmpouleError) { try Ampoule.native(model.trim) }

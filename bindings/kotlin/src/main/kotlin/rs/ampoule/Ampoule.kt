@@ -195,6 +195,18 @@ internal fun rs.ampoule.ffi.ModelReport.here(): ModelReport = ModelReport(
     computedTokens.toLong(), runningCalls.toInt(),
 )
 
+/** How near a model came to the golden cases of its bundle. */
+public data class ModelCheck(
+    /** The cases, each computed three times. */
+    val cases: Int,
+    /** The largest difference of a value, as a share of its answer's largest magnitude where that is over 1. */
+    val largestDifference: Float,
+    /** The largest that is right. */
+    val allowed: Float,
+)
+
+internal fun rs.ampoule.ffi.ModelCheck.here(): ModelCheck = ModelCheck(cases.toInt(), largestDifference, allowed)
+
 /** The library as a whole. */
 public object Ampoule {
     /** Its version. */

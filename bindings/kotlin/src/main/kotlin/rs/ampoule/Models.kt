@@ -21,6 +21,15 @@ public sealed class Model : AutoCloseable {
     public abstract fun report(): ModelReport
 
     /**
+     * Computes the golden cases of the model's bundle and compares the answers, which takes as long as a dozen short texts; null where the
+     * bundle has no cases.
+     *
+     * @throws AmpouleException.UseCpu where an answer is wrong; the message says what to try.
+     * @throws AmpouleException.Closed
+     */
+    public abstract fun selfCheckBlocking(): ModelCheck?
+
+    /**
      * Frees the memory that is kept for the next call: for `onTrimMemory`.
      *
      * @throws AmpouleException.Closed
@@ -113,6 +122,8 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
 
     override fun report(): ModelReport = native { model.report() }.here()
 
+    override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
+
     override fun trim(): Unit = native { model.trim() }
 
     override fun close(): Unit = native { model.release() }
@@ -165,6 +176,8 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
     }
 
     override fun report(): ModelReport = native { model.report() }.here()
+
+    override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
 
     override fun trim(): Unit = native { model.trim() }
 
@@ -221,6 +234,8 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
     }
 
     override fun report(): ModelReport = native { model.report() }.here()
+
+    override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
 
     override fun trim(): Unit = native { model.trim() }
 

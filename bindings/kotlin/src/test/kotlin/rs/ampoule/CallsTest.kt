@@ -213,6 +213,8 @@ class CallsTest {
         assertEquals("int8" to 1, report.precision to report.threads)
         assertTrue(report.kernel in Ampoule.selfCheck())
         assertTrue(report.workspaceBytes > 0 && report.weightBytes > 1_000_000)
+        val check = extractor.selfCheckBlocking()!!
+        assertTrue(check.cases > 0 && check.largestDifference in 0f..check.allowed)
         extractor.trim()
         assertEquals(0, extractor.report().workspaceBytes)
         assertEquals(3, extractor.extractBlocking(SENTENCE).size)

@@ -1,0 +1,186 @@
+//! A model proves itself: what it computes here, beside the [golden cases](Golden) of its bundle.
+
+use serde::Serialize;
+
+use crate::batch::Batch;
+use crate::bundle::{Bundle, BundleWeights, Golden, Precision};
+use crate::device::{Engine, Place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
+use crate::options::Options;
+
+/// How near a model came to the golden cases of its bundle.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SelfCheck {
+    /// The cases; each was computed by itself, with all others together, and again after them.
+    pub cases: usize,
+    /// The answers that were compared.
+    pub reference: Reference,
+    /// The largest difference of a value, as a share of its answer's largest magnitude where that is over 1.
+    pub largest_difference: f32,
+    /// The root of the mean of their squares, which may be a tenth of what a single one may: a value that was rounded to the other integer
+    /// shifts a few answers, a wrong weight or instruction all of them.
+    pub rms_difference: f32,
+    /// The largest that is right of a value.
+    pub allowed: f32,
+}
+
+/// Which answers of a golden case a device has to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Reference {
+    /// Those under the [integer contract](crate::bundle#the-integer-contract).
+    Integers,
+    /// Those of weights and activations as floats.
+    Floats,
+}
+
+impl Reference {
+    /// Those of a bundle in this precision, computed in this place.
+    pub(crate) fn of(place: &Place, precision: Precision) -> Self {
+        match (place, precision) {
+            (Place::Kernel(_), Precision::Int8) => Reference::Integers,
+            _ => Reference::Floats,
+        }
+    }
+
+    /// Kernels differ in the last digits of floats. Where these are rounded to integers next, some fall to the other side.
+    fn allowed(self) -> f32 {
+        match self {
+            Reference::Integers => 3e-2,
+            Reference::Floats => 1e-3,
+        }
+    }
+}
+
+/// What is asked of a model for its golden cases.
+pub(crate) fn wanted(config: &ModelConfig) -> Output {
+    match config.task {
+        Task::Encoder => Output::States,
+        _ => Output::Logits,
+    }
+}
+
+/// The answer in a sequence's output.
+fn answer(config: &ModelConfig, output: &[f32]) -> Vec<f32> {
+    if config.task != Task::Encoder {
+        return output.to_vec();
+    }
+    let width = config.hidden_size;
+    let tokens = (output.len() / width).max(1) as f64;
+    let mean = |column: usize| output.iter().skip(column).step_by(width).map(|&x| f64::from(x)).sum::<f64>() / tokens;
+    (0..width).map(|column| mean(column) as f32).collect()
+}
+
+/// Compares what `compute` gives of batches with the cases.
+///
+/// # Errors
+/// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it differs; those of `compute`.
+pub(crate) fn check(
+    golden: &Golden,
+    config: &ModelConfig,
+    reference: Reference,
+    name: &str,
+    compute: &mut dyn FnMut(&Batch) -> Result<Vec<Vec<f32>>>,
+) -> Result<SelfCheck> {
+    let allowed = reference.allowed();
+    let (mut largest_difference, mut squares, mut values) = (0f32, 0f64, 0usize);
+    let wrong = |what: String| {
+        let message = format!(
+            "{name} computes wrongly here, or the bundle is damaged: {what}; open it with `verify`, and with the device `cpu`, there with \
+             the kernel \"scalar\""
+        );
+        Error::new(ErrorKind::DeviceUnavailable, message)
+    };
+    let mut compare = |cases: &[usize]| -> Result<()> {
+        let sequences: Vec<&[u32]> = cases.iter().map(|&i| golden.cases[i].ids.as_slice()).collect();
+        let outputs = compute(&Batch::new(&sequences, config.pad_token_id))?;
+        for (&i, output) in cases.iter().zip(&outputs) {
+            let case = &golden.cases[i];
+            let expected = match reference {
+                Reference::Integers => &case.integers,
+                Reference::Floats => &case.floats,
+            };
+            let found = answer(config, output);
+            let scale = expected.iter().fold(1f32, |most, x| most.max(x.abs()));
+            let wrong = |what: String| {
+                wrong(format!("golden case {i} ({} tokens, {} at once): {what}", case.ids.len(), cases.len()))
+            };
+            if found.len() != expected.len() {
+                return Err(wrong(format!("expected {} values, found {}", expected.len(), found.len())));
+            }
+            for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let difference = (found - expected).abs() / scale;
+                // Of a NaN nothing is true.
+                if !(difference <= allowed) {
+                    return Err(wrong(format!("value {at}: expected {expected}, found {found}")));
+                }
+                largest_difference = largest_difference.max(difference);
+                squares += f64::from(difference).powi(2);
+            }
+            values += found.len();
+        }
+        Ok(())
+    };
+    let all: Vec<usize> = (0..golden.cases.len()).collect();
+    let backwards: Vec<usize> = all.iter().rev().copied().collect();
+    all.iter().try_for_each(|&i| compare(&[i]))?;
+    compare(&backwards)?;
+    backwards.iter().try_for_each(|&i| compare(&[i]))?;
+    let rms_difference = (squares / values.max(1) as f64).sqrt() as f32;
+    if rms_difference > allowed / 10.0 {
+        return Err(wrong(format!(
+            "golden cases: a root mean square difference of {rms_difference:.1e}, at most {:.0e} is right",
+            allowed / 10.0
+        )));
+    }
+    Ok(SelfCheck { cases: golden.cases.len(), reference, largest_difference, rms_difference, allowed })
+}
+
+/// A bundle's weights, all of them floats.
+struct Widened<'a>(BundleWeights<'a>);
+
+impl WeightSource for Widened<'_> {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.0.take(name, shape)
+    }
+}
+
+impl Golden {
+    /// Golden cases for a bundle, answered by the plain kernel: the same bits on every machine.
+    ///
+    /// # Errors
+    /// [`Internal`](ErrorKind::Internal) where an answer is not finite; those of a file that can no longer be read.
+    pub fn answered(bundle: &Bundle) -> Result<Self> {
+        let config = bundle.config();
+        let mut golden = Golden::unanswered(config, bundle.precision());
+        let engine = Engine::start(&Options { kernel: Some("scalar".to_owned()), ..Options::default() })?;
+        let Place::Kernel(kernel) = engine.place else { return Err(Error::internal("the plain kernel is not there")) };
+        let compute = |source: &mut (dyn WeightSource + Send)| -> Result<Vec<Vec<f32>>> {
+            engine.pool.install(|| {
+                let model = PackedModel::load(config, source, kernel)?;
+                let mut answers = Vec::new();
+                for case in &golden.cases {
+                    let batch = Batch::new(&[&case.ids], config.pad_token_id);
+                    let outputs = model.outputs(&batch, wanted(config), &mut || Ok(()))?;
+                    answers.extend(outputs.iter().map(|output| answer(config, output)));
+                }
+                match answers.iter().flatten().all(|x| x.is_finite()) {
+                    true => Ok(answers),
+                    false => Err(Error::internal("the model's answers are not finite; its weights are unsound")),
+                }
+            })
+        };
+        let floats = compute(&mut Widened(bundle.weights()))?;
+        let integers = match bundle.precision() {
+            Precision::Int8 => compute(&mut bundle.weights())?,
+            _ => vec![Vec::new(); floats.len()],
+        };
+        for ((case, floats), integers) in golden.cases.iter_mut().zip(floats).zip(integers) {
+            (case.floats, case.integers) = (floats, integers);
+        }
+        Ok(golden)
+    }
+}
