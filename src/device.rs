@@ -19,9 +19,12 @@ pub enum Device {
     /// The processor: see [`kernel_names`].
     #[default]
     Cpu,
-    /// A GPU by wgpu; an error where there is none, or where this build is without the feature `wgpu`.
+    /// A GPU by wgpu, once it has computed the bundle's golden cases rightly; an error where it does not, where there is none, and where
+    /// this build is without the feature `wgpu`. Each model has a thread that speaks to it. See [`Options::adapter`].
     Gpu,
-    /// A GPU where there is one, else the processor; [`DeviceReport`] says which, and why.
+    /// A GPU where there is one that computes rightly, and the processor, which answers until the GPU has proved itself, where the GPU
+    /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`GpuReport`](crate::GpuReport) says how it stands. Between
+    /// the two scores differ in their last digits.
     GpuOrCpu,
     /// The processor, by Burn's deprecated NdArray back end, for comparison; needs the feature `ndarray`.
     NdArray,
@@ -71,7 +74,10 @@ pub(crate) enum Place {
 /// global one.
 #[derive(Clone)]
 pub(crate) struct Engine {
+    /// Where it computes, or where a GPU's place is taken.
     pub(crate) place: Place,
+    #[cfg(feature = "wgpu")]
+    pub(crate) gpu: Option<crate::gpu::Adapter>,
     pub(crate) pool: Arc<rayon::ThreadPool>,
     pub(crate) report: DeviceReport,
 }
@@ -130,12 +136,36 @@ impl Engine {
             .map_err(|e| {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
             })?;
-        let (place, computes_on, name, reason) = choose(requested)?;
-        let (reason, measured) = (reason.to_owned(), Vec::new());
+        #[cfg(feature = "wgpu")]
+        let (gpu, Choice { place, computes_on, name, reason }) = match requested {
+            Device::Gpu => {
+                let adapter = gpu(options)?;
+                let (place, name) = (Place::Burn(adapter.device.clone()), format!("wgpu: {}", adapter.name));
+                let reason = "asked for".to_owned();
+                (Some(adapter), Choice { place, computes_on: Device::Gpu, name, reason })
+            }
+            Device::GpuOrCpu => match gpu(options) {
+                Ok(adapter) => {
+                    let reason = format!("until the GPU {} has proved itself, and where that is slower", adapter.name);
+                    (Some(adapter), cpu(reason)?)
+                }
+                Err(error) => (None, cpu(error.to_string())?),
+            },
+            _ => (None, choose(requested)?),
+        };
+        #[cfg(not(feature = "wgpu"))]
+        let Choice { place, computes_on, name, reason } = choose(requested)?;
         let is_processor = computes_on == Device::Cpu;
         let kernel = is_processor.then(|| kernel_names()[0].to_owned());
+        let measured = Vec::new();
         let report = DeviceReport { requested, computes_on, name, kernel, reason, threads, measured };
-        let mut engine = Engine { place, pool: Arc::new(pool), report };
+        let mut engine = Engine {
+            place,
+            #[cfg(feature = "wgpu")]
+            gpu,
+            pool: Arc::new(pool),
+            report,
+        };
         match &options.kernel {
             Some(asked) if !is_processor => Err(Error::invalid_input(format!(
                 "the kernel {asked:?} is for the processor, and {} computes",
@@ -144,9 +174,10 @@ impl Engine {
             Some(asked) if options.autotune => Err(Error::invalid_input(format!(
                 "the kernel {asked:?} is named, so there is none to choose by measuring; leave one of the two out"
             ))),
-            None if options.autotune && !is_processor && requested != Device::GpuOrCpu => Err(Error::invalid_input(
-                format!("kernels are measured on the processor, and {} computes", engine.report.name),
-            )),
+            None if options.autotune && !is_processor => Err(Error::invalid_input(format!(
+                "kernels are measured on the processor, and {} computes",
+                engine.report.name
+            ))),
             Some(asked) => engine.use_kernel(asked),
             None => Ok(()),
         }?;
@@ -219,19 +250,26 @@ fn processor(name: &str) -> Option<Place> {
 }
 
 /// The place, what it is, its name, and why it was chosen.
-type Choice = (Place, Device, String, &'static str);
+struct Choice {
+    place: Place,
+    computes_on: Device,
+    name: String,
+    reason: String,
+}
 
+fn cpu(reason: String) -> Result<Choice> {
+    let kernel = kernel_names()[0];
+    let place = processor(kernel).ok_or_else(|| Error::internal("the default kernel is not there"))?;
+    Ok(Choice { place, computes_on: Device::Cpu, name: format!("kernel {kernel}"), reason })
+}
+
+/// Where there is no GPU.
 fn choose(requested: Device) -> Result<Choice> {
-    let cpu = |reason| {
-        let kernel = kernel_names()[0];
-        let place = processor(kernel).ok_or_else(|| Error::internal("the default kernel is not there"))?;
-        Ok((place, Device::Cpu, format!("kernel {kernel}"), reason))
-    };
     match requested {
-        Device::Cpu => cpu("no other device was asked for"),
+        Device::Cpu => cpu("no other device was asked for".to_owned()),
         Device::NdArray => ndarray(),
-        Device::Gpu => gpu().ok_or_else(|| Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
-        Device::GpuOrCpu => gpu().map_or_else(|| cpu(NO_GPU), Ok),
+        Device::Gpu => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
+        Device::GpuOrCpu => cpu(NO_GPU.to_owned()),
     }
 }
 
@@ -239,7 +277,8 @@ fn choose(requested: Device) -> Result<Choice> {
 fn ndarray() -> Result<Choice> {
     #[allow(deprecated)] // kept as long as Burn keeps it
     let device = BurnDevice::ndarray();
-    Ok((Place::Burn(device), Device::NdArray, "NdArray".to_owned(), "asked for"))
+    let (name, reason) = ("NdArray".to_owned(), "asked for".to_owned());
+    Ok(Choice { place: Place::Burn(device), computes_on: Device::NdArray, name, reason })
 }
 
 #[cfg(not(feature = "ndarray"))]
@@ -250,24 +289,16 @@ fn ndarray() -> Result<Choice> {
     ))
 }
 
-#[cfg(feature = "wgpu")]
-const NO_GPU: &str = "no GPU adapter was found by wgpu; use the device `cpu`";
-#[cfg(not(feature = "wgpu"))]
 const NO_GPU: &str = "this build is without GPU support; build with the feature `wgpu`, or use the device `cpu`";
 
+/// The adapter that the options name, or the first that is hardware.
 #[cfg(feature = "wgpu")]
-fn gpu() -> Option<Choice> {
-    let device = BurnDevice::enumerate(burn::tensor::DeviceType::Wgpu).into_iter().next()?;
-    let name = device.identity().map_or_else(|| "wgpu".to_owned(), |identity| format!("wgpu: {}", identity.name));
-    Some((Place::Burn(device), Device::Gpu, name, "wgpu found it"))
+fn gpu(options: &Options) -> Result<crate::gpu::Adapter> {
+    use crate::gpu::Wanted;
+    crate::gpu::find(options.adapter.as_deref().map_or(Wanted::Hardware, Wanted::Named))
 }
 
-#[cfg(not(feature = "wgpu"))]
-fn gpu() -> Option<Choice> {
-    None
-}
-
-/// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for.
+/// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for; a software adapter where there is no hardware.
 ///
 /// # Errors
 /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where there is no GPU; [`InvalidInput`](ErrorKind::InvalidInput) for other devices:
@@ -276,17 +307,24 @@ fn gpu() -> Option<Choice> {
 pub fn training_device(requested: Device) -> Result<BurnDevice> {
     match requested {
         Device::Cpu => Ok(BurnDevice::flex()),
-        Device::Gpu => match choose(requested)?.0 {
-            Place::Burn(device) => Ok(device),
-            Place::Kernel(_) => Err(Error::internal("a GPU has no kernel of the processor's")),
-        },
+        #[cfg(feature = "wgpu")]
+        Device::Gpu => Ok(crate::gpu::find(crate::gpu::Wanted::Any)?.device),
+        #[cfg(not(feature = "wgpu"))]
+        Device::Gpu => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
         other => Err(Error::invalid_input(format!("training on {other:?}; name `cpu` or `gpu`"))),
     }
 }
 
-/// Names of the GPU adapters that this build could use; none without the feature `wgpu`.
+/// Names of the GPU adapters that this build could use, software in a GPU's place said so; none without the feature `wgpu`.
 pub fn gpu_adapters() -> Vec<String> {
-    gpu().map(|(_, _, name, _)| name).into_iter().collect()
+    #[cfg(feature = "wgpu")]
+    let names = crate::gpu::adapters().map(|adapter| match adapter.is_software {
+        true => format!("{} (software)", adapter.name),
+        false => adapter.name,
+    });
+    #[cfg(not(feature = "wgpu"))]
+    let names = std::iter::empty();
+    names.collect()
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod embedder;
 mod entity;
 mod error;
 mod extractor;
+mod gpu;
 /// For benches; nothing here is a promise.
 #[doc(hidden)]
 pub mod kernels;
@@ -53,6 +54,7 @@ pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};
 pub use extractor::{Extractor, WordLogits};
+pub use gpu::{GpuReport, GpuState, GpuTime};
 pub use model::{ModelConfig, ModelType, Task};
 pub use opened::ModelReport;
 pub use options::{CancelToken, Options};

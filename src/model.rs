@@ -20,7 +20,11 @@ mod weights;
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "wgpu")]
+use burn::module::ModuleMapper;
 use burn::module::{Module, ModuleVisitor, Param};
+#[cfg(feature = "wgpu")]
+use burn::tensor::FloatDType;
 use burn::tensor::{Device, Tensor};
 
 use self::attention::Padding;
@@ -131,6 +135,18 @@ impl Model {
             Some(head) => Ok(head.forward(hidden, noise)),
             None => Err(no_labels()),
         }
+    }
+
+    /// The same model with its tensors in f16, in which it then computes.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn in_half_precision(self) -> Self {
+        struct Halve;
+        impl ModuleMapper for Halve {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                param.map(|x| x.cast(FloatDType::F16))
+            }
+        }
+        self.map(&mut Halve)
     }
 
     /// The same model, for quantization-aware training: it computes as if its matrices were in int8, and the inputs of the

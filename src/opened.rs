@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -13,10 +13,17 @@ use crate::bundle::{Bundle, Golden, Pooling, Precision, is_temperature};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
 use crate::device::{DeviceReport, Engine, KernelTime, Place};
+#[cfg(feature = "wgpu")]
+use crate::error::ErrorKind;
 use crate::error::{Error, Result};
+use crate::gpu::GpuReport;
+#[cfg(feature = "wgpu")]
+use crate::gpu::{self, CpuTime, Gpu, Plan};
 use crate::kernels::Kernel;
 #[cfg(feature = "backend")]
 use crate::model::Model;
+#[cfg(feature = "checkpoint")]
+use crate::model::Weights;
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
 use crate::options::{Limit, Options};
 use crate::self_check::{self, Reference, SelfCheck};
@@ -29,7 +36,7 @@ pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32]) -> Result<()>
 const SPECIAL: usize = 2;
 
 /// What an open model holds, and has done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ModelReport {
     /// Where it computes, and why there.
@@ -41,6 +48,8 @@ pub struct ModelReport {
     pub weight_bytes: u64,
     /// Bytes that are kept between calls, and freed by `trim`. None are where Burn computes.
     pub workspace_bytes: u64,
+    /// How its GPU stands, where it has one.
+    pub gpu: Option<GpuReport>,
     /// Tokens of the batches that were computed so far, special ones counted, and those of batches that a call ended in. It stands still
     /// while nothing is computed.
     pub computed_tokens: u64,
@@ -121,10 +130,31 @@ enum Computes {
     /// Burn, on this device.
     #[cfg(feature = "backend")]
     Burn(Box<Model>, burn::tensor::Device),
+    /// A GPU, and who stands in for it, if anything does.
+    #[cfg(feature = "wgpu")]
+    Gpu(Gpu, Option<Arc<Computes>>),
 }
 
-/// Loads the model for an engine.
-type Loader<'a> = dyn FnMut(&ModelConfig, &Engine) -> Result<Computes> + 'a;
+/// The weights of a model that is being opened.
+enum Held {
+    Bundle(Arc<Bundle>),
+    #[cfg(feature = "checkpoint")]
+    Checkpoint(Weights),
+}
+
+impl Held {
+    /// Loads the model for the engine's place. Loading takes a checkpoint's tensors out; where the model is loaded again, it takes copies.
+    #[cfg_attr(not(feature = "checkpoint"), allow(unused_variables))]
+    fn load(&mut self, config: &ModelConfig, engine: &Engine, is_last: bool) -> Result<Computes> {
+        match self {
+            Held::Bundle(bundle) => Computes::load(config, &mut bundle.weights(), engine),
+            #[cfg(feature = "checkpoint")]
+            Held::Checkpoint(weights) if is_last => Computes::load(config, weights, engine),
+            #[cfg(feature = "checkpoint")]
+            Held::Checkpoint(weights) => Computes::load(config, &mut weights.clone(), engine),
+        }
+    }
+}
 
 impl Computes {
     fn load(config: &ModelConfig, source: &mut (dyn WeightSource + Send), engine: &Engine) -> Result<Self> {
@@ -141,6 +171,8 @@ impl Computes {
             Computes::Kernels(model) => model.workspace_bytes(),
             #[cfg(feature = "backend")]
             Computes::Burn(..) => 0,
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(_, cpu) => cpu.as_ref().map_or(0, |cpu| cpu.workspace_bytes()),
         }
     }
 
@@ -150,26 +182,68 @@ impl Computes {
             Computes::Kernels(model) => model.trim(),
             #[cfg(feature = "backend")]
             Computes::Burn(..) => {}
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(_, cpu) => cpu.iter().for_each(|cpu| cpu.trim()),
         }
     }
 
     /// What is wanted of each sequence. Runs in the current pool.
-    fn outputs(&self, batch: &Batch, output: Output, check: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Vec<f32>>> {
+    fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
         match self {
-            Computes::Kernels(model) => model.outputs(batch, output, check),
+            Computes::Kernels(model) => model.outputs(batch, output, &mut || limit.check()),
             #[cfg(feature = "backend")]
-            Computes::Burn(model, device) => {
-                let mut values = model.hidden_states(batch, device, &mut None, &mut |_, _| check())?;
-                if output == Output::Logits {
-                    values = model.logits(values, &mut None)?;
+            Computes::Burn(model, device) => composed(model, device, batch, output, &mut || limit.check()),
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(gpu, None) => gpu.outputs(batch, output, limit),
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(gpu, Some(cpu)) => {
+                if gpu.takes(batch) {
+                    match gpu.outputs(batch, output, limit) {
+                        Err(error) if error.kind() == ErrorKind::DeviceUnavailable => {}
+                        answered => return answered,
+                    }
                 }
-                let [_, rows, width] = values.dims();
-                let values = host(values)?;
-                let each = values.chunks((rows * width).max(1)).zip(batch.lengths());
-                Ok(each.map(|(values, &n)| values[..n.min(rows) * width].to_vec()).collect())
+                cpu.outputs(batch, output, limit)
             }
         }
     }
+
+    /// How its GPU stands, if there is one.
+    fn gpu(&self) -> Option<GpuReport> {
+        match self {
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(gpu, _) => Some(gpu.report()),
+            _ => None,
+        }
+    }
+
+    /// What computes where a GPU does not.
+    fn on_processor(&self) -> &Self {
+        match self {
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(_, Some(cpu)) => cpu,
+            other => other,
+        }
+    }
+}
+
+/// What the composed model gives of each sequence.
+#[cfg(feature = "backend")]
+pub(crate) fn composed(
+    model: &Model,
+    device: &burn::tensor::Device,
+    batch: &Batch,
+    output: Output,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Vec<f32>>> {
+    let mut values = model.hidden_states(batch, device, &mut None, &mut |_, _| check())?;
+    if output == Output::Logits {
+        values = model.logits(values, &mut None)?;
+    }
+    let [_, rows, width] = values.dims();
+    let values = host(values)?;
+    let each = values.chunks((rows * width).max(1)).zip(batch.lengths());
+    Ok(each.map(|(values, &n)| values[..n.min(rows) * width].to_vec()).collect())
 }
 
 /// The most tokens of the text by which kernels are measured, and how often: the first time touches memory that the others find.
@@ -177,18 +251,18 @@ const MEASURED_TOKENS: usize = 64;
 const MEASURED_RUNS: usize = 5;
 
 /// The model for the fastest kernel, which the engine then uses.
-fn fastest(config: &ModelConfig, load: &mut Loader, engine: &mut Engine) -> Result<Computes> {
+fn fastest(config: &ModelConfig, held: &mut Held, engine: &mut Engine) -> Result<Computes> {
     let ids = 0..config.max_tokens().min(MEASURED_TOKENS);
     let ids: Vec<u32> = ids.map(|i| (i * 37 % config.vocab_size) as u32).collect();
     let batch = Batch::new(&[ids], config.pad_token_id);
     let mut best: Option<(Duration, Kernel, Computes)> = None;
     for kernel in Kernel::candidates() {
         engine.use_kernel(kernel.name())?;
-        let model = load(config, engine)?;
+        let model = held.load(config, engine, false)?;
         let mut least = Duration::MAX;
         for _ in 0..MEASURED_RUNS {
             let start = Instant::now();
-            engine.pool.install(|| model.outputs(&batch, Output::States, &mut || Ok(())))?;
+            engine.pool.install(|| model.outputs(&batch, Output::States, &Limit::NONE))?;
             least = least.min(start.elapsed());
         }
         let microseconds = least.as_micros() as u64;
@@ -197,7 +271,7 @@ fn fastest(config: &ModelConfig, load: &mut Loader, engine: &mut Engine) -> Resu
             best = Some((least, kernel, model));
         }
     }
-    let Some((_, kernel, model)) = best else { return load(config, engine) };
+    let Some((_, kernel, model)) = best else { return held.load(config, engine, false) };
     engine.use_kernel(kernel.name())?;
     engine.report.reason.push_str("; the fastest kernel of those measured");
     Ok(model)
@@ -238,13 +312,12 @@ impl Opened {
             max_window_tokens: metadata.max_tokens.unwrap_or(metadata.config.max_tokens()),
             golden: Golden::read(&bundle)?,
         };
-        let mut load = |config: &ModelConfig, engine: &Engine| Computes::load(config, &mut bundle.weights(), engine);
-        Self::new(parts, &mut load, options)
+        Self::new(parts, Held::Bundle(Arc::new(bundle)), options)
     }
 
     #[cfg(feature = "checkpoint")]
     pub(crate) fn from_checkpoint(checkpoint: Checkpoint, options: &Options) -> Result<Self> {
-        let Checkpoint { config, tokenizer, mut weights, pooling, temperature, .. } = checkpoint;
+        let Checkpoint { config, tokenizer, weights, pooling, temperature, .. } = checkpoint;
         let parts = Parts {
             max_window_tokens: config.max_tokens(),
             config,
@@ -255,15 +328,10 @@ impl Opened {
             temperature,
             golden: None,
         };
-        let mut load = |config: &ModelConfig, engine: &Engine| match options.autotune {
-            // Loading takes the tensors out, and there may be another kernel to load for.
-            true => Computes::load(config, &mut weights.clone(), engine),
-            false => Computes::load(config, &mut weights, engine),
-        };
-        Self::new(parts, &mut load, options)
+        Self::new(parts, Held::Checkpoint(weights), options)
     }
 
-    fn new(parts: Parts, load: &mut Loader, options: &Options) -> Result<Self> {
+    fn new(parts: Parts, mut held: Held, options: &Options) -> Result<Self> {
         let Parts { config, tokenizer, precision, weight_bytes, pooling, temperature, max_window_tokens: most, golden } =
             parts;
         tokenizer.check_rows(config.vocab_size)?;
@@ -280,10 +348,13 @@ impl Opened {
             }
         };
         let mut engine = Engine::start(options)?;
-        let model = match engine.is_to_be_tuned(options) {
-            true => fastest(&config, load, &mut engine)?,
-            false => load(&config, &engine)?,
+        #[cfg(feature = "wgpu")]
+        let model = match engine.gpu.take() {
+            Some(adapter) => on_gpu(adapter, &config, held, &mut engine, golden.as_ref(), precision, options)?,
+            None => in_place(&config, &mut held, &mut engine, options, true)?,
         };
+        #[cfg(not(feature = "wgpu"))]
+        let model = in_place(&config, &mut held, &mut engine, options, true)?;
         let turns = Turns::new(engine.report.threads);
         Ok(Opened {
             config,
@@ -308,6 +379,7 @@ impl Opened {
             precision: self.precision,
             weight_bytes: self.weight_bytes,
             workspace_bytes: self.model.workspace_bytes(),
+            gpu: self.model.gpu(),
             computed_tokens: self.computed_tokens.load(Ordering::Relaxed),
         }
     }
@@ -322,7 +394,7 @@ impl Opened {
         let output = self_check::wanted(&self.config);
         let name = &self.engine.report.name;
         self.install(limit, || {
-            let mut compute = |batch: &Batch| self.outputs(batch, output, limit);
+            let mut compute = |batch: &Batch| self.outputs_of(self.model.on_processor(), batch, output, limit);
             self_check::check(golden, &self.config, reference, name, &mut compute).map(Some)
         })
     }
@@ -412,7 +484,11 @@ impl Opened {
 
     /// What is wanted of each sequence. Runs in the current pool.
     pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        let outputs = self.model.outputs(batch, output, &mut || limit.check());
+        self.outputs_of(&self.model, batch, output, limit)
+    }
+
+    fn outputs_of(&self, model: &Computes, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
+        let outputs = model.outputs(batch, output, limit);
         self.computed_tokens.fetch_add(batch.lengths().iter().sum::<usize>() as u64, Ordering::Relaxed);
         let outputs = outputs?;
         match outputs.iter().flatten().all(|x| x.is_finite()) {
@@ -420,6 +496,76 @@ impl Opened {
             false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),
         }
     }
+}
+
+/// The model in the engine's place, by the kernel that is to be used there.
+fn in_place(
+    config: &ModelConfig,
+    held: &mut Held,
+    engine: &mut Engine,
+    options: &Options,
+    is_last: bool,
+) -> Result<Computes> {
+    match engine.is_to_be_tuned(options) {
+        true => fastest(config, held, engine),
+        false => held.load(config, engine, is_last),
+    }
+}
+
+/// The model on a GPU, beside that in the engine's place where that is the processor.
+#[cfg(feature = "wgpu")]
+fn on_gpu(
+    adapter: gpu::Adapter,
+    config: &ModelConfig,
+    mut held: Held,
+    engine: &mut Engine,
+    golden: Option<&Golden>,
+    precision: Precision,
+    options: &Options,
+) -> Result<Computes> {
+    let cpu = match &engine.place {
+        Place::Burn(device) if *device == adapter.device => None,
+        _ => Some(Arc::new(in_place(config, &mut held, engine, options, false)?)),
+    };
+    let cpu_time = cpu.clone().map(|cpu| -> Box<CpuTime> {
+        let (pool, output) = (engine.pool.clone(), self_check::wanted(config));
+        Box::new(move |batch| {
+            let mut least = Duration::MAX;
+            for _ in 0..MEASURED_RUNS {
+                let start = Instant::now();
+                pool.install(|| cpu.outputs(batch, output, &Limit::NONE))?;
+                least = least.min(start.elapsed());
+            }
+            Ok(least)
+        })
+    });
+    let (device, config_of) = (adapter.device, config.clone());
+    // Of a bundle in f16, where the adapter computes in it; else in f32.
+    let is_half = precision == Precision::F16 && device.supports_dtype(burn::tensor::DType::F16);
+    let load: Box<gpu::Load> = Box::new(move || {
+        let model = match held {
+            Held::Bundle(bundle) => Model::load(&config_of, &mut bundle.weights(), &device)?,
+            #[cfg(feature = "checkpoint")]
+            Held::Checkpoint(mut weights) => Model::load(&config_of, &mut weights, &device)?,
+        };
+        let model = if is_half { model.in_half_precision() } else { model };
+        Ok(Box::new(move |batch, output, check| composed(&model, &device, batch, output, check)))
+    });
+    let gpu = Gpu::start(Plan {
+        adapter: adapter.name,
+        config: config.clone(),
+        golden: golden.cloned(),
+        reference: if is_half { Reference::HalfFloats } else { Reference::Floats },
+        load,
+        cpu: cpu_time,
+        from_tokens: options.gpu_from_tokens,
+        check_every: options.gpu_check_every,
+        patience: gpu::PATIENCE,
+    })?;
+    if cpu.is_none() {
+        gpu.wait()?;
+    }
+    Ok(Computes::Gpu(gpu, cpu))
 }
 
 /// Refuses what logits cannot be divided by.

@@ -23,9 +23,17 @@ pub struct Options {
     /// Whether the tested kernels are measured on the model when it is opened, and the fastest is used. That takes a few times as long
     /// as opening, and for a moment the memory of two models, of three for a checkpoint. [`DeviceReport::measured`](crate::DeviceReport)
     /// says how fast each was, and [`DeviceReport::kernel`](crate::DeviceReport) which to name as `kernel` from then on, so that the same
-    /// text gets the same scores. An error together with `kernel`, and with a device that is not the processor; nothing is measured where
-    /// [`Device::GpuOrCpu`] finds a GPU.
+    /// text gets the same scores. An error together with `kernel`, and with a device that is not the processor.
     pub autotune: bool,
+    /// The GPU's adapter: a part of its name, as [`gpu_adapters`](crate::gpu_adapters) gives it. Without one the first that is hardware: software
+    /// in a GPU's place (lavapipe, SwiftShader) has to be named. The empty name is a part of any.
+    pub adapter: Option<String>,
+    /// With [`Device::GpuOrCpu`], the tokens of a batch's longest window from which on the GPU computes; without a number both are measured
+    /// when the model is opened, in the background, and [`GpuReport::from_tokens`](crate::GpuReport::from_tokens) says what to pin.
+    pub gpu_from_tokens: Option<usize>,
+    /// The batches after which a GPU computes the golden cases again; 0 for never. Where it then fails,
+    /// [`GpuReport::unverified_batches`](crate::GpuReport::unverified_batches) says how many were answered since it last proved itself.
+    pub gpu_check_every: u64,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,
     /// The most tokens of a window, special tokens counted: 3 to as many as the bundle asks for, else as the model has positions; 0 for
@@ -55,6 +63,9 @@ impl Default for Options {
             threads: 0,
             kernel: None,
             autotune: false,
+            adapter: None,
+            gpu_from_tokens: None,
+            gpu_check_every: 64,
             max_batch_tokens: 1024,
             max_window_tokens: 0,
             load: Load::default(),
@@ -136,6 +147,9 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
+    /// Ends nothing.
+    pub(crate) const NONE: Limit = Limit { cancel: None, end: None };
+
     /// Looked at between layers and between chunks of text.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {

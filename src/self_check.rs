@@ -6,6 +6,7 @@ use crate::batch::Batch;
 use crate::bundle::{Bundle, BundleWeights, Golden, Precision};
 use crate::device::{Engine, Place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::Kernel;
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
 use crate::options::Options;
 
@@ -28,13 +29,15 @@ pub struct SelfCheck {
 
 /// Which answers of a golden case a device has to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reference {
     /// Those under the [integer contract](crate::bundle#the-integer-contract).
     Integers,
     /// Those of weights and activations as floats.
     Floats,
+    /// The same, where what is compared was computed in f16.
+    HalfFloats,
 }
 
 impl Reference {
@@ -51,6 +54,7 @@ impl Reference {
         match self {
             Reference::Integers => 3e-2,
             Reference::Floats => 1e-3,
+            Reference::HalfFloats => 2e-2,
         }
     }
 }
@@ -101,7 +105,7 @@ pub(crate) fn check(
             let case = &golden.cases[i];
             let expected = match reference {
                 Reference::Integers => &case.integers,
-                Reference::Floats => &case.floats,
+                Reference::Floats | Reference::HalfFloats => &case.floats,
             };
             let found = answer(config, output);
             let scale = expected.iter().fold(1f32, |most, x| most.max(x.abs()));
@@ -113,8 +117,7 @@ pub(crate) fn check(
             }
             for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
                 let difference = (found - expected).abs() / scale;
-                // Of a NaN nothing is true.
-                if !(difference <= allowed) {
+                if difference.is_nan() || difference > allowed {
                     return Err(wrong(format!("value {at}: expected {expected}, found {found}")));
                 }
                 largest_difference = largest_difference.max(difference);
@@ -156,10 +159,10 @@ impl Golden {
     pub fn answered(bundle: &Bundle) -> Result<Self> {
         let config = bundle.config();
         let mut golden = Golden::unanswered(config, bundle.precision());
-        let engine = Engine::start(&Options { kernel: Some("scalar".to_owned()), ..Options::default() })?;
-        let Place::Kernel(kernel) = engine.place else { return Err(Error::internal("the plain kernel is not there")) };
+        let pool = Engine::start(&Options::default())?.pool;
+        let kernel = Kernel::by_name("scalar").ok_or_else(|| Error::internal("the plain kernel is not there"))?;
         let compute = |source: &mut (dyn WeightSource + Send)| -> Result<Vec<Vec<f32>>> {
-            engine.pool.install(|| {
+            pool.install(|| {
                 let model = PackedModel::load(config, source, kernel)?;
                 let mut answers = Vec::new();
                 for case in &golden.cases {

@@ -23,13 +23,13 @@ fn every_architecture_gives_the_same_answers_on_every_back_end() {
     let texts = [text.as_str(), "aspirin", "the pain of a patient"];
     for architecture in ["bert", "distilbert", "roberta", "electra"] {
         let vectors = |device| {
-            let options = Options { device, ..Options::default() };
+            let options = Options { device, adapter: Some(String::new()), ..Options::default() };
             let embedder = Embedder::open(folder(&format!("{architecture}-encoder")), &options).unwrap();
             println!("{architecture}: {}", embedder.device().name);
             embedder.embed_batch(&texts).unwrap().concat()
         };
         let spans = |device| {
-            let options = Options { device, ..Options::default() };
+            let options = Options { device, adapter: Some(String::new()), ..Options::default() };
             let extractor = Extractor::open(folder(&format!("{architecture}-token")), &options).unwrap();
             let found = extractor.extract_batch(&texts).unwrap().concat();
             found.into_iter().map(|e| (e.label, e.range)).collect::<Vec<_>>()

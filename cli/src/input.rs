@@ -27,6 +27,12 @@ pub struct RunningArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
+    /// The GPU's adapter, by a part of its name; software in a GPU's place has to be named. `ampoule doctor` lists them
+    #[arg(long, value_name = "NAME")]
+    pub adapter: Option<String>,
+    /// With --device gpu-or-cpu, the tokens from which on the GPU computes; without it both are measured
+    #[arg(long, value_name = "TOKENS")]
+    pub gpu_from_tokens: Option<usize>,
     /// Worker threads, at most 1024; 0 for as many as there are fast cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
@@ -68,6 +74,8 @@ impl RunningArgs {
     pub fn arguments(&self) -> Vec<String> {
         let mut all = vec![format!("--threads={}", self.threads)];
         all.extend(self.device.to_possible_value().map(|device| format!("--device={}", device.get_name())));
+        all.extend(self.adapter.iter().map(|adapter| format!("--adapter={adapter}")));
+        all.extend(self.gpu_from_tokens.map(|tokens| format!("--gpu-from-tokens={tokens}")));
         all.extend(self.kernel.iter().map(|kernel| format!("--kernel={kernel}")));
         all.extend(self.autotune.then(|| "--autotune".to_owned()));
         all.extend(self.window.map(|window| format!("--window={window}")));
@@ -77,6 +85,8 @@ impl RunningArgs {
     pub fn options(&self) -> Options {
         Options {
             device: self.device.into(),
+            adapter: self.adapter.clone(),
+            gpu_from_tokens: self.gpu_from_tokens,
             threads: self.threads,
             kernel: match (&self.kernel, self.autotune) {
                 (Some(name), _) => Some(name.clone()),

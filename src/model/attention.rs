@@ -132,7 +132,7 @@ impl SelfAttention {
         let (query, key, value) = (heads(query / (width as f64).sqrt()), heads(key), heads(value));
         let mut scores = query.matmul(key.swap_dims(2, 3)); // [batch, heads, seq, seq]
         if let Some(mask) = &padding.mask {
-            scores = scores + mask.clone();
+            scores = scores.clone() + mask.clone().cast(scores.dtype());
         }
         let weights = Noise::drop(noise, softmax(scores, 3), self.dropout);
         let context = weights.matmul(value); // [batch, heads, seq, width]

@@ -1,0 +1,65 @@
+//! A model on a GPU, and what is told of it.
+
+#[cfg(feature = "wgpu")]
+mod adapters;
+#[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
+mod worker;
+
+use serde::Serialize;
+
+#[cfg(feature = "wgpu")]
+pub(crate) use self::adapters::{Adapter, Wanted, adapters, find};
+#[cfg(feature = "wgpu")]
+pub(crate) use self::worker::{CpuTime, Gpu, Load, PATIENCE, Plan};
+use crate::bundle::Precision;
+use crate::self_check::SelfCheck;
+
+/// How far a model's GPU has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum GpuState {
+    /// It loads, compiles, and proves itself; the processor answers meanwhile, where it may.
+    Warming,
+    /// It computes.
+    Ready,
+    /// It computes no more: [`GpuReport::reason`] says why.
+    Failed,
+}
+
+/// What a model's GPU is, and has done.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct GpuReport {
+    /// The adapter, as its driver names it.
+    pub adapter: String,
+    /// What it computes in: f16 for a bundle in f16, where it can, else f32.
+    pub precision: Precision,
+    /// How far it has come.
+    pub state: GpuState,
+    /// Why it failed, or what was not proved.
+    pub reason: Option<String>,
+    /// How near it came to the golden cases when it was opened; none before, and where the model has none.
+    pub self_check: Option<SelfCheck>,
+    /// How long texts took at warm-up, where [`Device::GpuOrCpu`](crate::Device::GpuOrCpu) chooses by them.
+    pub measured: Vec<GpuTime>,
+    /// With [`Device::GpuOrCpu`](crate::Device::GpuOrCpu), the tokens of a batch's longest window from which on the GPU computes; none for
+    /// never. What [`Options::gpu_from_tokens`](crate::Options) takes.
+    pub from_tokens: Option<usize>,
+    /// Tokens that it computed, of those of [`ModelReport::computed_tokens`](crate::ModelReport).
+    pub computed_tokens: u64,
+    /// Where it failed, the batches that it had answered since it last proved itself: what nothing vouches for.
+    pub unverified_batches: u64,
+}
+
+/// How long one text of so many tokens took, special tokens counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GpuTime {
+    /// Its tokens.
+    pub tokens: usize,
+    /// On the GPU.
+    pub gpu_microseconds: u64,
+    /// On the processor.
+    pub cpu_microseconds: u64,
+}

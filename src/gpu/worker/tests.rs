@@ -1,0 +1,314 @@
+//! Devices that fail in every way that is known of phones', each a real model that one thing is done to.
+
+use std::sync::Barrier;
+
+use burn::tensor::Device as BurnDevice;
+
+use super::*;
+use crate::model::{HostTensor, Model, Task, Weights};
+
+/// What goes wrong with a device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// Every answer is off.
+    AtOpen,
+    /// From this call of the device on.
+    From(u32),
+    /// For sequences padded to this length.
+    OfLength(usize),
+    Nan(u32),
+    Zeros(u32),
+    Huge(u32),
+    /// One value of each answer.
+    Lane,
+    Panic(u32),
+    Lost(u32),
+    Hang(u32),
+    NoLoad,
+}
+
+fn config() -> ModelConfig {
+    let json = serde_json::json!({
+        "model_type": "bert", "architectures": ["BertForTokenClassification"], "vocab_size": 60, "hidden_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 200,
+    });
+    let mut config = ModelConfig::from_json(&json).unwrap();
+    config.task = Task::TokenClassification;
+    config.id2label = ["O", "B-X", "I-X"].map(str::to_owned).to_vec();
+    config
+}
+
+fn weights(config: &ModelConfig) -> Weights {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let data = (0..shape.iter().product()).map(|_| next()).collect();
+        (name, HostTensor { shape, data })
+    };
+    Weights(config.tensors().into_iter().map(tensor).collect())
+}
+
+/// What the model answers, on the processor.
+fn right(config: &ModelConfig) -> Box<Compute> {
+    let device = BurnDevice::flex();
+    let model = Model::load(config, &mut weights(config), &device).unwrap();
+    Box::new(move |batch, output, check| crate::opened::composed(&model, &device, batch, output, check))
+}
+
+fn golden(config: &ModelConfig) -> Golden {
+    let mut golden = Golden::unanswered(config, crate::bundle::Precision::F32);
+    let mut right = right(config);
+    for case in &mut golden.cases {
+        let batch = Batch::new(&[&case.ids], config.pad_token_id);
+        case.floats = right(&batch, Output::Logits, &mut || Ok(())).unwrap().remove(0);
+    }
+    golden
+}
+
+fn faulty(config: &ModelConfig, fault: Fault) -> Box<Compute> {
+    let (mut right, mut calls) = (right(config), 0);
+    Box::new(move |batch, output, check| {
+        calls += 1;
+        match fault {
+            Fault::Panic(from) if calls >= from => panic!("a driver's words"),
+            Fault::Lost(from) if calls >= from => return Err(Error::internal("device lost")),
+            Fault::Hang(from) if calls >= from => loop {
+                // Until it is given up: a test's threads end.
+                check()?;
+                std::thread::sleep(Duration::from_millis(1));
+            },
+            _ => {}
+        }
+        let mut outputs = right(batch, output, check)?;
+        let mut change = |f: fn(usize, f32) -> f32| {
+            outputs.iter_mut().for_each(|values| values.iter_mut().enumerate().for_each(|(i, x)| *x = f(i, *x)));
+        };
+        match fault {
+            Fault::AtOpen => change(|_, x| x + 0.1),
+            Fault::From(from) if calls >= from => change(|_, x| x + 0.1),
+            Fault::OfLength(length) if batch.dims()[1] == length => change(|_, x| 0.9 * x),
+            Fault::Nan(from) if calls >= from => change(|i, x| if i == 1 { f32::NAN } else { x }),
+            Fault::Zeros(from) if calls >= from => change(|_, _| 0.0),
+            Fault::Huge(from) if calls >= from => change(|_, x| 1e6 * x),
+            Fault::Lane => change(|i, x| if i == 5 { -x } else { x }),
+            _ => {}
+        }
+        Ok(outputs)
+    })
+}
+
+/// Batches of the golden cases: each alone, all together, and each again.
+const PROOF: u32 = 9;
+
+fn start_with(fault: Fault, change: impl FnOnce(&mut Plan)) -> Gpu {
+    let config = config();
+    let golden = golden(&config);
+    let of = config.clone();
+    let load: Box<Load> = Box::new(move || match fault {
+        Fault::NoLoad => Err(Error::internal("out of memory")),
+        fault => Ok(faulty(&of, fault)),
+    });
+    let mut plan = Plan {
+        adapter: "a device".to_owned(),
+        config,
+        golden: Some(golden),
+        reference: Reference::Floats,
+        load,
+        cpu: None,
+        from_tokens: None,
+        check_every: 4,
+        patience: Duration::from_millis(300),
+    };
+    change(&mut plan);
+    Gpu::start(plan).unwrap()
+}
+
+fn start(fault: Fault) -> Gpu {
+    start_with(fault, |_| ())
+}
+
+fn text(tokens: usize) -> Batch {
+    meaningless(&config(), tokens)
+}
+
+fn expected(tokens: usize) -> Vec<Vec<f32>> {
+    right(&config())(&text(tokens), Output::Logits, &mut || Ok(())).unwrap()
+}
+
+fn near(found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), expected.iter().map(Vec::len).collect::<Vec<_>>());
+    assert!(found.iter().flatten().zip(expected.iter().flatten()).all(|(f, e)| (f - e).abs() < 1e-4));
+}
+
+#[test]
+fn a_sound_device_answers_any_shape_and_says_so() {
+    let gpu = start(Fault::None);
+    gpu.wait().unwrap();
+    for tokens in [1, 3, 16, 17, 130, 200] {
+        near(&gpu.outputs(&text(tokens), Output::Logits, &Limit::NONE).unwrap(), &expected(tokens));
+    }
+    let three = Batch::new(&[vec![1u32, 2, 3], vec![4], vec![5, 6]], 0);
+    let found = gpu.outputs(&three, Output::Logits, &Limit::NONE).unwrap();
+    near(&found, &right(&config())(&three, Output::Logits, &mut || Ok(())).unwrap());
+    let report = gpu.report();
+    assert_eq!((report.state, report.unverified_batches, &report.reason), (GpuState::Ready, 0, &None));
+    assert_eq!(report.computed_tokens, 1 + 3 + 16 + 17 + 130 + 200 + 6);
+    assert_eq!(report.self_check.unwrap().cases, 4);
+}
+
+#[test]
+fn a_device_that_does_not_prove_itself_is_not_opened() {
+    for (fault, reason) in [
+        (Fault::AtOpen, "golden case 0"),
+        (Fault::Lane, "golden case 0"),
+        // The second of the same: what drivers get wrong when memory is used again.
+        (Fault::From(PROOF - 1), "golden case 1"),
+        (Fault::OfLength(48), "golden case 2"),
+        (Fault::OfLength(192), "golden case 3"),
+        (Fault::Nan(3), "found NaN"),
+        (Fault::Zeros(5), "4 at once"),
+        (Fault::Panic(1), "its driver or library panicked"),
+        (Fault::Lost(2), "device lost"),
+        (Fault::NoLoad, "out of memory"),
+    ] {
+        let gpu = start(fault);
+        let error = gpu.wait().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeviceUnavailable, "{fault:?}");
+        assert!(error.to_string().contains(reason), "{fault:?}: {error}");
+        assert!(!error.to_string().contains("a driver's words"));
+        let report = gpu.report();
+        assert_eq!((report.state, report.computed_tokens), (GpuState::Failed, 0));
+        let again = gpu.outputs(&text(5), Output::Logits, &Limit::NONE).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::DeviceUnavailable);
+    }
+}
+
+#[test]
+fn what_goes_wrong_later_ends_the_call_and_every_later_one() {
+    for (fault, reason) in [
+        (Fault::Nan(PROOF + 3), "not finite"),
+        (Fault::Zeros(PROOF + 3), "zeros alone"),
+        (Fault::Huge(PROOF + 3), "beyond all that the model says"),
+        (Fault::Panic(PROOF + 3), "panicked"),
+        (Fault::Lost(PROOF + 3), "device lost"),
+        (Fault::Hang(PROOF + 3), "did not answer in time"),
+    ] {
+        let gpu = start(fault);
+        gpu.wait().unwrap();
+        for _ in 0..2 {
+            near(&gpu.outputs(&text(20), Output::Logits, &Limit::NONE).unwrap(), &expected(20));
+        }
+        for _ in 0..2 {
+            let error = gpu.outputs(&text(20), Output::Logits, &Limit::NONE).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeviceUnavailable, "{fault:?}");
+            assert!(error.to_string().contains(reason), "{fault:?}: {error}");
+        }
+        if !matches!(fault, Fault::Hang(_)) {
+            assert_eq!(gpu.report().unverified_batches, 2, "{fault:?}");
+        }
+    }
+}
+
+/// Wrong numbers that look right: only the golden cases can tell.
+#[test]
+fn plausible_wrong_answers_are_found_by_the_next_proof_and_counted() {
+    let gpu = start(Fault::From(PROOF + 4 + PROOF + 3));
+    gpu.wait().unwrap();
+    // Proved again after the fourth; the two after that are right, the seventh is wrong, and the eighth brings the next proof.
+    for _ in 0..7 {
+        gpu.outputs(&text(20), Output::Logits, &Limit::NONE).unwrap();
+    }
+    let error = gpu.outputs(&text(20), Output::Logits, &Limit::NONE).unwrap_err();
+    assert!(error.to_string().contains("golden case 0"), "{error}");
+    assert_eq!(gpu.report().unverified_batches, 4 - 1);
+}
+
+#[test]
+fn a_hung_device_keeps_no_deadline_waiting() {
+    let gpu = start_with(Fault::Hang(PROOF + 1), |plan| plan.patience = Duration::from_secs(60));
+    gpu.wait().unwrap();
+    let cancel = crate::CancelToken::new();
+    let limits = crate::options::Limits { cancel: Some(cancel.clone()), deadline: Some(Duration::from_millis(50)) };
+    let begin = Instant::now();
+    let error = gpu.outputs(&text(20), Output::Logits, &limits.begin()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    cancel.cancel();
+    assert_eq!(gpu.outputs(&text(20), Output::Logits, &limits.begin()).unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn the_processor_answers_until_the_gpu_has_proved_itself() {
+    let gate = Arc::new(Barrier::new(2));
+    let (begun, config) = (gate.clone(), config());
+    let gpu = start_with(Fault::None, move |plan| {
+        plan.load = Box::new(move || {
+            begun.wait();
+            Ok(faulty(&config, Fault::None))
+        });
+        plan.cpu = Some(Box::new(|_| Ok(Duration::from_secs(1))));
+    });
+    assert!(!gpu.takes(&text(200)));
+    assert_eq!(gpu.report().state, GpuState::Warming);
+    gate.wait();
+    gpu.wait().unwrap();
+    let report = gpu.report();
+    assert_eq!(report.measured.iter().map(|time| time.tokens).collect::<Vec<_>>(), LENGTHS[..7]);
+    assert_eq!(report.from_tokens, Some(16));
+    assert!(gpu.takes(&text(16)) && !gpu.takes(&text(15)));
+}
+
+#[test]
+fn a_gpu_that_is_slower_or_pinned_takes_what_it_should() {
+    let with = |from_tokens, cpu| {
+        let gpu = start_with(Fault::None, |plan| {
+            plan.from_tokens = from_tokens;
+            plan.cpu = Some(Box::new(move |_| Ok(cpu)));
+        });
+        gpu.wait().unwrap();
+        gpu
+    };
+    let slower = with(None, Duration::ZERO);
+    assert_eq!(slower.report().from_tokens, None);
+    assert!(!slower.takes(&text(200)));
+    let pinned = with(Some(100), Duration::ZERO);
+    assert!(pinned.takes(&text(100)) && !pinned.takes(&text(99)));
+    assert!(pinned.report().measured.is_empty());
+}
+
+#[test]
+fn threads_end_with_their_models() {
+    let threads = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let load = Arc::new(());
+    for _ in 0..20 {
+        let (held, config) = (load.clone(), config());
+        let gpu = start_with(Fault::None, move |plan| {
+            plan.load = Box::new(move || {
+                let mut compute = faulty(&config, Fault::None);
+                Ok(Box::new(move |batch, output, check| {
+                    let _held = &held;
+                    compute(batch, output, check)
+                }))
+            });
+        });
+        gpu.wait().unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while Arc::strong_count(&load) > 1 {
+        assert!(Instant::now() < end, "{} models are there, {} threads", Arc::strong_count(&load), threads());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn lengths_are_few_and_waste_little() {
+    for tokens in 1..=2000 {
+        let padded = padded_length(tokens);
+        assert!(padded >= tokens && padded_length(padded) == padded);
+        assert!(padded < tokens + 16 || 2 * padded < 3 * tokens + 2 || tokens > 512, "{tokens}: {padded}");
+    }
+}
