@@ -519,7 +519,9 @@ fn what_is_kept_for_the_next_call_is_told_and_freed() {
     let text = note(500);
     let expected = extractor.extract(&text).unwrap();
     let used = extractor.report();
-    assert!(used.workspace_bytes > 10_000 && used.computed_tokens > 500, "{used:?}");
+    // Burn keeps what it keeps by itself.
+    let is_kept = used.device.kernel.as_deref() != Some("flex");
+    assert!((used.workspace_bytes > 10_000) == is_kept && used.computed_tokens > 500, "{used:?}");
     extractor.trim();
     assert_eq!(extractor.report().workspace_bytes, 0);
     assert_eq!(extractor.extract(&text).unwrap(), expected);

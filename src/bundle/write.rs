@@ -36,6 +36,16 @@ pub struct BundleSpec<'a> {
     pub golden: Option<&'a Golden>,
 }
 
+impl BundleSpec<'_> {
+    /// The metadata but for digests, of what fits together.
+    fn entries(&self) -> Result<BTreeMap<&'static str, String>> {
+        if self.tokenizer_json.is_empty() {
+            return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
+        }
+        entries(self.metadata)
+    }
+}
+
 /// Bytes of the bundle that [`write()`] makes of such a model, whatever its weights are: they are not looked at.
 ///
 /// # Errors
@@ -45,7 +55,7 @@ pub fn size(spec: &BundleSpec) -> Result<u64> {
     let tensors = tensors.flat_map(|(name, shape)| Stored::of(spec, &name, shape)).map(|(stored, _)| stored);
     let mut tensors: Vec<Stored> = tensors.chain(others(spec).map(|planned| planned.stored)).collect();
     tensors.sort_by(Stored::in_file);
-    let mut entries = entries(spec.metadata)?;
+    let mut entries = spec.entries()?;
     entries.extend(["source_sha256", "data_sha256", "header_sha256"].map(|digest| (digest, no_digest())));
     let header = header(&tensors, &entries)
         .map_err(|e| Error::internal("a bundle's header cannot be written").with_source(e))?;
@@ -259,7 +269,7 @@ fn golden<'a>(golden: &Golden) -> impl Iterator<Item = Planned<'a>> + use<'a> {
     golden.tensors().map(plan).collect::<Vec<_>>().into_iter()
 }
 
-/// The metadata but for digests, of what fits together.
+/// What a bundle says about its model.
 fn entries(metadata: &Metadata) -> Result<BTreeMap<&'static str, String>> {
     let config = &metadata.config;
     config.validate()?;
@@ -341,10 +351,7 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(spec: &BundleSpec<'a>) -> Result<Self> {
-        if spec.tokenizer_json.is_empty() {
-            return Err(Error::invalid_input("tokenizer.json is empty; a bundle needs its tokenizer"));
-        }
-        let mut metadata = entries(spec.metadata)?;
+        let mut metadata = spec.entries()?;
         let mut tensors = Self::weights(spec)?;
         tensors.extend(others(spec));
         metadata.insert("source_sha256", weights_sha256(spec.weights));

@@ -121,7 +121,7 @@ fn start_with(fault: Fault, change: impl FnOnce(&mut Plan)) -> Gpu {
         cpu: None,
         from_tokens: None,
         check_every: 4,
-        patience: Duration::from_millis(300),
+        patience: Duration::from_secs(if matches!(fault, Fault::Hang(_)) { 2 } else { 60 }),
     };
     change(&mut plan);
     Gpu::start(plan).unwrap()
