@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use crate::kernels::Kernel;
 #[cfg(feature = "backend")]
 use crate::model::Model;
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
-use crate::options::{Limit, Options};
+use crate::options::{Instant, Limit, Options};
 use crate::text::{Token, Tokenizer, Window, Windower};
 
 /// Takes a window of the text of this index, and its output.

@@ -1,0 +1,55 @@
+// A note whose entities are marked while they arrive.
+
+/** So many labels look different; see style.css. */
+const LOOKS = 6;
+
+export class MarkedNote {
+  #element;
+  #note = "";
+  #tail;
+  #at = 0;
+  #labels = [];
+  #counts = new Map();
+
+  constructor(element) {
+    this.#element = element;
+  }
+
+  /** Shows a note without marks. */
+  show(note, labels) {
+    this.#note = note;
+    this.#labels = labels;
+    this.#at = 0;
+    this.#counts = new Map(labels.map((label) => [label, 0]));
+    this.#tail = document.createTextNode(note);
+    this.#element.replaceChildren(this.#tail);
+  }
+
+  /** Marks entities that come after those before. */
+  add(entities) {
+    const pieces = document.createDocumentFragment();
+    for (const { label, from, to, score } of entities) {
+      const mark = document.createElement("mark");
+      mark.className = this.look(label);
+      const tag = document.createElement("span");
+      tag.className = "tag";
+      tag.textContent = ` ${label} ${score.toFixed(2)}`;
+      mark.append(this.#note.slice(from, to), tag);
+      pieces.append(this.#note.slice(this.#at, from), mark);
+      this.#at = to;
+      this.#counts.set(label, (this.#counts.get(label) ?? 0) + 1);
+    }
+    this.#tail.before(pieces);
+    this.#tail.data = this.#note.slice(this.#at);
+  }
+
+  /** How many entities each label has, all labels of the model in its order. */
+  get counts() {
+    return this.#counts;
+  }
+
+  /** The class of a label's marks. */
+  look(label) {
+    return `look-${this.#labels.indexOf(label) % LOOKS}`;
+  }
+}
