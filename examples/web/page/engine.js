@@ -1,8 +1,8 @@
 // Who opens bundles and reads notes: one Worker at a time.
 //
-// A Worker that computes hears nothing, and what it could share memory by is not given to pages whose server does not ask for it. So a call
-// that is overtaken gets a moment to end, which for all but long notes is enough, and then its Worker is ended and another opened: that takes a
-// tenth of a second, since module and bundle are at hand. A Worker whose module trapped is replaced in the same way.
+// A Worker that computes hears nothing, and memory to share with it is given to pages alone whose server asks for that. So a call that is
+// overtaken gets a moment to end, which is enough for all but long notes, and then its Worker is ended and another opened: that takes a tenth
+// of a second, since module and bundle are at hand. A Worker whose module trapped is replaced in the same way.
 
 /** Milliseconds that an overtaken call may go on after the last key. */
 const GRACE = 150;

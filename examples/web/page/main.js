@@ -96,14 +96,14 @@ async function use(source, name) {
   const facts = {
     "Bundle": `${name}, ${(bundle.bytes / 1e6).toFixed(2)} MB, format ${bundle.format}, ${bundle.precision}`,
     "Labels": labels.join(", "),
-    "Model": `${bundle.architecture}: ${bundle.layers} layers of ${bundle.hidden}, vocabulary of ${bundle.vocabulary.toLocaleString("en")}, `
-      + `windows of ${bundle.window} tokens`,
+    "Model": `${bundle.architecture}: ${bundle.layers} layers of ${bundle.hidden}, vocabulary of `
+      + `${bundle.vocabulary.toLocaleString("en")}, windows of ${bundle.window} tokens`,
     "Score": `how probable, to the model, exactly these words with this label are; temperature ${bundle.temperature.toFixed(3)}`,
     "Producer": bundle.producer,
     "Licence": bundle.licence,
     "SHA-256": `${bundle.sha256}, checked`,
     "Computed by": `${device.name}, ${device.threads === 1 ? "one thread" : `${device.threads} threads`}: ${device.reason}`,
-    "Self-check": `passed: on this device ${kernels.join(", ")} compute the same`,
+    "Self-check": `passed: ${kernels.join(" and ")} compute the same on this device`,
     "Version": `Ampoule ${about.version}`,
   };
   at("about").replaceChildren(...Object.entries(facts).flatMap(([term, fact]) => {
@@ -115,7 +115,7 @@ async function use(source, name) {
   at("card").textContent = card;
   at("card").hidden = !card;
   at("limits").textContent = card.split("\n## ").find((part) => part.startsWith("What it must not be used for"))
-    ?.split("\n").slice(1).join(" ").trim() ?? "This bundle says nothing of what it must not be used for.";
+    ?.split("\n").slice(1).join(" ").trim() ?? "The bundle does not say.";
   await read();
 }
 
@@ -145,9 +145,10 @@ async function load(names) {
 async function keepForOffline() {
   if (!navigator.serviceWorker) return;
   try {
-    await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
-    await navigator.serviceWorker.ready;
-    at("offline").textContent = "Works offline.";
+    const { installing } = await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
+    const refused = new Promise((_, reject) => installing?.addEventListener("statechange", () => installing.state === "redundant" && reject()));
+    await Promise.race([navigator.serviceWorker.ready, refused]);
+    at("offline").textContent = "This page works offline.";
   } catch {
     at("offline").textContent = "This page could not be kept for use offline.";
   }

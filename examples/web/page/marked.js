@@ -31,10 +31,15 @@ export class MarkedNote {
     for (const { label, from, to, score } of entities) {
       const mark = document.createElement("mark");
       mark.className = this.look(label);
-      const tag = document.createElement("span");
-      tag.className = "tag";
-      tag.textContent = ` ${label} ${score.toFixed(2)}`;
-      mark.append(this.#note.slice(from, to), tag);
+      const [words, tag] = ["words", "tag"].map((name) => {
+        const span = document.createElement("span");
+        span.className = name;
+        return span;
+      });
+      words.textContent = this.#note.slice(from, to);
+      // The space is one at which no line breaks.
+      tag.textContent = `\u00a0${label} ${score.toFixed(2)}`;
+      mark.append(words, tag);
       pieces.append(this.#note.slice(this.#at, from), mark);
       this.#at = to;
       this.#counts.set(label, (this.#counts.get(label) ?? 0) + 1);

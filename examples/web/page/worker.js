@@ -1,5 +1,5 @@
-// The runtime in a thread of its own, so that the page answers while it computes. The page sends { open } once, then { note } after { note },
-// each when the one before was answered; see Reader in engine.js.
+// The runtime in a thread of its own, so that the page answers while it computes. The page sends { open } once, then { note } after
+// { note }, each when the one before was answered; see Reader in engine.js.
 
 /** Milliseconds between messages: entities travel together. */
 const BETWEEN = 30;
@@ -10,7 +10,7 @@ onmessage = async ({ data }) => {
   try {
     postMessage(data.open ? await open(data.open) : read(data.note));
   } catch (error) {
-    // The runtime's own errors are plain ones. After any other, a trap or memory that is not to be had, nothing in the module can be relied on.
+    // The runtime's own errors are plain ones. After any other, a trap or memory that is not to be had, the module cannot be relied on.
     postMessage(error.constructor === Error ? { failed: error.message } : { stopped: true });
   }
 };

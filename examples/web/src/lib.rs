@@ -1,7 +1,7 @@
 //! The runtime for a page: a bundle's bytes in, entities out, in the one thread of a Worker.
 //!
-//! Strings, functions and errors cross by wasm-bindgen, whose generated code holds all that is `unsafe` about it; wgpu, by which another
-//! module may compute on a GPU, stands on it too, so that a Worker can hold either.
+//! Strings, functions and errors cross by wasm-bindgen: what the compiler cannot check about that is in its code, not here. wgpu, by which
+//! another module may compute on a GPU, stands on it too, so that a Worker can hold either.
 
 use std::ops::ControlFlow;
 
