@@ -20,13 +20,16 @@ mkdir -p "$page"
 scripts/chroot.sh bash -c 'set -euo pipefail
     cd examples/web
     export CARGO_TARGET_DIR=/checkout/target/sid CARGO_TERM_COLOR=never CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=wasm-ld
-    # With vectors, and without the names of this machine's folders.
+    # With vectors, and without the names of folders here.
     flags="-C target-feature=+simd128 --remap-path-prefix=/cargo=crates --remap-path-prefix=/checkout=ampoule"
     export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS=$flags
     cargo build --quiet --locked -p ampoule-web-bindgen
     cargo build --quiet --locked --release --target wasm32-unknown-unknown -p ampoule-web
-    "$CARGO_TARGET_DIR/debug/ampoule-web-bindgen" "$CARGO_TARGET_DIR/wasm32-unknown-unknown/release/ampoule_web.wasm" /checkout/target/web/glue
-    wasm-opt -O3 --all-features --strip-producers /checkout/target/web/glue/ampoule_bg.wasm -o /checkout/target/web/page/ampoule.wasm'
+    "$CARGO_TARGET_DIR/debug/ampoule-web-bindgen" "$CARGO_TARGET_DIR/wasm32-unknown-unknown/release/ampoule_web.wasm" ../../target/web/glue
+    # What the compiler uses and every browser with vectors has, and nothing newer.
+    wasm-opt -O3 --mvp-features --enable-simd --enable-bulk-memory --enable-bulk-memory-opt --enable-nontrapping-float-to-int \
+        --enable-sign-ext --enable-mutable-globals --enable-multivalue --enable-reference-types --enable-call-indirect-overlong \
+        --strip-debug --strip-producers ../../target/web/glue/ampoule_bg.wasm -o ../../target/web/page/ampoule.wasm'
 cp examples/web/page/* LICENSE-MIT LICENSE-APACHE NOTICE "$page"
 cp "$out/glue/ampoule.js" "$page"
 cp models/clinical-en.int8.safetensors "$page"

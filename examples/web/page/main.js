@@ -184,6 +184,7 @@ async function start() {
     try {
       await use({ ...own.source, bundle: await file.arrayBuffer() }, file.name);
     } catch (error) {
+      at("bundle").value = "";
       complain(`${file.name} was not opened: ${reason(error)}`);
     }
   });

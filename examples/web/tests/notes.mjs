@@ -1,4 +1,4 @@
-// Fifty notes of what the repository holds, and what the command line finds in them.
+// Notes of what the repository holds, and what the command line finds in them.
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 
@@ -7,15 +7,16 @@ const root = new URL("../../../", import.meta.url).pathname;
 /** As a text area gives them back: lines end in one character, and surrogates have their partners. */
 const typed = (text) => text.replace(/\r\n?/g, "\n");
 
+/** Fifty of a sentence or some, hard ones among them, and four as long as many windows. */
 export function notes() {
   const sentences = readFileSync(`${root}examples/produce/data/transfer.txt`, "utf8").trim().split("\n");
   const { cases } = JSON.parse(readFileSync(`${root}bindings/scenario.json`, "utf8"));
   const hard = cases.filter(({ name }) => /around a sentence$|^entities/.test(name)).map(({ text }) => text);
-  // As long as many windows, and with what is hard to count in between.
+  // With what is hard to count in between.
   const long = [0, 50, 100, 150].map((first) => sentences.slice(first, first + 50).join(" 😀e\u0301\n"));
-  const short = 50 - long.length - hard.length;
-  if (hard.length < 10 || short < 10) throw new Error(`${hard.length} hard texts, ${short} sentences`);
-  return [...sentences.slice(0, short), ...hard, ...long].map(typed);
+  const plain = 50 - hard.length;
+  if (hard.length < 10 || plain < 10) throw new Error(`${hard.length} hard texts, ${plain} sentences`);
+  return { short: [...sentences.slice(0, plain), ...hard].map(typed), long: long.map(typed) };
 }
 
 export function byCommandLine(texts) {

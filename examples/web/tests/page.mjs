@@ -92,27 +92,35 @@ async function read(page, note) {
 }
 
 async function compare(page) {
-  const texts = notes();
-  const expected = byCommandLine(texts);
-  let off = 0;
-  for (const [i, text] of texts.entries()) {
-    const found = await read(page, text);
-    const drawn = await marks(page);
-    const isSame = found.length === expected[i].length && expected[i].every((e, j) =>
-      same([e.label, e.start, e.end], [found[j].label, found[j].from, found[j].to])
-      && same([e.label, e.start, e.end], [drawn[j].label, drawn[j].from, drawn[j].to])
-      && drawn[j].text === text.slice(e.start, e.end) && drawn[j].shown === found[j].score.toFixed(2));
-    check(`note ${i} has other entities than on the command line`, isSame);
-    found.forEach((e, j) => (off = Math.max(off, Math.abs(e.score - (expected[i][j]?.score ?? Infinity)))));
+  const { short, long } = notes();
+  const off = { short: 0, long: 0 };
+  let count = 0;
+  for (const [kind, texts] of Object.entries({ short, long })) {
+    const expected = byCommandLine(texts);
+    for (const [i, text] of texts.entries()) {
+      const found = await read(page, text);
+      const drawn = await marks(page);
+      const shown = found.map(({ label, from, to, score }) => ({ from, to, text: text.slice(from, to), label, shown: score.toFixed(2) }));
+      check(`${kind} note ${i} is marked as it was read`, same(drawn, shown), [drawn, shown]);
+      const known = expected[i].map(({ label, start, end, score }) => ({ label, from: start, to: end, score }));
+      const pair = (one, all) => all.find((e) => e.from === one.from && e.to === one.to && e.label === one.label);
+      // In many windows one of two readings that are as likely may be another kernel's: as from AVX-512 to AVX2, so from either to this.
+      const isMissing = (all) => (e) => !pair(e, all) && (kind === "short" || e.score >= 0.5);
+      const missing = [...known.filter(isMissing(found)), ...found.filter(isMissing(known))];
+      check(`${kind} note ${i} has the command line's entities`, missing.length === 0, missing);
+      for (const e of found) off[kind] = Math.max(off[kind], Math.abs(e.score - (pair(e, known)?.score ?? e.score)));
+      count += found.length;
+    }
   }
-  const count = expected.flat().length;
   check("many entities were compared", count > 400, count);
-  check("scores are as on the command line", off <= 1e-3, off);
-  console.log(`${texts.length} notes, ${count} entities, scores within ${off.toExponential(1)} of the command line's`);
+  check("scores of short notes are the command line's", off.short <= 1e-3, off);
+  check("scores of long notes come as near as another kernel's", off.long <= 1e-2, off);
+  console.log(`${short.length} notes and ${long.length} long ones, ${count} entities; scores within ${off.short.toExponential(1)} and `
+    + `${off.long.toExponential(1)} of the command line's`);
 }
 
 async function typing(page) {
-  const long = Array.from({ length: 8 }, () => notes().slice(-4).join(" ")).join("\n");
+  const long = Array.from({ length: 8 }, () => notes().long.join(" ")).join("\n");
   const before = await page.evaluate(() => window.workers);
   for (const end of SENTENCE.match(/.{1,3}/g).map((_, i) => 3 * (i + 1))) await page.fill("#note", SENTENCE.slice(0, end));
   await settled(page);
@@ -139,7 +147,7 @@ async function typing(page) {
 }
 
 async function speed(page) {
-  const words = notes().slice(-4).join(" ").split(" ");
+  const words = notes().long.join(" ").split(" ");
   for (const count of [75, 300, 3000]) {
     const times = [];
     for (let i = 0; i < 5; i++) {
@@ -269,6 +277,22 @@ check("the page can be installed", installabilityErrors.length === 0, installabi
 const problems = said.splice(0);
 check("nothing was said on the console", problems.length === 0, problems);
 
+// Several models in one module, one of them freed.
+const labels = await page.workers()[0].evaluate(async ([name, note]) => {
+  const { Model } = await import(new URL("ampoule.js", location.href));
+  const bytes = new Uint8Array(await (await fetch(name)).arrayBuffer());
+  const models = [new Model(bytes), new Model(bytes)];
+  const read = (model) => {
+    const found = [];
+    model.extract(note, (label) => found.push(label));
+    return found;
+  };
+  const before = read(models[0]);
+  models[0].free();
+  return [before, read(models[1]), read(new Model(bytes))];
+}, [bundle, SENTENCE]);
+check("one module holds several models", labels.every((found) => same(found, ["Chemical", "Disease", "Disease"])), labels);
+
 // Neither page nor Worker can send anything, whatever it wants: each try is refused by the policy, which the console says.
 const [worker] = page.workers();
 const elsewhere = [`${other.origin}/index.html`, "http://outside.example/"];
@@ -356,11 +380,15 @@ const rewritten = await browse();
 await rewritten.page.goto(rewriting.origin);
 await rewritten.page.waitForFunction(() => document.getElementById("offline").textContent.includes("could not be kept"));
 check("what its host rewrites is not kept", (await rewritten.page.evaluate(() => caches.match("style.css"))) === undefined);
+check("nothing was asked of any other place", [...requested].every((origin) => served.includes(origin)), [...requested]);
+const blank = await rewritten.context.newPage();
+await blank.evaluate(() => fetch("http://outside.example/control", { mode: "no-cors" }).catch(() => {}));
 await rewritten.context.close();
 await rewriting.stop();
 
-check("nothing was asked of any other place", [...requested].every((origin) => served.includes(origin)), [...requested]);
-check("nobody outside was called", world.called.length === 0, world.called);
+// Chromium calls its maker by itself, of updates and the like, without a page too.
+const others = world.called.filter((url) => !/^(http:\/\/)?[a-z0-9-]+\.(google|googleapis)\.com[:/]/.test(url));
+check("nobody outside was called, and who would have been is known", same(others, ["http://outside.example/control"]), others);
 await Promise.all([other.stop(), trap.stop()]);
 world.stop();
 for (const each of profiles) rmSync(each, { recursive: true, force: true });
