@@ -2,8 +2,8 @@
 # Builds the page of examples/web into target/web/page, whose files any server may hold, and tests it in Chromium beside the command line:
 #   scripts/web.sh          both
 #   scripts/web.sh build    the first alone
-# The module is compiled by the root of scripts/chroot.sh. A module over 4 MB, or a page over 20 MB, fails. Leaves pictures of the page in
-# target/web/pictures.
+# The module is compiled by the root of scripts/chroot.sh, and weighed by scripts/size.sh; a page over 20 MB fails. Leaves pictures of the
+# page in target/web/pictures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 why=$(scripts/chroot.sh --why-not)
@@ -36,9 +36,9 @@ cp models/clinical-en.int8.safetensors "$page"
 cp models/README.md "$page/clinical-en.md"
 scripts/licences.py web "$page/THIRD-PARTY.txt"
 scripts/chroot.sh node examples/web/assemble.mjs target/web/page
-module=$(wc -c <"$page/ampoule.wasm") whole=$(cat "$page"/* | wc -c)
-echo "ampoule.wasm: $module bytes; the page with its bundle: $whole bytes"
-[ "$module" -le 4000000 ] || { echo "the module is heavier than 4 MB" >&2; exit 1; }
+scripts/size.sh "wasm32-unknown-unknown (page)" "" "$page/ampoule.wasm"
+whole=$(cat "$page"/* | wc -c)
+echo "the page with its bundle: $whole bytes"
 [ "$whole" -le 20000000 ] || { echo "the page is heavier than 20 MB" >&2; exit 1; }
 ! grep -qaE '/(root|home|checkout|cargo)/' "$page/ampoule.wasm" || { echo "the module names folders of this machine" >&2; exit 1; }
 [ "${1:-}" != build ] || exit 0

@@ -146,7 +146,9 @@ async function keepForOffline() {
   if (!navigator.serviceWorker) return;
   try {
     const { installing } = await navigator.serviceWorker.register("sw.js", { updateViaCache: "none" });
-    const refused = new Promise((_, reject) => installing?.addEventListener("statechange", () => installing.state === "redundant" && reject()));
+    const refused = new Promise((_, reject) => {
+      installing?.addEventListener("statechange", () => installing.state === "redundant" && reject());
+    });
     await Promise.race([navigator.serviceWorker.ready, refused]);
     at("offline").textContent = "This page works offline.";
   } catch {

@@ -413,7 +413,8 @@ function shortOfMemory(most) {
     if (id === 5) {
       const [least] = number(start + 2);
       const memory = [1, 1, ...leb(least), ...leb(most)];
-      const module = Buffer.concat([bytes.subarray(0, at), Buffer.from([5, ...leb(memory.length), ...memory]), bytes.subarray(start + length)]);
+      const section = Buffer.from([5, ...leb(memory.length), ...memory]);
+      const module = Buffer.concat([bytes.subarray(0, at), section, bytes.subarray(start + length)]);
       const sizes = readFileSync(`${folder}/sizes.js`, "utf8");
       const changed = sizes.replace(`"ampoule.wasm":${bytes.length}`, `"ampoule.wasm":${module.length}`);
       return { "ampoule.wasm": module, "sizes.js": changed };
