@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 root=${AMPOULE_CHROOT:-$HOME/.cache/ampoule/sid} suite=sid
 packages='rustc cargo gcc libc6-dev lld nodejs libstd-rust-dev-wasm32
     gcc-aarch64-linux-gnu libc6-dev:arm64 libgcc-s1:arm64 libstd-rust-dev:arm64 qemu-user
-    gcc-arm-linux-gnueabihf libc6-dev:armhf libgcc-s1:armhf libstd-rust-dev:armhf rust-src llvm swiftlang'
+    gcc-arm-linux-gnueabihf libc6-dev:armhf libgcc-s1:armhf libstd-rust-dev:armhf rust-src llvm swiftlang binaryen'
 if [ "${AMPOULE_SID:-}" = swift ] && [ ! -e "$root/ready" ]; then
     root=$root-swift suite=trixie packages='libc6-dev swiftlang'
 fi

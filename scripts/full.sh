@@ -120,10 +120,12 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     scripts/android.sh
     echo "== WebAssembly"
     sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
+    echo "== the page"
+    scripts/web.sh
     echo "== iPhones and their simulator: compiled"
     scripts/ios.sh
 else
-    skip "no root or no debootstrap, so no ARM, no Android, no WebAssembly and nothing for iPhones"
+    skip "no root or no debootstrap, so no ARM, no Android, no WebAssembly, no page and nothing for iPhones"
 fi
 if command -v cargo-deny >/dev/null; then
     cargo deny check licenses bans sources

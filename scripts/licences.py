@@ -4,6 +4,10 @@
     scripts/licences.py
 
 compares bindings/THIRD-PARTY.txt with what Cargo.lock says; with AMPOULE_WRITE set, writes it anew.
+
+    scripts/licences.py web FILE
+
+writes the same of the page's module.
 """
 
 import json
@@ -20,7 +24,8 @@ TARGETS = [
     "x86_64-linux-android", "i686-linux-android", "aarch64-apple-ios", "aarch64-apple-ios-sim", "aarch64-apple-darwin",
 ]
 # The most that a package may have: 32-bit ones compute by Burn's Flex.
-FEATURES = "flex"
+LIBRARY = ["--package", "ampoule-bindings", "--features", "flex"]
+PAGE = ["--manifest-path", "examples/web/Cargo.toml", "--package", "ampoule-web"]
 FILES = re.compile(r"(licen[sc]e|copying|notice|unlicense|copyright)", re.IGNORECASE)
 # Where a crate brings no text and no other of its repository does.
 STANDARD = {"Apache-2.0": lambda texts: (ROOT / "LICENSE-APACHE").read_text(),
@@ -37,12 +42,12 @@ def cargo(*arguments):
     return subprocess.run(["cargo", *arguments], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
-def linked():
+def linked(package, targets):
     """Names and versions; crates that only run at compile time are not among them."""
     found = set()
-    for target in TARGETS:
-        tree = cargo("tree", "--locked", "--quiet", "--package", "ampoule-bindings", "--features", FEATURES, "--target", target,
-                     "--edges", "normal,no-proc-macro", "--prefix", "none", "--no-dedupe", "--format", "{p}")
+    for target in targets:
+        tree = cargo("tree", "--locked", "--quiet", *package, "--target", target, "--edges",
+                     "normal,no-proc-macro", "--prefix", "none", "--no-dedupe", "--format", "{p}")
         found |= {tuple(line.split()[:2]) for line in tree.splitlines() if line and "(proc-macro)" not in line}
     return {(name, version.removeprefix("v")) for name, version in found if not name.startswith("ampoule")}
 
@@ -53,9 +58,10 @@ def own_texts(package):
     return ["\n".join(line.rstrip() for line in path.read_text(errors="replace").strip().splitlines()) for path in files]
 
 
-def collected():
-    names = linked()
-    packages = [p for p in json.loads(cargo("metadata", "--locked", "--quiet", "--format-version", "1"))["packages"]
+def collected(package, targets):
+    names = linked(package, targets)
+    workspace = package[:2] if package[0] == "--manifest-path" else []
+    packages = [p for p in json.loads(cargo("metadata", "--locked", "--quiet", "--format-version", "1", *workspace))["packages"]
                 if (p["name"], p["version"]) in names]
     assert len(packages) == len(names) > 50, (len(packages), len(names))
     texts = {p["id"]: own_texts(p) for p in packages}
@@ -78,7 +84,10 @@ def collected():
     return "\n".join([HEAD, *rows, "", *bodies])
 
 
-found = collected()
+if sys.argv[1:2] == ["web"]:
+    pathlib.Path(sys.argv[2]).write_text(collected(PAGE, ["wasm32-unknown-unknown"]))
+    sys.exit()
+found = collected(LIBRARY, TARGETS)
 if os.environ.get("AMPOULE_WRITE"):
     OUT.write_text(found)
 if not OUT.exists() or OUT.read_text() != found:

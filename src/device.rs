@@ -118,6 +118,28 @@ fn performance_cores(folder: &Path) -> Option<usize> {
     Some(capacities.iter().filter(|capacity| **capacity * 2 >= most).count())
 }
 
+#[cfg(not(all(target_family = "wasm", not(target_feature = "atomics"))))]
+fn start_pool(threads: usize) -> std::result::Result<Arc<rayon::ThreadPool>, rayon::ThreadPoolBuildError> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    builder.thread_name(|i| format!("ampoule-{i}")).build().map(Arc::new)
+}
+
+/// A module of WebAssembly without threads has the one that calls it, which works in the pool itself. It can be in one pool alone and never
+/// leaves it, so all models share that.
+#[cfg(all(target_family = "wasm", not(target_feature = "atomics")))]
+fn start_pool(_: usize) -> std::result::Result<Arc<rayon::ThreadPool>, rayon::ThreadPoolBuildError> {
+    thread_local! {
+        static POOL: std::cell::OnceCell<Arc<rayon::ThreadPool>> = const { std::cell::OnceCell::new() };
+    }
+    POOL.with(|kept| {
+        if let Some(pool) = kept.get() {
+            return Ok(pool.clone());
+        }
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build()?);
+        Ok(kept.get_or_init(|| pool).clone())
+    })
+}
+
 /// The most threads that may be asked for: more than any processor has cores, fewer than would bring a machine down.
 pub const MAX_THREADS: usize = 1024;
 
@@ -129,13 +151,10 @@ impl Engine {
             n if n <= MAX_THREADS => n,
             n => return Err(Error::invalid_input(format!("{n} threads: at most {MAX_THREADS} can be asked for"))),
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("ampoule-{i}"))
-            .build()
-            .map_err(|e| {
-                Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
-            })?;
+        let pool = start_pool(threads).map_err(|e| {
+            Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
+        })?;
+        let threads = pool.current_num_threads();
         #[cfg(feature = "wgpu")]
         let (gpu, Choice { place, computes_on, name, reason }) = match requested {
             Device::Gpu => {
@@ -163,7 +182,7 @@ impl Engine {
             place,
             #[cfg(feature = "wgpu")]
             gpu,
-            pool: Arc::new(pool),
+            pool,
             report,
         };
         match &options.kernel {

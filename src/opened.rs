@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ use crate::model::Model;
 #[cfg(feature = "checkpoint")]
 use crate::model::Weights;
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
-use crate::options::{Limit, Options};
+use crate::options::{Instant, Limit, Options};
 use crate::self_check::{self, Reference, SelfCheck};
 use crate::text::{Token, Tokenizer, Window, Windower};
 

@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+// Std's panics where a module has no clock but its page's.
+#[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
+pub(crate) use std::time::Instant;
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+pub(crate) use web_time::Instant;
 
 use crate::bundle::Load;
 use crate::device::Device;
@@ -15,7 +20,7 @@ pub struct Options {
     /// Where to compute.
     pub device: Device,
     /// Worker threads of the model's own pool, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has fast
-    /// cores, at most four. A call's own thread waits while they compute.
+    /// cores, at most four. A call's own thread waits while they compute; in WebAssembly without threads it computes alone, whatever is asked.
     pub threads: usize,
     /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
     /// of scores depend on it and, where two readings are as likely, an entity.

@@ -8,14 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{GpuReport, GpuState, GpuTime};
 use crate::batch::Batch;
 use crate::bundle::{Golden, Precision};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelConfig, Output};
-use crate::options::Limit;
+use crate::options::{Instant, Limit};
 use crate::self_check::{self, Reference, SelfCheck};
 
 /// Computes a batch on the device; the last argument may end that between layers.

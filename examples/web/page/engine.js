@@ -1,0 +1,132 @@
+// Who opens bundles and reads notes: one Worker at a time.
+//
+// A Worker that computes hears nothing, and memory to share with it is given to pages alone whose server asks for that. So a call that is
+// overtaken gets a moment to end, which is enough for all but long notes, and then its Worker is ended and another opened: that takes a tenth
+// of a second, since module and bundle are at hand. A Worker whose module trapped is replaced in the same way.
+
+/** Milliseconds that an overtaken call may go on after the last key. */
+const GRACE = 150;
+
+/** The module trapped. */
+export class Stopped extends Error {}
+
+/** A Worker with a bundle open, which reads one note after another. */
+class Reader {
+  #worker = new Worker("worker.js", { type: "module" });
+  #pending;
+
+  constructor() {
+    this.#worker.onmessage = ({ data }) => {
+      const { resolve, reject, found } = this.#pending;
+      if (data.entities) found(data.entities);
+      else if (data.stopped) reject(new Stopped());
+      else if (data.failed) reject(new Error(data.failed));
+      else resolve(data.answer);
+    };
+    this.#worker.onerror = (event) => {
+      // Its message may quote what was being done.
+      event.preventDefault();
+      this.#pending.reject(new Stopped());
+    };
+  }
+
+  static async open(source) {
+    const reader = new Reader();
+    try {
+      reader.about = await reader.#ask({ open: source });
+      return reader;
+    } catch (error) {
+      reader.close();
+      throw error;
+    }
+  }
+
+  read(note, found) {
+    return this.#ask({ note }, found);
+  }
+
+  close() {
+    this.#worker.terminate();
+    this.#pending.reject(new Error("closed"));
+  }
+
+  #ask(message, found) {
+    return new Promise((resolve, reject) => {
+      this.#pending = { resolve, reject, found };
+      this.#worker.postMessage(message);
+    });
+  }
+}
+
+export class Engine {
+  #source;
+  #reader;
+  #turn = 0;
+  #running;
+
+  /**
+   * Opens a bundle in place of the one that is open, which stays if this fails.
+   * @param {{glue: string, module: WebAssembly.Module, bundle: ArrayBuffer}} source glue is the URL of the module's JavaScript
+   * @returns what Model.about gives; an Error says what is wrong with the bundle
+   */
+  async open(source) {
+    const reader = await Reader.open(source);
+    this.#turn++;
+    this.#close();
+    this.#source = source;
+    this.#reader = Promise.resolve(reader);
+    return reader.about;
+  }
+
+  /**
+   * Reads a note; found gets its entities in order, some at a time.
+   * @returns the milliseconds it took, or null where a later call, or another bundle, overtook it
+   */
+  async read(note, found) {
+    const turn = ++this.#turn;
+    const isOvertaken = () => turn !== this.#turn;
+    const running = this.#running;
+    if (running) {
+      await Promise.race([running, new Promise((resolve) => setTimeout(resolve, GRACE))]);
+      if (isOvertaken()) return null;
+      if (this.#running === running) this.#replace();
+    }
+    const reader = await this.#opened();
+    if (isOvertaken()) return null;
+    const answer = reader.read(note, (entities) => isOvertaken() || found(entities));
+    const ended = answer.catch((error) => error instanceof Stopped && this.#replace()).then(() => {
+      if (this.#running === ended) this.#running = undefined;
+    });
+    this.#running = ended;
+    try {
+      const milliseconds = await answer;
+      return isOvertaken() ? null : milliseconds;
+    } catch (error) {
+      if (isOvertaken()) return null;
+      throw error;
+    }
+  }
+
+  /** The Reader; after one that could not be opened, another. */
+  #opened() {
+    if (!this.#reader) {
+      const reader = Reader.open(this.#source);
+      reader.catch(() => {
+        if (this.#reader === reader) this.#reader = undefined;
+      });
+      this.#reader = reader;
+    }
+    return this.#reader;
+  }
+
+  #close() {
+    this.#running = undefined;
+    this.#reader?.then((reader) => reader.close(), () => {});
+    this.#reader = undefined;
+  }
+
+  #replace() {
+    this.#close();
+    this.#opened();
+  }
+}

@@ -1,0 +1,41 @@
+// The runtime in a thread of its own, so that the page answers while it computes. The page sends { open } once, then { note } after
+// { note }, each when the one before was answered; see Reader in engine.js.
+
+/** Milliseconds between messages: entities travel together. */
+const BETWEEN = 30;
+
+let model;
+
+onmessage = async ({ data }) => {
+  try {
+    postMessage(data.open ? await open(data.open) : read(data.note));
+  } catch (error) {
+    // The runtime's own errors are plain ones. After any other, a trap or memory that is not to be had, the module cannot be relied on.
+    postMessage(error.constructor === Error ? { failed: error.message } : { stopped: true });
+  }
+};
+
+/** The module's JavaScript is imported when it is asked for. */
+async function open({ glue, module, bundle }) {
+  const { default: start, Model } = await import(glue);
+  await start({ module_or_path: module });
+  model = new Model(new Uint8Array(bundle));
+  return { answer: JSON.parse(model.about()) };
+}
+
+function read(note) {
+  const start = performance.now();
+  let entities = [];
+  let sent = start;
+  model.extract(note, (label, from, to, score) => {
+    entities.push({ label, from, to, score });
+    const now = performance.now();
+    if (now - sent > BETWEEN) {
+      postMessage({ entities });
+      entities = [];
+      sent = now;
+    }
+  });
+  postMessage({ entities });
+  return { answer: performance.now() - start };
+}
