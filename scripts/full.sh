@@ -13,6 +13,7 @@ echo "== NdArray and wgpu compile, and NdArray gives the answers of transformers
 cargo test --release --workspace --features ampoule/ndarray --test backends
 if vulkaninfo --summary >/dev/null 2>&1; then
     cargo test --release --workspace --features ampoule/wgpu --test backends
+    cargo test --release --workspace --features ampoule/wgpu --test gpu -- --nocapture --include-ignored
     cargo test --release --workspace --features ampoule/wgpu --lib -- --nocapture a_gpu_makes | tee "$temporary/gpu"
     ! grep "skipped: there is no GPU" "$temporary/gpu"
 else
