@@ -23,8 +23,9 @@ pub enum Device {
     /// this build is without the feature `wgpu`. Each model has a thread that speaks to it. See [`Options::adapter`].
     Gpu,
     /// A GPU where there is one that computes rightly, and the processor, which answers until the GPU has proved itself, where the GPU
-    /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`GpuReport`](crate::GpuReport) says how it stands. Between
-    /// the two scores differ in their last digits.
+    /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`ModelReport`](crate::ModelReport) says how it stands, and how
+    /// many tokens each computed; windows of one text may be computed by both. A GPU computes with floats, the processor an int8 bundle under
+    /// the integer contract, so that scores differ by about a hundredth, and where two readings are as likely, an entity.
     GpuOrCpu,
     /// The processor, by Burn's deprecated NdArray back end, for comparison; needs the feature `ndarray`.
     NdArray,
@@ -42,7 +43,7 @@ pub struct DeviceReport {
     pub name: String,
     /// The processor's kernel, as [`Options::kernel`] takes it.
     pub kernel: Option<String>,
-    /// Why this one.
+    /// Why this one, when the model was opened; in a [`ModelReport`](crate::ModelReport), now.
     pub reason: String,
     /// Worker threads of the model's pool.
     pub threads: usize,
@@ -165,7 +166,7 @@ impl Engine {
             }
             Device::GpuOrCpu => match gpu(options) {
                 Ok(adapter) => {
-                    let reason = format!("until the GPU {} has proved itself, and where that is slower", adapter.name);
+                    let reason = format!("until the GPU {} has proved itself", adapter.name);
                     (Some(adapter), cpu(reason)?)
                 }
                 Err(error) => (None, cpu(error.to_string())?),

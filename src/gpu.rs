@@ -48,7 +48,7 @@ pub struct GpuReport {
     pub from_tokens: Option<usize>,
     /// Tokens that it computed, of those of [`ModelReport::computed_tokens`](crate::ModelReport).
     pub computed_tokens: u64,
-    /// Where it failed, the batches that it had answered since it last proved itself: what nothing vouches for.
+    /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
     pub unverified_batches: u64,
 }
 
@@ -62,4 +62,17 @@ pub struct GpuTime {
     pub gpu_microseconds: u64,
     /// On the processor.
     pub cpu_microseconds: u64,
+}
+
+impl GpuReport {
+    /// Why the processor computes beside it, and what.
+    pub(crate) fn beside_processor(&self) -> String {
+        let reason = self.reason.as_deref().unwrap_or_default();
+        match (self.state, self.from_tokens) {
+            (GpuState::Warming, _) => format!("until the GPU {} has proved itself", self.adapter),
+            (GpuState::Ready, None) => format!("the GPU {} is slower at every length", self.adapter),
+            (GpuState::Ready, Some(n)) => format!("below {n} tokens; from there on the GPU {}", self.adapter),
+            (GpuState::Failed, _) => format!("the GPU {} failed: {reason}", self.adapter),
+        }
+    }
 }

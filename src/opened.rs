@@ -12,10 +12,8 @@ use crate::batch::Batch;
 use crate::bundle::{Bundle, Golden, Pooling, Precision, is_temperature};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
-use crate::device::{DeviceReport, Engine, KernelTime, Place};
-#[cfg(feature = "wgpu")]
-use crate::error::ErrorKind;
-use crate::error::{Error, Result};
+use crate::device::{Device, DeviceReport, Engine, KernelTime, Place};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::GpuReport;
 #[cfg(feature = "wgpu")]
 use crate::gpu::{self, CpuTime, Gpu, Plan};
@@ -374,12 +372,16 @@ impl Opened {
     }
 
     pub(crate) fn report(&self) -> ModelReport {
+        let (mut device, gpu) = (self.engine.report.clone(), self.model.gpu());
+        if let Some(gpu) = gpu.as_ref().filter(|_| device.computes_on == Device::Cpu) {
+            device.reason = gpu.beside_processor();
+        }
         ModelReport {
-            device: self.engine.report.clone(),
+            device,
             precision: self.precision,
             weight_bytes: self.weight_bytes,
             workspace_bytes: self.model.workspace_bytes(),
-            gpu: self.model.gpu(),
+            gpu,
             computed_tokens: self.computed_tokens.load(Ordering::Relaxed),
         }
     }
@@ -390,12 +392,26 @@ impl Opened {
 
     pub(crate) fn self_check(&self, limit: &Limit) -> Result<Option<SelfCheck>> {
         let Some(golden) = &self.golden else { return Ok(None) };
-        let reference = Reference::of(&self.engine.place, self.precision);
-        let output = self_check::wanted(&self.config);
-        let name = &self.engine.report.name;
-        self.install(limit, || {
-            let mut compute = |batch: &Batch| self.outputs_of(self.model.on_processor(), batch, output, limit);
-            self_check::check(golden, &self.config, reference, name, &mut compute).map(Some)
+        let (model, output) = (self.model.on_processor(), self_check::wanted(&self.config));
+        let reference = match model {
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(gpu, _) => gpu.reference(),
+            _ => Reference::of(&self.engine.place, self.precision),
+        };
+        let checked = self.install(limit, || {
+            let mut compute = |batch: &Batch| model.outputs(batch, output, limit);
+            self_check::check(golden, &self.config, reference, &mut compute).map(Some)
+        });
+        checked.map_err(|error| match error.kind() {
+            ErrorKind::DeviceUnavailable => Error::new(
+                ErrorKind::DeviceUnavailable,
+                format!(
+                    "{} computes wrongly here, or the bundle is damaged: {error}; open it with `verify`, then with the device `cpu` and the \
+                     kernel \"scalar\"",
+                    self.engine.report.name
+                ),
+            ),
+            _ => error,
         })
     }
 
@@ -484,11 +500,7 @@ impl Opened {
 
     /// What is wanted of each sequence. Runs in the current pool.
     pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        self.outputs_of(&self.model, batch, output, limit)
-    }
-
-    fn outputs_of(&self, model: &Computes, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        let outputs = model.outputs(batch, output, limit);
+        let outputs = self.model.outputs(batch, output, limit);
         self.computed_tokens.fetch_add(batch.lengths().iter().sum::<usize>() as u64, Ordering::Relaxed);
         let outputs = outputs?;
         match outputs.iter().flatten().all(|x| x.is_finite()) {

@@ -39,7 +39,8 @@ pub struct Options {
     /// The batches after which a GPU computes the golden cases again; 0 for never. Where it then fails,
     /// [`GpuReport::unverified_batches`](crate::GpuReport::unverified_batches) says how many were answered since it last proved itself.
     pub gpu_check_every: u64,
-    /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
+    /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is. A GPU pads to a few shapes, which
+    /// may double them.
     pub max_batch_tokens: usize,
     /// The most tokens of a window, special tokens counted: 3 to as many as the bundle asks for, else as the model has positions; 0 for
     /// the most.

@@ -181,6 +181,7 @@ fn a_bundle_in_f16_is_computed_in_f16() {
         let text = ["the pain of aspirin , naloxone and a patient . ".repeat(9)];
         let logits = |options: &Options| {
             let extractor = Extractor::open(&path, options).unwrap();
+            assert!(extractor.self_check().unwrap().is_some());
             (extractor.word_logits(&text).unwrap().remove(0), extractor.report().gpu)
         };
         let (found, report) = logits(&on(Device::Gpu));

@@ -173,7 +173,7 @@ fn wrong_weights_are_noticed_wherever_they_are() {
             tried += 1;
         }
     }
-    assert!(tried >= 2 * 6 + 1, "{tried}");
+    assert!(tried > 2 * 6, "{tried}");
 }
 
 #[test]

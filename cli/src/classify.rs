@@ -4,7 +4,7 @@ use ampoule::Classifier;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs};
+use crate::input::{ModelArgs, TextArgs, tell_gpu};
 use crate::ui::{print_json, print_line, table};
 
 #[derive(clap::Args)]
@@ -25,5 +25,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         let rows: Vec<_> = labels.iter().map(|l| vec![l.label.to_string(), format!("{:.3}", l.score)]).collect();
         print_line(&table(&rows))
-    })
+    })?;
+    tell_gpu(&classifier.report());
+    Ok(())
 }

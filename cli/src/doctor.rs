@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ampoule::text::Tokenizer;
-use ampoule::{Classifier, DeviceReport, Embedder, Extractor, Options, SelfCheck, Task, gpu_adapters};
+use ampoule::{Classifier, Embedder, Extractor, GpuState, ModelReport, Options, SelfCheck, Task, gpu_adapters};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -52,14 +52,6 @@ impl Model {
         })
     }
 
-    pub fn device(&self) -> &DeviceReport {
-        match self {
-            Model::Extractor(model) => model.device(),
-            Model::Classifier(model) => model.device(),
-            Model::Embedder(model) => model.device(),
-        }
-    }
-
     pub fn tokenizer(&self) -> &Tokenizer {
         match self {
             Model::Extractor(model) => model.tokenizer(),
@@ -80,6 +72,21 @@ impl Model {
         }
         times.sort_by(f64::total_cmp);
         Ok(Times { least: times[0], median: times[times.len() / 2], runs: times.len() })
+    }
+
+    /// What it holds, once its GPU, if it has one, has proved itself or failed.
+    fn report(&self) -> ModelReport {
+        loop {
+            let report = match self {
+                Model::Extractor(model) => model.report(),
+                Model::Classifier(model) => model.report(),
+                Model::Embedder(model) => model.report(),
+            };
+            if report.gpu.as_ref().is_none_or(|gpu| gpu.state != GpuState::Warming) {
+                return report;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn self_check(&self) -> ampoule::Result<Option<SelfCheck>> {
@@ -168,8 +175,8 @@ pub fn run(args: Args) -> Result<()> {
     let model = Model::open(args.model.model.as_deref(), &args.model.running.options())?;
     // First, so that what computes wrongly is not measured.
     let check = model.self_check()?;
+    let ModelReport { gpu: on_gpu, device: report, .. } = model.report();
     let (text, tokens) = text(model.tokenizer(), TOKENS)?;
-    let report = model.device();
     let Times { least, median, runs } = model.milliseconds(&text, Duration::from_secs_f64(args.seconds))?;
     // Before drivers of GPUs are looked at, which are no part of the model.
     let peak = peak_memory();
@@ -182,6 +189,7 @@ pub fn run(args: Args) -> Result<()> {
         object["gpu_adapters"] = json!(adapters);
         object["device"] = json!(report);
         object["self_check"] = json!(check);
+        object["gpu"] = json!(on_gpu);
         object["speed"] = json!(Speed {
             tokens,
             milliseconds_min: least,
@@ -206,6 +214,16 @@ pub fn run(args: Args) -> Result<()> {
         None => (*name).to_owned(),
     });
     let kernels = kernels.collect::<Vec<_>>().join(", ");
+    let on_gpu = on_gpu.map(|gpu| {
+        let times = gpu.measured.iter().map(|time| {
+            let [gpu, cpu] = [time.gpu_microseconds, time.cpu_microseconds].map(|time| time as f64 / 1e3);
+            format!("{} tokens {gpu:.1} ms on it, {cpu:.1} on the processor", time.tokens)
+        });
+        let from = gpu.from_tokens.map(|n| format!("computes from {n} tokens on (--gpu-from-tokens {n})"));
+        let check = gpu.self_check.map(|check| format!("golden cases within {:.1e}", check.largest_difference));
+        let said = [Some(format!("{:?} in {}", gpu.state, gpu.precision)), check, gpu.reason, from];
+        said.into_iter().flatten().chain(times).collect::<Vec<_>>().join("; ")
+    });
     for (name, value) in [
         ("ampoule", format!("{} for {}", env!("CARGO_PKG_VERSION"), machine.target)),
         ("processor", machine.processor.unwrap_or_else(|| "the system does not say".to_owned())),
@@ -224,6 +242,7 @@ pub fn run(args: Args) -> Result<()> {
                 None => "the model has no golden cases; `ampoule quantize` adds them to a bundle".to_owned(),
             },
         ),
+        ("on gpu", on_gpu.unwrap_or_else(|| "the model uses none".to_owned())),
         ("speed", format!("{tokens} tokens with {name}: {least:.1} ms at best, {median:.1} ms median of {runs}")),
         (
             "memory",

@@ -4,7 +4,7 @@ use ampoule::Embedder;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs};
+use crate::input::{ModelArgs, TextArgs, tell_gpu};
 use crate::ui::{print_json, print_line};
 
 #[derive(clap::Args)]
@@ -24,5 +24,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         let values: Vec<String> = vector.iter().map(f32::to_string).collect();
         print_line(&values.join(" "))
-    })
+    })?;
+    tell_gpu(&embedder.report());
+    Ok(())
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs};
+use crate::input::{ModelArgs, TextArgs, tell_gpu};
 use crate::ui::{has_colour, hint, print_json, print_line};
 
 #[derive(clap::Args)]
@@ -73,7 +73,9 @@ pub fn run(args: Args) -> Result<()> {
             line["covers"] = json!(extractor.labels().iter().map(|label| &**label).collect::<Vec<&str>>());
         }
         print_json(&line)
-    })
+    })?;
+    tell_gpu(&extractor.report());
+    Ok(())
 }
 
 fn in_unit(text: &str, entities: &[Entity], unit: Offsets) -> Vec<(usize, usize)> {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 
-use ampoule::{Device, Options};
+use ampoule::{Device, GpuState, ModelReport, Options};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::Value;
@@ -101,6 +101,18 @@ impl RunningArgs {
             temperature: self.temperature,
             ..Options::default()
         }
+    }
+}
+
+/// Says on stderr that a model's GPU has failed, where it has: the processor goes on without a word.
+pub fn tell_gpu(report: &ModelReport) {
+    if let Some(gpu) = report.gpu.as_ref().filter(|gpu| gpu.state == GpuState::Failed) {
+        let reason = gpu.reason.as_deref().unwrap_or_default();
+        let batches = gpu.unverified_batches;
+        eprintln!(
+            "the GPU {} failed, and the processor goes on: {reason}; {batches} batches are unverified",
+            gpu.adapter
+        );
     }
 }
 

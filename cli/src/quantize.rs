@@ -17,15 +17,15 @@ use crate::ui::{fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint folder; or a bundle without golden cases, which is written again with them and with nothing else changed
+    /// Checkpoint folder; or a bundle, which is written again with golden cases anew
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
     /// The bundle to write, NAME.int8.safetensors by custom
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// How its matrices are kept
-    #[arg(long, default_value = "int8", value_parser = precisions())]
-    precision: Precision,
+    /// How its matrices are kept; int8 unless it is named
+    #[arg(long, value_parser = precisions())]
+    precision: Option<Precision>,
     /// Keep a matrix wider, as in `--keep classifier.weight=f16`
     #[arg(long, value_name = "TENSOR=PRECISION")]
     keep: Vec<String>,
@@ -49,9 +49,9 @@ pub struct Args {
     /// The most tokens of a window that the bundle asks for, where it answers best on shorter ones than it has positions
     #[arg(long, value_name = "TOKENS")]
     window: Option<usize>,
-    /// The terms under which the weights may be used
-    #[arg(long, default_value = LICENCE)]
-    licence: String,
+    /// The terms under which the weights may be used; unknown unless they are named
+    #[arg(long)]
+    licence: Option<String>,
     /// A model card in Markdown to carry along
     #[arg(long, value_name = "FILE")]
     card: Option<PathBuf>,
@@ -72,7 +72,7 @@ impl Args {
         Args {
             model,
             out,
-            precision,
+            precision: Some(precision),
             keep: Vec::new(),
             data: data.data.clone(),
             offsets: data.offsets,
@@ -80,7 +80,7 @@ impl Args {
             max_loss: MAX_LOSS,
             force: false,
             window: None,
-            licence: LICENCE.to_owned(),
+            licence: None,
             card: None,
             all: false,
             json: false,
@@ -96,7 +96,6 @@ pub fn precisions() -> impl TypedValueParser<Value = Precision> {
 
 /// Points of F1 or MRR@10, of 100.
 const MAX_LOSS: f64 = 0.5;
-const LICENCE: &str = "unknown";
 
 pub fn run(args: Args) -> Result<()> {
     if args.model.is_file() {
@@ -116,7 +115,9 @@ pub fn run(args: Args) -> Result<()> {
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
         .transpose()?;
     let dev = Dev::read(&args, &checkpoint.config)?;
-    let texts = match (args.precision, &args.calibration) {
+    let plain = QuantizeOptions::default();
+    let precision = args.precision.unwrap_or(plain.precision);
+    let texts = match (precision, &args.calibration) {
         // What was trained in int8 was trained without factors.
         (Precision::Int8, None) if checkpoint.quantization_aware => Vec::new(),
         (Precision::Int8, _) => calibration(&args, &dev)?,
@@ -129,10 +130,10 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let options = QuantizeOptions {
-        precision: args.precision,
+        precision,
         wider,
         pre_quant_scales: smooth(&checkpoint.config, &checkpoint.weights, &checkpoint.tokenizer, &texts)?,
-        licence: args.licence.clone(),
+        licence: args.licence.clone().unwrap_or(plain.licence),
         pooling: checkpoint.pooling,
         max_tokens: args.window,
         temperature: checkpoint.temperature,
@@ -165,9 +166,14 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Writes a bundle again, with golden cases.
 fn renew(args: &Args) -> Result<()> {
-    let is_asked_for_more =
-        !args.data.is_empty() || !args.keep.is_empty() || args.calibration.is_some() || args.card.is_some();
-    if is_asked_for_more || args.window.is_some() {
+    let is_asked_for_more = args.precision.is_some()
+        || args.licence.is_some()
+        || args.calibration.is_some()
+        || args.card.is_some()
+        || args.window.is_some()
+        || !args.data.is_empty()
+        || !args.keep.is_empty();
+    if is_asked_for_more {
         return Err(hint(
             format!("{} is a bundle, of which only golden cases can be made", args.model.display()),
             "--model and --out alone, or the checkpoint folder as --model",

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{STEP, mix};
 use crate::model::{ModelConfig, Task};
 
-/// The most tokens of all cases together: proving takes no longer than a long note.
+/// The most tokens of all cases, each as long as the longest: computing them together takes no more memory than a long note.
 pub const MAX_GOLDEN_TOKENS: usize = 4096;
 
 /// Tokens of the cases that are written, as far as the model takes so many: below and above what kernels take at once, and what GPUs pad to.
@@ -35,8 +35,8 @@ impl Golden {
     pub fn unanswered(config: &ModelConfig, precision: Precision) -> Self {
         let lengths = LENGTHS.iter().map(|&n| n.min(config.max_tokens()));
         let cases = lengths.zip(1u64..).map(|(tokens, case)| {
-            let draws = (0u64..).map(|i| mix((case << 32 | i).wrapping_mul(STEP)) % config.vocab_size as u64);
-            let ids = draws.filter(|&id| id != config.pad_token_id as u64 || config.vocab_size == 1);
+            let draws = (0u64..).map(|i| mix((case << 32 | i).wrapping_mul(STEP)) % config.vocab_size.max(1) as u64);
+            let ids = draws.filter(|&id| id != config.pad_token_id as u64 || config.vocab_size < 2);
             let zeros = vec![0.0; values(config, tokens)];
             let integers = if precision == Precision::Int8 { zeros.clone() } else { Vec::new() };
             GoldenCase { ids: ids.take(tokens).map(|id| id as u32).collect(), integers, floats: zeros }
@@ -46,18 +46,16 @@ impl Golden {
 
     /// Those that stand in a bundle, if any do.
     pub(crate) fn read(bundle: &Bundle) -> Result<Option<Self>> {
-        if bundle.info.tensor(check::GOLDEN_IDS).is_none() {
-            return Ok(None);
-        }
+        let Some(tensor) = bundle.info.tensor(check::GOLDEN_IDS) else { return Ok(None) };
         let (config, precision) = (bundle.config(), bundle.precision());
         let wrong = |name: &str, what: &str| {
             Error::corrupt(format!("bundle tensor {name:?}: expected {what}; fetch or make the file again"))
         };
-        let (tensor, bytes) = bundle.tensor(check::GOLDEN_IDS)?;
-        let numbers: Vec<u32> = bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
-        if tensor.dtype != Dtype::U8 || bytes.len() % 4 != 0 || numbers.len() > 2 * MAX_GOLDEN_TOKENS {
+        if tensor.dtype != Dtype::U8 || tensor.bytes % 4 != 0 || tensor.bytes > 8 * MAX_GOLDEN_TOKENS {
             return Err(wrong(check::GOLDEN_IDS, "a few numbers of four bytes, U8"));
         }
+        let (_, bytes) = bundle.tensor(check::GOLDEN_IDS)?;
+        let numbers: Vec<u32> = bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
         let mut cases = Vec::new();
         let mut rest = numbers.as_slice();
         while let Some((&count, others)) = rest.split_first() {
@@ -68,6 +66,10 @@ impl Golden {
             }
             cases.push(GoldenCase { ids: ids.to_vec(), integers: Vec::new(), floats: Vec::new() });
             rest = &others[ids.len()..];
+        }
+        let longest = cases.iter().map(|case| case.ids.len()).max().unwrap_or(0);
+        if cases.is_empty() || cases.len() * longest > MAX_GOLDEN_TOKENS {
+            return Err(wrong(check::GOLDEN_IDS, "a few short sequences"));
         }
         let mut answers = |name: &str, of: fn(&mut GoldenCase) -> &mut Vec<f32>| {
             let (tensor, bytes) = bundle.tensor(name)?;
@@ -113,5 +115,55 @@ fn values(config: &ModelConfig, tokens: usize) -> usize {
         Task::TokenClassification => tokens * config.id2label.len(),
         Task::SingleLabel | Task::MultiLabel => config.id2label.len(),
         Task::Encoder => config.hidden_size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::ErrorKind;
+    use crate::bundle::{BundleSpec, Load, Metadata, write};
+    use crate::model::{HostTensor, Weights};
+
+    /// What would take gigabytes to compute at once is refused when it is read.
+    #[test]
+    fn cases_that_are_many_or_long_are_refused() {
+        let config = ModelConfig::from_json(&serde_json::json!({
+            "model_type": "bert", "architectures": ["BertModel"], "vocab_size": 60, "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 3000,
+        }));
+        let config = config.unwrap();
+        let tensors = config.tensors().into_iter().map(|(name, shape)| {
+            let data = vec![0.5; shape.iter().product()];
+            (name, HostTensor { shape, data })
+        });
+        let weights = Weights(tensors.collect());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bundle");
+        let read = |lengths: &[usize]| {
+            let case = |&n: &usize| GoldenCase { ids: vec![1; n], integers: Vec::new(), floats: vec![0.0; 8] };
+            let golden = Golden { cases: lengths.iter().map(case).collect() };
+            let spec = BundleSpec {
+                metadata: &Metadata::new(config.clone(), Precision::F32),
+                weights: &weights,
+                tokenizer_json: b"{}",
+                wider: &BTreeMap::new(),
+                pre_quant_scales: &BTreeMap::new(),
+                card: None,
+                golden: Some(&golden),
+            };
+            write(&path, &spec).unwrap();
+            Golden::read(&Bundle::open(&path, Load::Copy, true).unwrap())
+        };
+        assert_eq!(read(&[3, 1000, 1000, 7]).unwrap().unwrap().cases.len(), 4);
+        for lengths in [[1; 600].as_slice(), &[2000, 1, 1], &[3000, 3000]] {
+            let is_refused = lengths.len() * lengths.iter().max().unwrap() > MAX_GOLDEN_TOKENS;
+            match read(lengths) {
+                Err(error) => assert!(is_refused && error.kind() == ErrorKind::Corrupt, "{error}"),
+                Ok(_) => assert!(!is_refused, "{lengths:?}"),
+            }
+        }
     }
 }

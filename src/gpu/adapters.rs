@@ -4,7 +4,7 @@ use std::panic::catch_unwind;
 use std::sync::{Mutex, Once, PoisonError};
 
 use burn::backend::WgpuDeviceKind;
-use burn::backend::wgpu::{RuntimeOptions, WgpuBackend, WgpuDevice, graphics, try_init_setup};
+use burn::backend::wgpu::{RuntimeOptions, WgpuBackend, WgpuDevice, WgpuInitError, graphics, try_init_setup};
 use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use burn::tensor::Device;
 
@@ -51,12 +51,22 @@ const MOST: usize = 8;
 
 /// CubeCL's runtimes live as long as the process and cannot be set up twice, so those that were asked for stand here, and those that are
 /// not there.
-static ASKED: Mutex<Vec<(WgpuDeviceKind, Option<Adapter>)>> = Mutex::new(Vec::new());
+static ASKED: Mutex<Vec<(WgpuDeviceKind, Opened)>> = Mutex::new(Vec::new());
+
+/// What became of asking for an adapter: it, why it failed, or none where there is none.
+type Opened = std::result::Result<Adapter, Option<String>>;
 
 /// The first adapter that will do.
 pub(crate) fn find(wanted: Wanted) -> Result<Adapter> {
-    let mut others = Vec::new();
-    for adapter in adapters() {
+    let (mut others, mut failures) = (Vec::new(), Vec::new());
+    for adapter in opened() {
+        let adapter = match adapter {
+            Ok(adapter) => adapter,
+            Err(why) => {
+                failures.push(why);
+                continue;
+            }
+        };
         let will_do = match wanted {
             Wanted::Hardware => !adapter.is_software,
             #[cfg(feature = "autodiff")]
@@ -69,6 +79,12 @@ pub(crate) fn find(wanted: Wanted) -> Result<Adapter> {
         others.push(adapter.name);
     }
     let unavailable = |message: String| Error::new(ErrorKind::DeviceUnavailable, message);
+    if !failures.is_empty() {
+        let failures = failures.join("; ");
+        return Err(unavailable(format!(
+            "no GPU adapter could be opened that will do: {failures}; use the device `cpu`"
+        )));
+    }
     Err(match (wanted, others.is_empty()) {
         (_, true) => unavailable("no GPU adapter was found; use the device `cpu`".to_owned()),
         (Wanted::Named(name), false) => {
@@ -81,35 +97,52 @@ pub(crate) fn find(wanted: Wanted) -> Result<Adapter> {
     })
 }
 
-/// All adapters, hardware first; each is opened as it is reached.
+/// All adapters that can be opened, hardware first; each is opened as it is reached, and stays open.
 pub(crate) fn adapters() -> impl Iterator<Item = Adapter> {
-    let of = |kind: fn(usize) -> WgpuDeviceKind| (0..MOST).map_while(move |i| open(kind(i)));
+    opened().filter_map(std::result::Result::ok)
+}
+
+/// All adapters, or why one could not be opened.
+fn opened() -> impl Iterator<Item = std::result::Result<Adapter, String>> {
+    let of = |kind: fn(usize) -> WgpuDeviceKind| {
+        // The first that is not there is the last that is asked for.
+        (0..MOST).map_while(move |i| match open(kind(i)) {
+            Ok(adapter) => Some(Ok(adapter)),
+            Err(why) => why.map(Err),
+        })
+    };
     of(WgpuDeviceKind::DiscreteGpu)
         .chain(of(WgpuDeviceKind::IntegratedGpu))
         .chain(of(WgpuDeviceKind::VirtualGpu))
         .chain(of(WgpuDeviceKind::Other))
-        .chain(std::iter::once_with(|| open(WgpuDeviceKind::Cpu)).flatten())
+        .chain(of(|_| WgpuDeviceKind::Cpu).take(1))
 }
 
-fn open(kind: WgpuDeviceKind) -> Option<Adapter> {
+fn open(kind: WgpuDeviceKind) -> Opened {
     // It would read burn.toml, cubecl.toml and variables.
     static CONFIGURED: Once = Once::new();
     CONFIGURED.call_once(|| {
         CubeClRuntimeConfig::try_set(CubeClRuntimeConfig::default());
     });
     let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, adapter)) = asked.iter().find(|(asked, _)| *asked == kind) {
-        return adapter.clone();
+    if let Some((_, opened)) = asked.iter().find(|(asked, _)| *asked == kind) {
+        return opened.clone();
     }
     let opened = catch_unwind(|| {
         let device = WgpuDevice::new(kind.clone()).on(API);
         // The number is CubeCL's own default, which a variable would change.
-        let setup = try_init_setup::<Api>(&device, RuntimeOptions::with_tasks_max(Some(32)).ok()?).ok()?;
-        let info = setup.adapter.get_info();
-        let is_software = kind == WgpuDeviceKind::Cpu;
-        Some(Adapter { device: Device::from(device), name: info.name, is_software })
+        let setup =
+            RuntimeOptions::with_tasks_max(Some(32)).and_then(|options| try_init_setup::<Api>(&device, options));
+        match setup {
+            Ok(setup) => {
+                let (name, is_software) = (setup.adapter.get_info().name, kind == WgpuDeviceKind::Cpu);
+                Ok(Adapter { device: Device::from(device), name, is_software })
+            }
+            Err(WgpuInitError::AdapterUnavailable { .. }) => Err(None),
+            Err(error) => Err(Some(error.to_string())),
+        }
     });
-    let adapter = opened.ok().flatten();
-    asked.push((kind, adapter.clone()));
-    adapter
+    let opened = opened.unwrap_or_else(|_| Err(Some("its driver or library panicked".to_owned())));
+    asked.push((kind, opened.clone()));
+    opened
 }

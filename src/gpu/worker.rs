@@ -48,8 +48,8 @@ pub(crate) struct Plan {
 #[cfg(feature = "wgpu")]
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a device may take until it has proved itself, where the caller waits for that.
-const OPENING: Duration = Duration::from_secs(600);
+/// How long a model may take to be loaded.
+const LOADING: Duration = Duration::from_secs(600);
 
 /// How often a waiting call looks at its limit.
 const LOOK: Duration = Duration::from_millis(5);
@@ -68,7 +68,8 @@ const PLAUSIBLE: f32 = 64.0;
 
 /// A batch to be computed.
 struct Job {
-    batch: Batch,
+    /// None once its caller has given it up: behind a device that hangs, no note is to wait for ever.
+    batch: Arc<Mutex<Option<Batch>>>,
     output: Output,
     answer: Sender<Result<Vec<Vec<f32>>>>,
     is_given_up: Arc<AtomicBool>,
@@ -76,25 +77,53 @@ struct Job {
 
 /// What its thread and its callers know of it.
 struct Shared {
-    report: Mutex<GpuReport>,
+    status: Mutex<Status>,
     changed: Condvar,
     is_closed: AtomicBool,
+    patience: Duration,
+}
+
+struct Status {
+    report: GpuReport,
+    /// When what the device does now has to be done.
+    due: Option<Instant>,
 }
 
 impl Shared {
-    fn report(&self) -> MutexGuard<'_, GpuReport> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    /// As it stands. A device that hangs says nothing of it, so whoever looks finds out.
+    fn status(&self) -> MutexGuard<'_, Status> {
+        let mut status = lock(&self.status);
+        if status.due.is_some_and(|due| Instant::now() >= due) {
+            self.set_failed(&mut status, "it did not answer in time");
+        }
+        status
+    }
+
+    fn set_failed(&self, status: &mut Status, reason: &str) {
+        if status.report.state != GpuState::Failed {
+            status.report.state = GpuState::Failed;
+            status.report.reason = Some(reason.to_owned());
+            self.changed.notify_all();
+        }
     }
 
     fn fail(&self, reason: &str) -> Error {
-        let mut report = self.report();
-        if report.state != GpuState::Failed {
-            report.state = GpuState::Failed;
-            report.reason = Some(reason.to_owned());
-            self.changed.notify_all();
-        }
-        unavailable(&report)
+        let mut status = self.status();
+        self.set_failed(&mut status, reason);
+        unavailable(&status.report)
     }
+
+    /// Runs `f` on the device, which may take so long.
+    fn timed<T>(&self, time: Duration, f: impl FnOnce() -> T) -> T {
+        self.status().due = Instant::now().checked_add(time);
+        let done = f();
+        lock(&self.status).due = None;
+        done
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unavailable(report: &GpuReport) -> Error {
@@ -102,17 +131,18 @@ fn unavailable(report: &GpuReport) -> Error {
     Error::new(
         ErrorKind::DeviceUnavailable,
         format!(
-            "the GPU {} computes no more: {reason}; open the model again, or with the device `cpu`",
+            "the GPU {} computes no more: {reason}; use the device `cpu`, and the GPU in a new process",
             report.adapter
         ),
     )
 }
 
-/// A model on a GPU. Its thread ends after it is dropped, when what the device computes has ended.
+/// A model on a GPU. Its thread ends after it is dropped or has failed, when what the device computes has ended.
 pub(crate) struct Gpu {
-    jobs: Mutex<Sender<Job>>,
+    /// None once it has failed.
+    jobs: Mutex<Option<Sender<Job>>>,
     shared: Arc<Shared>,
-    patience: Duration,
+    reference: Reference,
 }
 
 impl Drop for Gpu {
@@ -138,17 +168,21 @@ impl Gpu {
             computed_tokens: 0,
             unverified_batches: 0,
         };
-        let shared =
-            Arc::new(Shared { report: Mutex::new(report), changed: Condvar::new(), is_closed: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            status: Mutex::new(Status { report, due: None }),
+            changed: Condvar::new(),
+            is_closed: AtomicBool::new(false),
+            patience: plan.patience,
+        });
         let (jobs, received) = channel();
-        let (patience, thread) = (plan.patience, shared.clone());
+        let (reference, thread) = (plan.reference, shared.clone());
         std::thread::Builder::new()
             .name("ampoule-gpu".to_owned())
-            .spawn(move || run(plan, &thread, &received))
+            .spawn(move || run(plan, &thread, received))
             .map_err(|e| {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start a thread: {e}")).with_source(e)
             })?;
-        Ok(Gpu { jobs: Mutex::new(jobs), shared, patience })
+        Ok(Gpu { jobs: Mutex::new(Some(jobs)), shared, reference })
     }
 
     /// Waits until the device has proved itself.
@@ -156,30 +190,29 @@ impl Gpu {
     /// # Errors
     /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it does not.
     pub(crate) fn wait(&self) -> Result<()> {
-        let end = Instant::now() + OPENING;
-        let mut report = self.shared.report();
         loop {
-            match report.state {
+            let status = self.shared.status();
+            match status.report.state {
                 GpuState::Ready => return Ok(()),
-                GpuState::Failed => return Err(unavailable(&report)),
+                GpuState::Failed => return Err(unavailable(&status.report)),
                 GpuState::Warming => {}
             }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                drop(report);
-                return Err(self.shared.fail("it did not come to an end of loading and proving the model"));
-            }
-            (report, _) = self.shared.changed.wait_timeout(report, left).unwrap_or_else(PoisonError::into_inner);
+            drop(self.shared.changed.wait_timeout(status, LOOK));
         }
     }
 
     pub(crate) fn report(&self) -> GpuReport {
-        self.shared.report().clone()
+        self.shared.status().report.clone()
+    }
+
+    /// What its answers are to be compared with.
+    pub(crate) fn reference(&self) -> Reference {
+        self.reference
     }
 
     /// Whether it is to compute this batch, where the processor may too.
     pub(crate) fn takes(&self, batch: &Batch) -> bool {
-        let report = self.shared.report();
+        let report = &self.shared.status().report;
         report.state == GpuState::Ready && report.from_tokens.is_some_and(|from| batch.dims()[1] >= from)
     }
 
@@ -188,37 +221,49 @@ impl Gpu {
     /// # Errors
     /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where the device fails, or failed before; those of the limit.
     pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        let report = self.shared.report();
-        if report.state != GpuState::Ready {
-            return Err(unavailable(&report));
-        }
-        drop(report);
         let (answer, answered) = channel();
-        let is_given_up = Arc::new(AtomicBool::new(false));
+        let (batch, is_given_up) = (Arc::new(Mutex::new(Some(batch.clone()))), Arc::new(AtomicBool::new(false)));
         let job = Job { batch: batch.clone(), output, answer, is_given_up: is_given_up.clone() };
-        let lost = || self.shared.fail("its thread ended");
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).send(job).map_err(|_| lost())?;
-        let begin = Instant::now();
+        let give_up = || {
+            is_given_up.store(true, Ordering::Relaxed);
+            lock(&batch).take();
+        };
+        self.check()?;
+        match &*lock(&self.jobs) {
+            Some(jobs) => jobs.send(job).map_err(|_| self.shared.fail("its thread ended"))?,
+            None => return Err(self.shared.fail("its thread ended")),
+        }
         loop {
             match answered.recv_timeout(LOOK) {
                 Ok(outputs) => return outputs,
-                Err(RecvTimeoutError::Disconnected) => return Err(lost()),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.shared.fail("its thread ended")),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if let Err(error) = limit.check() {
-                is_given_up.store(true, Ordering::Relaxed);
+            if let Err(error) = self.check().and_then(|()| limit.check()) {
+                give_up();
                 return Err(error);
             }
-            if begin.elapsed() >= self.patience {
-                is_given_up.store(true, Ordering::Relaxed);
-                return Err(self.shared.fail("it did not answer in time"));
+        }
+    }
+
+    /// Refuses a device that is not ready; the thread of one that has failed is let go.
+    fn check(&self) -> Result<()> {
+        let status = self.shared.status();
+        match status.report.state {
+            GpuState::Ready => Ok(()),
+            GpuState::Failed => {
+                let error = unavailable(&status.report);
+                drop(status);
+                lock(&self.jobs).take();
+                Err(error)
             }
+            GpuState::Warming => Err(unavailable(&status.report)),
         }
     }
 }
 
 /// The life of the thread.
-fn run(mut plan: Plan, shared: &Shared, jobs: &Receiver<Job>) {
+fn run(mut plan: Plan, shared: &Shared, jobs: Receiver<Job>) {
     let load = std::mem::replace(&mut plan.load, Box::new(|| Err(Error::internal("the model is loaded once"))));
     let mut device = match guarded(|| Device::open(load, &plan, shared)) {
         Ok(device) => device,
@@ -227,42 +272,33 @@ fn run(mut plan: Plan, shared: &Shared, jobs: &Receiver<Job>) {
             return;
         }
     };
-    // Batches that were answered, and no proof after them.
-    let mut since_proof = 0;
     for job in jobs {
-        if shared.report().state == GpuState::Failed {
-            // What waits for an answer sees that the sender is gone, and then this state.
-            return;
-        }
-        if job.is_given_up.load(Ordering::Relaxed) {
-            continue;
-        }
+        let Some(batch) = lock(&job.batch).take() else { continue };
         let mut check = || match job.is_given_up.load(Ordering::Relaxed) {
             true => Err(Error::new(ErrorKind::Cancelled, "the call was given up")),
             false => Ok(()),
         };
-        let mut answer = guarded(|| device.answer(&job.batch, job.output, &mut check));
-        if answer.is_ok() {
-            since_proof += 1;
-            if since_proof == plan.check_every {
-                match guarded(|| device.prove()) {
-                    Ok(_) => since_proof = 0,
-                    Err(error) => (answer, since_proof) = (Err(error), since_proof - 1),
-                }
+        let mut answer = guarded(|| device.answer(&batch, job.output, &mut check));
+        if answer.is_ok() && lock(&shared.status).report.unverified_batches + 1 == plan.check_every {
+            answer = guarded(|| device.prove()).and(answer);
+            if answer.is_ok() {
+                lock(&shared.status).report.unverified_batches = 0;
             }
+        } else if answer.is_ok() {
+            lock(&shared.status).report.unverified_batches += 1;
         }
         match &answer {
             Ok(_) => {
-                shared.report().computed_tokens += job.batch.lengths().iter().sum::<usize>() as u64;
+                lock(&shared.status).report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;
             }
             Err(error) if error.kind() == ErrorKind::Cancelled => {}
-            Err(error) => {
-                shared.report().unverified_batches = since_proof;
-                answer = Err(shared.fail(&error.to_string()));
-            }
+            Err(error) => answer = Err(shared.fail(&error.to_string())),
         }
         // A caller that is gone wants no answer.
         let _ = job.answer.send(answer);
+        if lock(&shared.status).report.state == GpuState::Failed {
+            return;
+        }
     }
 }
 
@@ -270,23 +306,27 @@ fn run(mut plan: Plan, shared: &Shared, jobs: &Receiver<Job>) {
 struct Device<'a> {
     compute: Box<Compute>,
     plan: &'a Plan,
+    shared: &'a Shared,
     /// The largest value that is believed, of what golden cases answer.
     bound: f32,
 }
 
 impl<'a> Device<'a> {
-    fn open(load: Box<Load>, plan: &'a Plan, shared: &Shared) -> Result<Self> {
+    fn open(load: Box<Load>, plan: &'a Plan, shared: &'a Shared) -> Result<Self> {
         let floats = plan.golden.iter().flat_map(|golden| &golden.cases).flat_map(|case| &case.floats);
         let bound = floats.fold(1f32, |most, x| most.max(x.abs())) * PLAUSIBLE;
-        let mut device = Device { compute: load()?, plan, bound };
+        let mut device = Device { compute: shared.timed(LOADING, load)?, plan, shared, bound };
+        let is_closed = || match shared.is_closed.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Cancelled, "the model was closed")),
+            false => Ok(()),
+        };
+        is_closed()?;
         let self_check = device.prove()?;
         let mut measured = Vec::new();
         if let Some(cpu) = &plan.cpu {
             let lengths = LENGTHS.into_iter().filter(|&n| n <= plan.config.max_tokens());
             for tokens in lengths.filter(|&n| plan.from_tokens.is_none_or(|from| n >= from)) {
-                if shared.is_closed.load(Ordering::Relaxed) {
-                    return Err(Error::new(ErrorKind::Cancelled, "the model was closed"));
-                }
+                is_closed()?;
                 let gpu = device.time(tokens)?;
                 if plan.from_tokens.is_none() {
                     let microseconds = |time: Duration| time.as_micros() as u64;
@@ -299,7 +339,11 @@ impl<'a> Device<'a> {
                 }
             }
         }
-        let mut report = shared.report();
+        let mut status = shared.status();
+        let report = &mut status.report;
+        if report.state == GpuState::Failed {
+            return Err(unavailable(report));
+        }
         if plan.from_tokens.is_none() {
             let slower = measured.iter().rposition(|time| time.gpu_microseconds >= time.cpu_microseconds);
             let first = slower.map_or(0, |slower| slower + 1);
@@ -310,26 +354,35 @@ impl<'a> Device<'a> {
         }
         (report.self_check, report.measured, report.state) = (self_check, measured, GpuState::Ready);
         shared.changed.notify_all();
-        drop(report);
+        drop(status);
         Ok(device)
     }
 
     /// Computes the golden cases, if there are any.
     fn prove(&mut self) -> Result<Option<SelfCheck>> {
         let Some(golden) = &self.plan.golden else { return Ok(None) };
-        let (config, output) = (&self.plan.config, self_check::wanted(&self.plan.config));
-        let compute = &mut self.compute;
-        let mut compute = |batch: &Batch| compute(&padded(batch, config), output, &mut || Ok(()));
-        self_check::check(golden, config, self.plan.reference, &self.plan.adapter, &mut compute).map(Some)
+        let (plan, output) = (self.plan, self_check::wanted(&self.plan.config));
+        let mut compute = |batch: &Batch| self.compute(&padded(batch, &plan.config), output, &mut || Ok(()));
+        self_check::check(golden, &plan.config, plan.reference, &mut compute).map(Some)
     }
 
     /// The time of one text of so many tokens, once its kernels are compiled.
     fn time(&mut self, tokens: usize) -> Result<Duration> {
         let (batch, output) = (meaningless(&self.plan.config, tokens), self_check::wanted(&self.plan.config));
-        (self.compute)(&batch, output, &mut || Ok(()))?;
+        self.compute(&batch, output, &mut || Ok(()))?;
         let begin = Instant::now();
-        (self.compute)(&batch, output, &mut || Ok(()))?;
+        self.compute(&batch, output, &mut || Ok(()))?;
         Ok(begin.elapsed())
+    }
+
+    /// What the device gives, in time.
+    fn compute(
+        &mut self,
+        batch: &Batch,
+        output: Output,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.shared.timed(self.shared.patience, || (self.compute)(batch, output, check))
     }
 
     fn answer(
@@ -338,7 +391,7 @@ impl<'a> Device<'a> {
         output: Output,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut outputs = (self.compute)(&padded(batch, &self.plan.config), output, check)?;
+        let mut outputs = self.compute(&padded(batch, &self.plan.config), output, check)?;
         outputs.truncate(batch.lengths().len());
         let unbelievable = |what| Error::new(ErrorKind::DeviceUnavailable, format!("it answered with {what}"));
         let is_bounded = output == self_check::wanted(&self.plan.config) && self.plan.golden.is_some();
@@ -361,7 +414,8 @@ impl<'a> Device<'a> {
 fn padded(batch: &Batch, config: &ModelConfig) -> Batch {
     let [rows, seq] = batch.dims();
     let length = padded_length(seq).min(config.max_tokens()).max(seq);
-    batch.padded(rows.next_power_of_two(), length, config.pad_token_id)
+    let rows = if rows > 8 { rows.next_multiple_of(8) } else { rows.next_power_of_two() };
+    batch.padded(rows, length, config.pad_token_id)
 }
 
 /// One sequence of so many tokens.

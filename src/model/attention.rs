@@ -132,7 +132,8 @@ impl SelfAttention {
         let (query, key, value) = (heads(query / (width as f64).sqrt()), heads(key), heads(value));
         let mut scores = query.matmul(key.swap_dims(2, 3)); // [batch, heads, seq, seq]
         if let Some(mask) = &padding.mask {
-            scores = scores.clone() + mask.clone().cast(scores.dtype());
+            let dtype = scores.dtype();
+            scores = scores + mask.clone().cast(dtype);
         }
         let weights = Noise::drop(noise, softmax(scores, 3), self.dropout);
         let context = weights.matmul(value); // [batch, heads, seq, width]

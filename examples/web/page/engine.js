@@ -30,10 +30,10 @@ class Reader {
     };
   }
 
-  static async open(source) {
+  static async open(source, prove) {
     const reader = new Reader();
     try {
-      reader.about = await reader.#ask({ open: source });
+      reader.about = await reader.#ask({ open: source, prove });
       return reader;
     } catch (error) {
       reader.close();
@@ -62,15 +62,21 @@ export class Engine {
   #source;
   #reader;
   #turn = 0;
+  #opening = 0;
   #running;
 
   /**
    * Opens a bundle in place of the one that is open, which stays if this fails.
    * @param {{glue: string, module: WebAssembly.Module, bundle: ArrayBuffer}} source glue is the URL of the module's JavaScript
-   * @returns what Model.about gives; an Error says what is wrong with the bundle
+   * @returns what Model.about gives, or null where a later bundle was opened meanwhile; an Error says what is wrong with the bundle
    */
   async open(source) {
-    const reader = await Reader.open(source);
+    const opening = ++this.#opening;
+    const reader = await Reader.open(source, true);
+    if (opening !== this.#opening) {
+      reader.close();
+      return null;
+    }
     this.#turn++;
     this.#close();
     this.#source = source;
@@ -110,7 +116,7 @@ export class Engine {
   /** The Reader; after one that could not be opened, another. */
   #opened() {
     if (!this.#reader) {
-      const reader = Reader.open(this.#source);
+      const reader = Reader.open(this.#source, false);
       reader.catch(() => {
         if (this.#reader === reader) this.#reader = undefined;
       });

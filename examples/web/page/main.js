@@ -88,6 +88,7 @@ function tell(note, milliseconds) {
 
 async function use(source, name) {
   const about = await engine.open(source);
+  if (!about) return;
   labels = about.labels;
   at("bundle-name").textContent = name;
   at("default").hidden = source === own.source;
@@ -175,21 +176,22 @@ async function start() {
   at("note").addEventListener("input", read);
   at("example").addEventListener("click", () => type(EXAMPLE));
   at("clear").addEventListener("click", () => type(""));
-  at("default").addEventListener("click", () => {
-    at("bundle").value = "";
-    complain("");
-    use(own.source, BUNDLE);
-  });
-  at("bundle").addEventListener("change", async () => {
-    const [file] = at("bundle").files;
-    if (!file) return;
+  const choose = async (name, source) => {
     complain("");
     try {
-      await use({ ...own.source, bundle: await file.arrayBuffer() }, file.name);
+      await use(await source(), name);
     } catch (error) {
       at("bundle").value = "";
-      complain(`${file.name} was not opened: ${reason(error)}`);
+      complain(`${name} was not opened: ${reason(error)}`);
     }
+  };
+  at("default").addEventListener("click", () => {
+    at("bundle").value = "";
+    choose(BUNDLE, () => own.source);
+  });
+  at("bundle").addEventListener("change", () => {
+    const [file] = at("bundle").files;
+    if (file) choose(file.name, async () => ({ ...own.source, bundle: await file.arrayBuffer() }));
   });
   for (const control of document.querySelectorAll(":disabled")) control.disabled = false;
   keepForOffline();

@@ -1,26 +1,42 @@
 // Keeps the page's files, all of one version, and answers with them from then on. scripts/web.sh puts VERSION, POLICY and FILES (names and
 // digests) before this.
 
-const KEPT = `ampoule-${VERSION}`;
+// Caches are the whole host's, on which another page may be of another version.
+const OURS = `ampoule-${self.registration.scope}-`;
+const KEPT = OURS + VERSION;
 
-/** With the page's policy: a Worker has that of its own file's answer, not of its page, and this host may have sent none. */
+/**
+ * With the page's policy: a Worker has that of its own file's answer, not of its page, and this host may have sent none. And with what only
+ * an answer can say, no element of a page: who may frame it, and what is told to others.
+ */
+const HEADERS = {
+  "Content-Security-Policy": `${POLICY}; frame-ancestors 'none'`,
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
+};
+
 async function keep(name) {
   // Asks whether what the browser has just fetched is still the newest, in place of fetching it again.
   const answer = await fetch(name, { cache: "no-cache", integrity: FILES[name] });
   if (!answer.ok) throw new Error(`${name}: ${answer.status}`);
-  const headers = { "Content-Type": answer.headers.get("Content-Type"), "Content-Security-Policy": POLICY };
+  const headers = { ...HEADERS, "Content-Type": answer.headers.get("Content-Type") };
   const cache = await caches.open(KEPT);
   await cache.put(name, new Response(answer.body, { headers }));
 }
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(Promise.all(Object.keys(FILES).map(keep)));
+  const forget = async (error) => {
+    await caches.delete(KEPT);
+    throw error;
+  };
+  event.waitUntil(Promise.all(Object.keys(FILES).map(keep)).catch(forget));
 });
 
 self.addEventListener("activate", (event) => {
   const forget = async () => {
     const names = await caches.keys();
-    await Promise.all(names.filter((name) => name.startsWith("ampoule-") && name !== KEPT).map((name) => caches.delete(name)));
+    await Promise.all(names.filter((name) => name.startsWith(OURS) && name !== KEPT).map((name) => caches.delete(name)));
     await self.clients.claim();
   };
   event.waitUntil(forget());

@@ -1,4 +1,4 @@
-// The runtime in a thread of its own, so that the page answers while it computes. The page sends { open } once, then { note } after
+// The runtime in a thread of its own, so that the page answers while it computes. The page sends { open, prove } once, then { note } after
 // { note }, each when the one before was answered; see Reader in engine.js.
 
 /** Milliseconds between messages: entities travel together. */
@@ -8,7 +8,7 @@ let model;
 
 onmessage = async ({ data }) => {
   try {
-    postMessage(data.open ? await open(data.open) : read(data.note));
+    postMessage(data.open ? await open(data.open, data.prove) : read(data.note));
   } catch (error) {
     // The runtime's own errors are plain ones. After any other, a trap or memory that is not to be had, the module cannot be relied on.
     postMessage(error.constructor === Error ? { failed: error.message } : { stopped: true });
@@ -16,10 +16,10 @@ onmessage = async ({ data }) => {
 };
 
 /** The module's JavaScript is imported when it is asked for. */
-async function open({ glue, module, bundle }) {
+async function open({ glue, module, bundle }, prove) {
   const { default: start, Model } = await import(glue);
   await start({ module_or_path: module });
-  model = new Model(new Uint8Array(bundle));
+  model = new Model(new Uint8Array(bundle), prove);
   return { answer: JSON.parse(model.about()) };
 }
 
