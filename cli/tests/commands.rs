@@ -211,8 +211,12 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
     assert_fails(&ampoule(&["extract", "x", "--window", "4096"]), "windows of 4096 tokens: this model takes 3 to 128");
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/clinical-en.int8.safetensors");
     for more in [["--data", "none"], ["--precision", "f16"], ["--licence", "none"]] {
-        let arguments = [["quantize", "--model", bundle, "--out", &path("out")].as_slice(), &more].concat();
-        assert_fails(&ampoule(&arguments), "only golden cases can be made");
+        let [option, value] = more;
+        let out = path("out");
+        assert_fails(
+            &ampoule(&["quantize", "--model", bundle, "--out", &out, option, value]),
+            "only golden cases can be made",
+        );
     }
     // The embedded bundle has golden cases, so that writing it again with them changes nothing.
     let renewed = ampoule(&["quantize", "--model", bundle, "--out", &path("renewed")]);

@@ -154,7 +154,7 @@ fn a_sound_device_answers_any_shape_and_says_so() {
     let report = gpu.report();
     assert_eq!((report.state, report.unverified_batches, &report.reason), (GpuState::Ready, 0, &None));
     assert_eq!(report.computed_tokens, 1 + 3 + 16 + 17 + 130 + 200 + 6);
-    assert_eq!(report.self_check.unwrap().cases, 4);
+    assert_eq!((report.self_check.unwrap().cases, gpu.reference()), (4, Reference::Floats));
 }
 
 #[test]
