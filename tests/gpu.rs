@@ -201,6 +201,45 @@ fn a_bundle_in_f16_is_computed_in_f16() {
     }
 }
 
+/// CubeCL alone would read these files and variables, and write where they say.
+#[test]
+#[cfg(feature = "checkpoint")]
+fn nothing_is_read_or_written_that_was_not_named() {
+    use std::process::Command;
+    if is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["burn.toml", "cubecl.toml"] {
+        std::fs::write(folder.path().join(name), "this is [ no toml").unwrap();
+    }
+    let traced = tempfile::NamedTempFile::new().unwrap();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=%file", "-o"]).arg(traced.path()).arg(std::env::current_exe().unwrap());
+    strace.args(["--exact", "a_bundle_in_f16_is_computed_in_f16"]).current_dir(folder.path());
+    for (name, value) in [
+        ("CUBECL_DEBUG_LOG", folder.path().join("log").to_str().unwrap()),
+        ("CUBECL_DEBUG_OPTION", "profile"),
+        ("CUBECL_AUTOTUNE_LEVEL", "full"),
+        ("CUBECL_ENVIRONMENT", "hostile"),
+        ("CUBECL_WGPU_MAX_TASKS", "no number"),
+    ] {
+        strace.env(name, value);
+    }
+    let output = match strace.output() {
+        Ok(output) => output,
+        Err(_) => return println!("skipped: strace is not installed"),
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let calls = std::fs::read_to_string(traced.path()).unwrap();
+    assert!(calls.contains("model.safetensors") || calls.contains("half.safetensors"), "nothing was traced");
+    let read = calls.lines().find(|call| call.contains(".toml") || call.contains("hostile"));
+    assert_eq!(read, None);
+    let mut left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["burn.toml", "cubecl.toml"]);
+}
+
 /// Models come and go; their threads, and what they hold, too.
 #[test]
 #[ignore = "minutes on a software adapter"]
