@@ -5,6 +5,7 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use burn::backend::WgpuDeviceKind;
 use burn::backend::wgpu::{RuntimeOptions, WgpuBackend, WgpuDevice, WgpuInitError, graphics, try_init_setup};
+use burn::cubecl::config::cache::CacheConfig;
 use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use burn::tensor::Device;
 
@@ -119,10 +120,12 @@ fn opened() -> impl Iterator<Item = std::result::Result<Adapter, String>> {
 }
 
 fn open(kind: WgpuDeviceKind) -> Opened {
-    // It would read burn.toml, cubecl.toml and variables.
+    // It would read burn.toml, cubecl.toml and variables, and look for a project's folder to keep things in. This one there cannot be.
     static CONFIGURED: Once = Once::new();
     CONFIGURED.call_once(|| {
-        CubeClRuntimeConfig::try_set(CubeClRuntimeConfig::default());
+        let mut config = CubeClRuntimeConfig::default();
+        config.environment.path = CacheConfig::Directory("/dev/null/none".into());
+        CubeClRuntimeConfig::try_set(config);
     });
     let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, opened)) = asked.iter().find(|(asked, _)| *asked == kind) {
