@@ -131,7 +131,8 @@ impl Extractor {
     }
 
     /// Computes the golden cases of the model's bundle and compares the answers: how near they came, or none where the model has no cases,
-    /// as that of a checkpoint. Takes as long as a dozen short texts.
+    /// as that of a checkpoint. Takes as long as a dozen short texts. With [`Device::GpuOrCpu`](crate::Device::GpuOrCpu) the processor's part;
+    /// the GPU's stands in [`report`](Self::report).
     ///
     /// # Errors
     /// [`DeviceUnavailable`](crate::ErrorKind::DeviceUnavailable) where the device computes something else, which says what;

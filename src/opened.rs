@@ -563,17 +563,17 @@ fn on_gpu(
         let model = if is_half { model.in_half_precision() } else { model };
         Ok(Box::new(move |batch, output, check| composed(&model, &device, batch, output, check)))
     });
-    let gpu = Gpu::start(Plan {
+    let plan = Plan {
         adapter: adapter.name,
         config: config.clone(),
         golden: golden.cloned(),
         reference: if is_half { Reference::HalfFloats } else { Reference::Floats },
-        load,
         cpu: cpu_time,
         from_tokens: options.gpu_from_tokens,
         check_every: options.gpu_check_every,
         patience: gpu::PATIENCE,
-    })?;
+    };
+    let gpu = Gpu::start(plan, load)?;
     if cpu.is_none() {
         gpu.wait()?;
     }

@@ -236,8 +236,9 @@ pub fn run(args: Args) -> Result<()> {
             "check",
             match check {
                 Some(check) => format!(
-                    "{} golden cases of the bundle, largest difference {:.1e} where {:.0e} is allowed",
-                    check.cases, check.largest_difference, check.allowed
+                    "{} golden cases of the bundle: largest difference {:.1e} where {:.1e} is allowed, root mean square {:.1e} where a \
+                     tenth of that is",
+                    check.cases, check.largest_difference, check.allowed, check.rms_difference
                 ),
                 None => "the model has no golden cases; `ampoule quantize` adds them to a bundle".to_owned(),
             },

@@ -34,7 +34,6 @@ pub(crate) struct Plan {
     pub(crate) golden: Option<Golden>,
     /// How near it has to come to them.
     pub(crate) reference: Reference,
-    pub(crate) load: Box<Load>,
     /// Where the processor is there too, what it takes; it is measured unless `from_tokens` says where the GPU begins.
     pub(crate) cpu: Option<Box<CpuTime>>,
     pub(crate) from_tokens: Option<usize>,
@@ -58,7 +57,7 @@ const LOOK: Duration = Duration::from_millis(5);
 const LENGTHS: [usize; 10] = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512];
 
 /// The length that a sequence of so many tokens is padded to.
-pub(crate) fn padded_length(tokens: usize) -> usize {
+fn padded_length(tokens: usize) -> usize {
     let last = LENGTHS[LENGTHS.len() - 1];
     LENGTHS.into_iter().find(|&n| n >= tokens).unwrap_or(tokens.next_multiple_of(last))
 }
@@ -153,7 +152,7 @@ impl Drop for Gpu {
 
 impl Gpu {
     /// Starts the thread, which loads and proves the model.
-    pub(crate) fn start(plan: Plan) -> Result<Self> {
+    pub(crate) fn start(plan: Plan, load: Box<Load>) -> Result<Self> {
         let report = GpuReport {
             adapter: plan.adapter.clone(),
             precision: match plan.reference {
@@ -178,7 +177,7 @@ impl Gpu {
         let (reference, thread) = (plan.reference, shared.clone());
         std::thread::Builder::new()
             .name("ampoule-gpu".to_owned())
-            .spawn(move || run(plan, &thread, received))
+            .spawn(move || run(&plan, load, &thread, received))
             .map_err(|e| {
                 Error::new(ErrorKind::DeviceUnavailable, format!("cannot start a thread: {e}")).with_source(e)
             })?;
@@ -263,9 +262,8 @@ impl Gpu {
 }
 
 /// The life of the thread.
-fn run(mut plan: Plan, shared: &Shared, jobs: Receiver<Job>) {
-    let load = std::mem::replace(&mut plan.load, Box::new(|| Err(Error::internal("the model is loaded once"))));
-    let mut device = match guarded(|| Device::open(load, &plan, shared)) {
+fn run(plan: &Plan, load: Box<Load>, shared: &Shared, jobs: Receiver<Job>) {
+    let mut device = match guarded(|| Device::open(load, plan, shared)) {
         Ok(device) => device,
         Err(error) => {
             shared.fail(&error.to_string());
@@ -279,17 +277,15 @@ fn run(mut plan: Plan, shared: &Shared, jobs: Receiver<Job>) {
             false => Ok(()),
         };
         let mut answer = guarded(|| device.answer(&batch, job.output, &mut check));
-        if answer.is_ok() && lock(&shared.status).report.unverified_batches + 1 == plan.check_every {
+        let is_due = lock(&shared.status).report.unverified_batches + 1 == plan.check_every;
+        if answer.is_ok() && is_due {
             answer = guarded(|| device.prove()).and(answer);
-            if answer.is_ok() {
-                lock(&shared.status).report.unverified_batches = 0;
-            }
-        } else if answer.is_ok() {
-            lock(&shared.status).report.unverified_batches += 1;
         }
         match &answer {
             Ok(_) => {
-                lock(&shared.status).report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;
+                let report = &mut lock(&shared.status).report;
+                report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;
+                report.unverified_batches = if is_due { 0 } else { report.unverified_batches + 1 };
             }
             Err(error) if error.kind() == ErrorKind::Cancelled => {}
             Err(error) => answer = Err(shared.fail(&error.to_string())),

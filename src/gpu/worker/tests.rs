@@ -103,25 +103,30 @@ const PROOF: u32 = 9;
 
 fn start_with(fault: Fault, change: impl FnOnce(&mut Plan)) -> Gpu {
     let config = config();
-    let golden = golden(&config);
-    let of = config.clone();
-    let load: Box<Load> = Box::new(move || match fault {
+    let load = move || match fault {
         Fault::NoLoad => Err(Error::internal("out of memory")),
-        fault => Ok(faulty(&of, fault)),
-    });
+        fault => Ok(faulty(&config, fault)),
+    };
+    start_loading(Box::new(load), |plan| {
+        plan.patience = Duration::from_secs(if matches!(fault, Fault::Hang(_)) { 2 } else { 60 });
+        change(plan);
+    })
+}
+
+fn start_loading(load: Box<Load>, change: impl FnOnce(&mut Plan)) -> Gpu {
+    let config = config();
     let mut plan = Plan {
         adapter: "a device".to_owned(),
+        golden: Some(golden(&config)),
         config,
-        golden: Some(golden),
         reference: Reference::Floats,
-        load,
         cpu: None,
         from_tokens: None,
         check_every: 4,
-        patience: Duration::from_secs(if matches!(fault, Fault::Hang(_)) { 2 } else { 60 }),
+        patience: Duration::from_secs(60),
     };
     change(&mut plan);
-    Gpu::start(plan).unwrap()
+    Gpu::start(plan, load).unwrap()
 }
 
 fn start(fault: Fault) -> Gpu {
@@ -249,13 +254,11 @@ fn a_hung_device_keeps_no_deadline_waiting() {
 fn the_processor_answers_until_the_gpu_has_proved_itself() {
     let gate = Arc::new(Barrier::new(2));
     let (begun, config) = (gate.clone(), config());
-    let gpu = start_with(Fault::None, move |plan| {
-        plan.load = Box::new(move || {
-            begun.wait();
-            Ok(faulty(&config, Fault::None))
-        });
-        plan.cpu = Some(Box::new(|_| Ok(Duration::from_secs(1))));
-    });
+    let load = move || {
+        begun.wait();
+        Ok(faulty(&config, Fault::None))
+    };
+    let gpu = start_loading(Box::new(load), |plan| plan.cpu = Some(Box::new(|_| Ok(Duration::from_secs(1)))));
     assert!(!gpu.takes(&text(200)));
     assert_eq!(gpu.report().state, GpuState::Warming);
     gate.wait();
@@ -290,16 +293,14 @@ fn threads_end_with_their_models() {
     let load = Arc::new(());
     for _ in 0..20 {
         let (held, config) = (load.clone(), config());
-        let gpu = start_with(Fault::None, move |plan| {
-            plan.load = Box::new(move || {
-                let mut compute = faulty(&config, Fault::None);
-                Ok(Box::new(move |batch, output, check| {
-                    let _held = &held;
-                    compute(batch, output, check)
-                }))
-            });
-        });
-        gpu.wait().unwrap();
+        let load = move || -> Result<Box<Compute>> {
+            let mut compute = faulty(&config, Fault::None);
+            Ok(Box::new(move |batch, output, check| {
+                let _held = &held;
+                compute(batch, output, check)
+            }))
+        };
+        start_loading(Box::new(load), |_| ()).wait().unwrap();
     }
     let end = Instant::now() + Duration::from_secs(20);
     while Arc::strong_count(&load) > 1 {
