@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
+use crate::model::{ModelConfig, PackedModel, WeightSource};
 use crate::options::Options;
 
 /// The device that is asked for.
@@ -45,7 +46,7 @@ pub struct DeviceReport {
     pub kernel: Option<String>,
     /// Why this one, when the model was opened; in a [`ModelReport`](crate::ModelReport), now.
     pub reason: String,
-    /// Worker threads of the model's pool.
+    /// Threads that compute: where a kernel does with one, the caller's, else the model's own.
     pub threads: usize,
     /// What [`Options::autotune`] measured.
     pub measured: Vec<KernelTime>,
@@ -71,15 +72,16 @@ pub(crate) enum Place {
     Burn(BurnDevice),
 }
 
-/// A place with the pool in which every computation on it runs, since Burn and `tokenizers` would otherwise start rayon's
-/// global one.
+/// A place with what computes on it.
 #[derive(Clone)]
 pub(crate) struct Engine {
     /// Where it computes, or where a GPU's place is taken.
     pub(crate) place: Place,
     #[cfg(feature = "wgpu")]
     pub(crate) gpu: Option<crate::gpu::Adapter>,
-    pub(crate) pool: Arc<rayon::ThreadPool>,
+    /// Every computation runs in it, since Burn would otherwise start rayon's global one. None where a kernel computes with one thread:
+    /// the caller's, which is awake, while one of a pool would have to wake up.
+    pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     pub(crate) report: DeviceReport,
 }
 
@@ -119,25 +121,13 @@ fn performance_cores(folder: &Path) -> Option<usize> {
     Some(capacities.iter().filter(|capacity| **capacity * 2 >= most).count())
 }
 
-#[cfg(not(all(target_family = "wasm", not(target_feature = "atomics"))))]
-fn start_pool(threads: usize) -> std::result::Result<Arc<rayon::ThreadPool>, rayon::ThreadPoolBuildError> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    builder.thread_name(|i| format!("ampoule-{i}")).build().map(Arc::new)
-}
+/// A module of WebAssembly without threads has the one that calls it; there Burn's rayon makes do with that too.
+const IS_ONE_THREAD: bool = cfg!(all(target_family = "wasm", not(target_feature = "atomics")));
 
-/// A module of WebAssembly without threads has the one that calls it, which works in the pool itself. It can be in one pool alone and never
-/// leaves it, so all models share that.
-#[cfg(all(target_family = "wasm", not(target_feature = "atomics")))]
-fn start_pool(_: usize) -> std::result::Result<Arc<rayon::ThreadPool>, rayon::ThreadPoolBuildError> {
-    thread_local! {
-        static POOL: std::cell::OnceCell<Arc<rayon::ThreadPool>> = const { std::cell::OnceCell::new() };
-    }
-    POOL.with(|kept| {
-        if let Some(pool) = kept.get() {
-            return Ok(pool.clone());
-        }
-        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build()?);
-        Ok(kept.get_or_init(|| pool).clone())
+fn start_pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("ampoule-{i}"));
+    builder.build().map(Arc::new).map_err(|e| {
+        Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
     })
 }
 
@@ -148,14 +138,11 @@ impl Engine {
     pub(crate) fn start(options: &Options) -> Result<Self> {
         let requested = options.device;
         let threads = match options.threads {
+            _ if IS_ONE_THREAD => 1,
             0 => default_threads(),
             n if n <= MAX_THREADS => n,
             n => return Err(Error::invalid_input(format!("{n} threads: at most {MAX_THREADS} can be asked for"))),
         };
-        let pool = start_pool(threads).map_err(|e| {
-            Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
-        })?;
-        let threads = pool.current_num_threads();
         #[cfg(feature = "wgpu")]
         let (gpu, Choice { place, computes_on, name, reason }) = match requested {
             Device::Gpu => {
@@ -183,7 +170,7 @@ impl Engine {
             place,
             #[cfg(feature = "wgpu")]
             gpu,
-            pool,
+            pool: None,
             report,
         };
         match &options.kernel {
@@ -201,7 +188,33 @@ impl Engine {
             Some(asked) => engine.use_kernel(asked),
             None => Ok(()),
         }?;
+        let computes_on_caller = threads == 1 && matches!(engine.place, Place::Kernel(_));
+        if !IS_ONE_THREAD && !computes_on_caller {
+            engine.pool = Some(start_pool(threads)?);
+        }
         Ok(engine)
+    }
+
+    /// A model that `kernel` is to compute within [`Engine::install`].
+    pub(crate) fn packed(
+        &self,
+        config: &ModelConfig,
+        source: &mut dyn WeightSource,
+        kernel: Kernel,
+    ) -> Result<PackedModel> {
+        let model = PackedModel::load(config, source, kernel)?;
+        Ok(match self.pool {
+            Some(_) => model,
+            None => model.on_callers_thread(),
+        })
+    }
+
+    /// Runs `f` where its place computes: in the pool, or on the thread that calls.
+    pub(crate) fn install<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(f),
+            None => f(),
+        }
     }
 
     /// Whether [`Options::autotune`] is to choose.

@@ -166,7 +166,7 @@ impl Extractor {
     }
 
     /// Hands over the entities of a text in order, each as soon as nothing that follows can change it, until `each` breaks. It is
-    /// called on the model's own threads, and must not wait for another call of the same model.
+    /// called by a thread that computes ([`Options::threads`]), and must not wait for another thread's call of the same model.
     ///
     /// # Errors
     /// As [`Extractor::extract`].

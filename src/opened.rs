@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -53,7 +54,7 @@ pub struct ModelReport {
     pub computed_tokens: u64,
 }
 
-/// A model with its tokenizer, on its device, in its pool.
+/// A model with its tokenizer, on its device.
 pub(crate) struct Opened {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
@@ -84,9 +85,11 @@ struct Parts {
     golden: Option<Golden>,
 }
 
-/// As many calls at once as the pool has threads: one that waits in the pool's queue would see neither its token nor its deadline.
+/// As many calls at once as the model has threads: one that waits in a pool's queue would see neither its token nor its deadline.
 struct Turns {
-    free: Mutex<usize>,
+    most: usize,
+    /// The threads whose calls have one.
+    taken: Mutex<Vec<ThreadId>>,
     freed: Condvar,
 }
 
@@ -95,28 +98,33 @@ const LOOK: Duration = Duration::from_millis(5);
 
 impl Turns {
     fn new(threads: usize) -> Self {
-        Turns { free: Mutex::new(threads.max(1)), freed: Condvar::new() }
+        Turns { most: threads.max(1), taken: Mutex::default(), freed: Condvar::new() }
     }
 
-    fn take(&self, limit: &Limit) -> Result<Turn<'_>> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+    /// One for the thread that calls; none where it has one, and calls from within.
+    fn take(&self, limit: &Limit) -> Result<Option<Turn<'_>>> {
+        let caller = std::thread::current().id();
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.contains(&caller) {
+            return Ok(None);
+        }
         loop {
             limit.check()?;
-            if *free > 0 {
-                *free -= 1;
-                return Ok(Turn(self));
+            if taken.len() < self.most {
+                taken.push(caller);
+                return Ok(Some(Turn(self, caller)));
             }
-            (free, _) = self.freed.wait_timeout(free, LOOK).unwrap_or_else(PoisonError::into_inner);
+            (taken, _) = self.freed.wait_timeout(taken, LOOK).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 /// Given back when it is dropped.
-struct Turn<'a>(&'a Turns);
+struct Turn<'a>(&'a Turns, ThreadId);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).retain(|thread| *thread != self.1);
         self.0.freed.notify_one();
     }
 }
@@ -156,8 +164,8 @@ impl Held {
 
 impl Computes {
     fn load(config: &ModelConfig, source: &mut (dyn WeightSource + Send), engine: &Engine) -> Result<Self> {
-        engine.pool.install(|| match &engine.place {
-            Place::Kernel(kernel) => Ok(Computes::Kernels(Box::new(PackedModel::load(config, source, *kernel)?))),
+        engine.install(|| match &engine.place {
+            Place::Kernel(kernel) => Ok(Computes::Kernels(Box::new(engine.packed(config, source, *kernel)?))),
             #[cfg(feature = "backend")]
             Place::Burn(device) => Ok(Computes::Burn(Box::new(Model::load(config, source, device)?), device.clone())),
         })
@@ -185,7 +193,7 @@ impl Computes {
         }
     }
 
-    /// What is wanted of each sequence. Runs in the current pool.
+    /// What is wanted of each sequence. Runs where it is called, within [`Engine::install`].
     fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
         match self {
             Computes::Kernels(model) => model.outputs(batch, output, &mut || limit.check()),
@@ -260,7 +268,7 @@ fn fastest(config: &ModelConfig, held: &mut Held, engine: &mut Engine) -> Result
         let mut least = Duration::MAX;
         for _ in 0..MEASURED_RUNS {
             let start = Instant::now();
-            engine.pool.install(|| model.outputs(&batch, Output::States, &Limit::NONE))?;
+            engine.install(|| model.outputs(&batch, Output::States, &Limit::NONE))?;
             least = least.min(start.elapsed());
         }
         let microseconds = least.as_micros() as u64;
@@ -427,16 +435,20 @@ impl Opened {
         )))
     }
 
-    /// Runs `f` in the model's own pool, when it is this call's turn.
+    /// Runs `f` where the model computes, when it is this call's turn.
     pub(crate) fn install<T: Send>(&self, limit: &Limit, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let Some(pool) = &self.engine.pool else {
+            let _turn = self.turns.take(limit)?;
+            return f();
+        };
         // One that comes from within another has its turn.
-        let is_within = self.engine.pool.current_thread_index().is_some();
-        let _turn = if is_within { None } else { Some(self.turns.take(limit)?) };
+        let is_within = pool.current_thread_index().is_some();
+        let _turn = if is_within { None } else { self.turns.take(limit)? };
         if self.engine.report.threads > 1 {
             // All wake at once: the others would sleep on until the first has work to share.
-            self.engine.pool.spawn_broadcast(|_| {});
+            pool.spawn_broadcast(|_| {});
         }
-        self.engine.pool.install(f)
+        pool.install(f)
     }
 
     /// Cuts `texts` into windows, computes them in batches of at most `max_batch_tokens` and hands each window with its output
@@ -498,7 +510,7 @@ impl Opened {
         ids
     }
 
-    /// What is wanted of each sequence. Runs in the current pool.
+    /// What is wanted of each sequence. Runs within [`Opened::install`].
     pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
         let outputs = self.model.outputs(batch, output, limit);
         self.computed_tokens.fetch_add(batch.lengths().iter().sum::<usize>() as u64, Ordering::Relaxed);
@@ -540,12 +552,12 @@ fn on_gpu(
         _ => Some(Arc::new(in_place(config, &mut held, engine, options, false)?)),
     };
     let cpu_time = cpu.clone().map(|cpu| -> Box<CpuTime> {
-        let (pool, output) = (engine.pool.clone(), self_check::wanted(config));
+        let (engine, output) = (engine.clone(), self_check::wanted(config));
         Box::new(move |batch| {
             let mut least = Duration::MAX;
             for _ in 0..MEASURED_RUNS {
                 let start = Instant::now();
-                pool.install(|| cpu.outputs(batch, output, &Limit::NONE))?;
+                engine.install(|| cpu.outputs(batch, output, &Limit::NONE))?;
                 least = least.min(start.elapsed());
             }
             Ok(least)

@@ -19,8 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Options {
     /// Where to compute.
     pub device: Device,
-    /// Worker threads of the model's own pool, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has fast
-    /// cores, at most four. A call's own thread waits while they compute; in WebAssembly without threads it computes alone, whatever is asked.
+    /// Threads that compute, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has fast cores, at most four. They
+    /// are the model's own, and a call waits for them; a kernel with one thread computes on the call's. WebAssembly without threads has
+    /// that alone, whatever is asked.
     pub threads: usize,
     /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
     /// of scores depend on it and, where two readings are as likely, an entity.

@@ -7,7 +7,7 @@ use crate::bundle::{Bundle, BundleWeights, Golden, Precision};
 use crate::device::{Engine, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
-use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
+use crate::model::{ModelConfig, Output, Task, WeightSource};
 use crate::options::Options;
 
 /// How near a model came to the golden cases of its bundle.
@@ -170,11 +170,11 @@ impl Golden {
     pub fn answered(bundle: &Bundle) -> Result<Self> {
         let config = bundle.config();
         let mut golden = Golden::unanswered(config, bundle.precision());
-        let pool = Engine::start(&Options::default())?.pool;
+        let engine = Engine::start(&Options::default())?;
         let kernel = Kernel::by_name("scalar").ok_or_else(|| Error::internal("the plain kernel is not there"))?;
         let compute = |source: &mut (dyn WeightSource + Send)| -> Result<Vec<Vec<f32>>> {
-            pool.install(|| {
-                let model = PackedModel::load(config, source, kernel)?;
+            engine.install(|| {
+                let model = engine.packed(config, source, kernel)?;
                 let mut answers = Vec::new();
                 for case in &golden.cases {
                     let batch = Batch::new(&[&case.ids], config.pad_token_id);

@@ -1,10 +1,12 @@
 //! A process has as many threads as it was told, and starts none of its own. Alone in its file, since it counts.
 #![cfg(all(feature = "checkpoint", target_os = "linux"))]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ampoule::{Checkpoint, ErrorKind, Extractor, Options};
+use ampoule::{Checkpoint, Entity, ErrorKind, Extractor, Options};
+use rayon::prelude::*;
 
 /// The names of the process's threads, but of one that ends at this moment.
 fn threads() -> Vec<String> {
@@ -41,8 +43,10 @@ fn a_model_starts_the_threads_it_was_told_and_ends_them() {
             Extractor::from_checkpoint(checkpoint.clone(), &Options { threads: count, ..Options::default() }).unwrap();
         answers.push(extractor.extract(&"the pain of aspirin , naloxone ".repeat(200)).unwrap());
         let ours = |names: &[String]| names.iter().filter(|name| name.starts_with("ampoule-")).count();
-        let now = settled(|names| ours(names) == count);
-        assert_eq!((now.len(), ours(&now)), (before.len() + count, count), "{now:?}");
+        // One is the caller's.
+        let started = if count == 1 { 0 } else { count };
+        let now = settled(|names| ours(names) == started);
+        assert_eq!((now.len(), ours(&now)), (before.len() + started, started), "{now:?}");
         assert_eq!(extractor.device().threads, count);
         drop(extractor);
         assert_eq!(settled(|names| names == before), before);
@@ -50,6 +54,42 @@ fn a_model_starts_the_threads_it_was_told_and_ends_them() {
     let spans = |i: usize| answers[i].iter().map(|e| (e.label.clone(), e.range.clone())).collect::<Vec<_>>();
     assert!(spans(0) == spans(1) && spans(1) == spans(2) && !spans(0).is_empty());
     let options = Options { threads: ampoule::MAX_THREADS + 1, ..Options::default() };
-    let error = Extractor::from_checkpoint(checkpoint, &options).err().unwrap();
+    let error = Extractor::from_checkpoint(checkpoint.clone(), &options).err().unwrap();
     assert!(error.kind() == ErrorKind::InvalidInput && threads() == before, "{error}");
+    one_thread_is_the_callers(checkpoint);
+}
+
+/// Of whoever calls: a small thread of a phone's, several at once, those of the caller's own pool, a call from within another.
+fn one_thread_is_the_callers(checkpoint: Checkpoint) {
+    let open =
+        |threads| Extractor::from_checkpoint(checkpoint.clone(), &Options { threads, ..Options::default() }).unwrap();
+    let text = "the pain of aspirin , naloxone ".repeat(200);
+    let (one, expected) = (open(1), open(2).extract(&text).unwrap());
+    let same = |found: &[Entity]| {
+        found.len() == expected.len() && found.iter().zip(&expected).all(|(a, b)| a.range == b.range)
+    };
+
+    let (one, text) = (&one, text.as_str());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let small = std::thread::Builder::new().stack_size(256 << 10);
+            small.spawn_scoped(scope, || assert!(same(&one.extract(text).unwrap()))).unwrap();
+        }
+    });
+
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let before = threads();
+    pool.install(|| (0..12).into_par_iter().for_each(|_| assert!(same(&one.extract(text).unwrap()))));
+    assert_eq!(threads(), before, "rayon's global pool was started");
+
+    let (caller, mut nested) = (std::thread::current().id(), None);
+    one.extract_each(text, |_| {
+        assert_eq!(std::thread::current().id(), caller);
+        nested.get_or_insert_with(|| one.extract(text).unwrap());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(same(&nested.unwrap()));
+    // The turn was given back.
+    assert!(same(&one.extract(text).unwrap()));
 }

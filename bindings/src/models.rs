@@ -19,7 +19,7 @@ pub struct ModelReport {
     pub kernel: Option<String>,
     /// Why this device.
     pub reason: String,
-    /// Threads of the model's pool.
+    /// Threads that compute.
     pub threads: u32,
     /// The narrowest type of a matrix in the bundle: `f32`, `f16` or `int8`.
     pub precision: String,
@@ -220,8 +220,12 @@ impl Extractor {
 
     /// The entities of a text as bytes, for a language that reads records slowly (Python): 32 of them an entity, little-endian: the index of
     /// its label in `labels`, its score as a float, and start and end in UTF-8, in UTF-16 and in scalar values.
-    #[uniffi::method(default(cancel = None, timeout_ms = None))]
-    pub fn extract_packed(
+    pub fn extract_packed(&self, text: &str) -> Result<Vec<u8>> {
+        self.extract_packed_within(text, None, None)
+    }
+
+    /// The same, until it is cancelled or the time is over; no limit at all takes such a language 12 µs to say.
+    pub fn extract_packed_within(
         &self,
         text: &str,
         cancel: Option<Arc<CancelToken>>,

@@ -50,7 +50,7 @@ fn a_stream_and_a_batch_give_what_single_calls_give() {
     let records = extractor.extract_batch(texts.clone(), None, None).unwrap();
     let packed = extractor.extract_batch_packed(texts.clone(), None, None).unwrap();
     for (text, packed) in texts.iter().zip(&packed) {
-        assert_eq!(extractor.extract_packed(text, None, None).unwrap().len(), packed.len());
+        assert_eq!(extractor.extract_packed_within(text, None, None).unwrap().len(), packed.len());
     }
     for (records, packed) in records.iter().zip(&packed) {
         let rows: Vec<[u32; 8]> = packed

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
+use rayon::iter::plumbing::{Producer, ProducerCallback};
 use rayon::prelude::*;
 
 use super::Output;
@@ -34,6 +35,7 @@ pub(crate) struct PackedModel {
     project: Option<Packed>,
     layers: Vec<Layer>,
     head: Option<Head>,
+    workers: Workers,
     /// Those not in use.
     workspaces: Mutex<Vec<Workspace>>,
 }
@@ -64,6 +66,43 @@ struct Head {
 /// `[tokens, 3 * hidden]`; groups in order.
 type ObserveGroup<'a> = dyn FnMut(usize, &[f32], &[f32]) + 'a;
 
+/// Whose threads compute.
+#[derive(Clone, Copy)]
+enum Workers {
+    /// Those of rayon's current pool.
+    Pool,
+    /// The one that calls, whichever pool it may be in.
+    Caller,
+}
+
+impl Workers {
+    fn count(self) -> usize {
+        match self {
+            Workers::Pool => rayon::current_num_threads(),
+            Workers::Caller => 1,
+        }
+    }
+
+    /// Does `work` on each of `blocks`.
+    fn each<B: IndexedParallelIterator>(self, blocks: B, work: impl Fn(B::Item) + Send + Sync) {
+        match self {
+            Workers::Pool => blocks.for_each(work),
+            Workers::Caller => blocks.with_producer(InOrder(work)),
+        }
+    }
+}
+
+/// Takes from a parallel iterator one item after another, without a pool.
+struct InOrder<F>(F);
+
+impl<T, F: Fn(T)> ProducerCallback<T> for InOrder<F> {
+    type Output = ();
+
+    fn callback<P: Producer<Item = T>>(self, producer: P) {
+        producer.into_iter().for_each(self.0);
+    }
+}
+
 /// What one call needs at a time.
 #[derive(Default)]
 struct Workspace {
@@ -75,7 +114,7 @@ struct Workspace {
     qkv: Vec<f32>,
     /// `[heads, tokens of a group, hidden / heads]`
     context: Vec<f32>,
-    /// One for each thread of the pool.
+    /// One for each thread that computes.
     threads: Vec<Mutex<ThreadSpace>>,
 }
 
@@ -131,11 +170,18 @@ impl PackedModel {
             project,
             layers,
             head,
+            workers: Workers::Pool,
             workspaces,
         })
     }
 
-    /// What is wanted of each sequence. `check` may end the computation between layers. Runs in rayon's current pool.
+    /// The same, to be computed by the thread that calls, alone. That thread need not be in a pool.
+    pub(crate) fn on_callers_thread(self) -> Self {
+        PackedModel { workers: Workers::Caller, ..self }
+    }
+
+    /// What is wanted of each sequence. `check` may end the computation between layers. Runs in rayon's current pool, or on the
+    /// [caller's thread](PackedModel::on_callers_thread).
     pub(crate) fn outputs(
         &self,
         batch: &Batch,
@@ -148,9 +194,11 @@ impl PackedModel {
             match (output, &self.head) {
                 (Output::States, _) => Ok(sequences.map(<[f32]>::to_vec).collect()),
                 (Output::Logits, Some(head)) => {
-                    let sequences: Vec<&[f32]> = sequences.collect();
-                    let of = |states: &&[f32]| head.logits(states, &mut space(&workspace.threads).scratch);
-                    Ok(sequences.par_iter().map(of).collect())
+                    let mut logits: Vec<(&[f32], Vec<f32>)> = sequences.map(|states| (states, Vec::new())).collect();
+                    self.workers.each(logits.par_iter_mut(), |(states, logits)| {
+                        *logits = head.logits(states, &mut space(&workspace.threads).scratch);
+                    });
+                    Ok(logits.into_iter().map(|(_, logits)| logits).collect())
                 }
                 (Output::Logits, None) => Err(super::no_labels()),
             }
@@ -222,7 +270,7 @@ impl PackedModel {
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let h = self.config.hidden_size;
-        let threads = rayon::current_num_threads();
+        let threads = self.workers.count();
         workspace.threads.resize_with(threads, Mutex::default);
         let Workspace { tokens, x, qkv, context, threads: spaces } = workspace;
         tokens.clear();
@@ -242,13 +290,13 @@ impl PackedModel {
         match self.layers.first().filter(|_| is_one_group) {
             Some(first) => {
                 qkv.resize(3 * tokens.len() * h, 0.0);
-                blocks.zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|((x, tokens), qkv)| {
+                self.workers.each(blocks.zip(qkv.par_chunks_mut(rows * 3 * h)), |((x, tokens), qkv)| {
                     let mut own = space(spaces);
                     self.embed(tokens, x, &mut own);
                     first.query_key_value.apply(x, None, &mut own.scratch, qkv);
                 });
             }
-            None => blocks.for_each(|(x, tokens)| self.embed(tokens, x, &mut space(spaces))),
+            None => self.workers.each(blocks, |(x, tokens)| self.embed(tokens, x, &mut space(spaces))),
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).filter(|_| is_one_group);
@@ -272,14 +320,14 @@ impl PackedModel {
     /// Rows that one thread takes at a time.
     fn rows(&self, x: &[f32]) -> usize {
         let tokens = x.len() / self.config.hidden_size;
-        tokens.div_ceil(rayon::current_num_threads()).clamp(1, ROWS)
+        tokens.div_ceil(self.workers.count()).clamp(1, ROWS)
     }
 
     /// Queries, keys and values of `x` `[tokens, hidden]`.
     fn project(&self, layer: &Layer, x: &[f32], qkv: &mut Vec<f32>, spaces: &[Mutex<ThreadSpace>]) {
         let (h, rows) = (self.config.hidden_size, self.rows(x));
         qkv.resize(3 * x.len(), 0.0);
-        x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)).for_each(|(x, qkv)| {
+        self.workers.each(x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)), |(x, qkv)| {
             layer.query_key_value.apply(x, None, &mut space(spaces).scratch, qkv);
         });
     }
@@ -302,7 +350,8 @@ impl PackedModel {
         let (tokens, rows) = (x.len() / h, self.rows(x));
         context.resize(tokens * h, 0.0);
         let all = &*qkv;
-        context.par_chunks_mut((tokens * head_width).max(1)).enumerate().for_each(|(head, context)| {
+        let heads = context.par_chunks_mut((tokens * head_width).max(1)).enumerate();
+        self.workers.each(heads, |(head, context)| {
             let mut own = space(spaces);
             let (mut qkv, mut context) = (all, context);
             for &n in lengths {
@@ -314,7 +363,7 @@ impl PackedModel {
         });
         let context = context.as_slice();
         let blocks = x.par_chunks_mut(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h));
-        blocks.enumerate().for_each(|(block, (x, qkv))| {
+        self.workers.each(blocks.enumerate(), |(block, (x, qkv))| {
             let mut own = space(spaces);
             let ThreadSpace { scratch, narrow, gathered, wide } = &mut *own;
             let n = x.len() / h;
@@ -471,7 +520,7 @@ fn linear(
     Ok(Packed::new(kernel, &Matrix::F32(rows), inputs, &bias))
 }
 
-/// That of the pool's thread which calls: each finds its own free.
+/// That of the thread which calls: each finds its own free.
 fn space(spaces: &[Mutex<ThreadSpace>]) -> std::sync::MutexGuard<'_, ThreadSpace> {
     lock(&spaces[rayon::current_thread_index().unwrap_or(0) % spaces.len()])
 }

@@ -173,7 +173,7 @@ class ModelReport(NamedTuple):
     reason: str
     """Why this device."""
     threads: int
-    """Threads of the model's pool."""
+    """Threads that compute."""
     precision: str
     """The narrowest type of a matrix in the bundle: f32, f16 or int8."""
     weight_bytes: int
@@ -203,7 +203,7 @@ class OpenOptions(TypedDict, total=False):
     device: Literal["cpu", "gpu", "gpu_or_cpu"]
     """Where to compute; ``cpu``."""
     threads: int
-    """Threads of the model's own pool; 0 for as many as the machine has fast cores, at most four."""
+    """Threads that compute; 0 for as many as the machine has fast cores, at most four. One is the caller's own."""
     kernel: str | None
     """The kernel of the processor, as a report names it."""
     autotune: bool
@@ -262,7 +262,7 @@ def _milliseconds(timeout: float | None) -> int | None:
     return int(max(0.0, min(timeout * 1000, 2.0**63)))
 
 
-# An entity as `extract_packed` gives it.
+# An entity as `_native.Extractor.extract_packed` gives it.
 _ROW = struct.Struct("<If6I")
 # Characters from which on a call is worth a thread, so that Ctrl-C need not wait for it.
 _LONG = 8_000
@@ -426,7 +426,10 @@ class Extractor(_Model):
 
     def extract(self, text: str, *, cancel: CancelToken | None = None, timeout: float | None = None) -> list[Entity]:
         """The entities of a text, in order. ``timeout`` in seconds."""
-        return self._entities(_run(self._here().extract_packed, _mended(text), len(text), cancel, timeout))
+        model, text = self._here(), _mended(text)
+        if cancel is None and timeout is None and len(text) < _LONG:
+            return self._entities(_call(model.extract_packed, text))
+        return self._entities(_run(model.extract_packed_within, text, len(text), cancel, timeout))
 
     def extract_batch(self, texts: Iterable[str], *, cancel: CancelToken | None = None) -> Iterator[list[Entity]]:
         """The entities of each text, computed some texts at a time; ``texts`` may be endless."""

@@ -1,6 +1,9 @@
 """What a call of 128 tokens costs in Python beside Rust, blocks of both in turn: `python overhead.py CLOCK`, which is
-`bindings/examples/clock.rs`, built. Prints microseconds, medians over blocks of medians; over `LIMIT` of the time of Rust, fails."""
+`bindings/examples/clock.rs`, built. Prints microseconds, medians over blocks of medians, and the least block of each side: what else
+runs on the machine takes more from the side that needs more of its cache, which the least do not show. Over `LIMIT` of the time of
+Rust in the least, fails."""
 
+import os
 import pathlib
 import statistics
 import subprocess
@@ -11,7 +14,7 @@ import ampoule
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BUNDLE = ROOT / "models/clinical-en.int8.safetensors"
-TOKENS, CALLS, BLOCKS = 128, 30, 101
+TOKENS, CALLS, BLOCKS = 128, 10, 301
 LIMIT = 0.05
 
 
@@ -44,6 +47,8 @@ with ampoule.Extractor.open(BUNDLE, threads=1) as model:
     model.extract("Started on lisinopril.")
     print(f"open to first entity: {(time.perf_counter() - start) * 1000:.1f} ms")
     text, tokens = text_of(model, TOKENS)
+    # Both on the same core, which the one that waits leaves to the other.
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
     rust = subprocess.Popen([sys.argv[1], BUNDLE, text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def rust_us():
@@ -55,6 +60,10 @@ with ampoule.Extractor.open(BUNDLE, threads=1) as model:
     rust.stdin.close()
     here, there = (statistics.median(side) for side in zip(*pairs))
     more = statistics.median(b / a for a, b in pairs) - 1
-    print(f"{tokens} tokens, {len(model.extract(text))} entities: Rust {here:.0f} us, Python {there:.0f} us, {100 * more:+.1f} %")
-    if more > LIMIT:
+    least = min(b for _, b in pairs) / min(a for a, _ in pairs) - 1
+    print(
+        f"{tokens} tokens, {len(model.extract(text))} entities: Rust {here:.0f} us, Python {there:.0f} us, {100 * more:+.1f} %"
+        f" (least {100 * least:+.1f} %)"
+    )
+    if least > LIMIT:
         sys.exit(f"a call costs more than {100 * LIMIT:.0f} % over Rust's")

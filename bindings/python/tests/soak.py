@@ -60,10 +60,12 @@ with ampoule.Extractor.open(BUNDLE, threads=1) as model:
         def wait():
             try:
                 # As any thread but the main one calls.
-                ampoule._run(model._model.extract_packed, text, 0, token, None)
+                ampoule._run(model._model.extract_packed_within, text, 0, token, None)
                 failed.append("a call that was not cancelled")
             except ampoule.Cancelled:
                 pass
+            except Exception as error:
+                failed.append(type(error).__name__)
 
         return wait, token.cancel
 

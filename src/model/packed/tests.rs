@@ -219,6 +219,9 @@ fn neither_batch_nor_padding_nor_threads_change_a_bit() {
                     let alone = hidden(&packed, std::slice::from_ref(sequence), 1);
                     assert!(alone[0] == *expected, "{name}, {kernel:?}: {} tokens alone", sequence.len());
                 }
+                let batch = Batch::new(&sequences, config.pad_token_id);
+                let found = packed.on_callers_thread().outputs(&batch, Output::States, &mut || Ok(())).unwrap();
+                assert!(found == expected, "{name}, {kernel:?}: the caller's thread");
             }
         }
     }

@@ -71,7 +71,7 @@ func opened<T: Sendable>(_ open: @escaping @Sendable () throws -> T) async throw
     return model
 }
 
-/// The queues of all calls, whoever makes them: each call computes on its model's own threads, so a few at once are all that a machine has
+/// The queues of all calls, whoever makes them: each call computes on its thread and its model's, so a few at once are all that a machine has
 /// use for. Who waits for one waits in no thread, in turn, until it is cancelled.
 final class Queues: @unchecked Sendable {
     static let all = Queues(4)

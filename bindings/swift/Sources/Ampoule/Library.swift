@@ -22,7 +22,7 @@ public struct ModelReport: Hashable, Sendable {
     public let kernel: String?
     /// Why this device.
     public let reason: String
-    /// Threads of the model's pool.
+    /// Threads that compute.
     public let threads: Int
     /// The narrowest type of a matrix in the bundle: `f32`, `f16` or `int8`.
     public let precision: String

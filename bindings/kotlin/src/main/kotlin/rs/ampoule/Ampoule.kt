@@ -119,7 +119,7 @@ public enum class Load {
 public data class OpenOptions(
     /** Where to compute. */
     val device: Device = Device.CPU,
-    /** Threads of the model's own pool; 0 for as many as the machine has fast cores, at most four. */
+    /** Threads that compute; 0 for as many as the machine has fast cores, at most four. One is the caller's own. */
     val threads: Int = 0,
     /** The kernel of the processor, as [ModelReport.kernel] names it; without one the processor's usual one. */
     val kernel: String? = null,
@@ -176,7 +176,7 @@ public data class ModelReport(
     val kernel: String?,
     /** Why this device. */
     val reason: String,
-    /** Threads of the model's pool. */
+    /** Threads that compute. */
     val threads: Int,
     /** The narrowest type of a matrix in the bundle: f32, f16 or int8. */
     val precision: String,

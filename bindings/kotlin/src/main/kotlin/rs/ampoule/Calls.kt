@@ -29,7 +29,7 @@ internal fun Duration?.milliseconds(): ULong? = this?.inWholeMilliseconds?.coerc
 /** Where calls block: nothing waits for a thread here, since what waits for one cannot be cancelled until it has one. */
 internal val threads: CoroutineDispatcher = Dispatchers.IO.limitedParallelism(Int.MAX_VALUE, "ampoule")
 
-/** Calls at once, whoever makes them: each computes on its model's own threads, so a few are all that a machine has use for. */
+/** Calls at once, whoever makes them: each computes on its thread and its model's, so a few are all that a machine has use for. */
 internal val permits = Semaphore(4)
 
 /** Runs a blocking call, and returns when it has ended; `stop` is called at once when the coroutine is cancelled. */
