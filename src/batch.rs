@@ -48,6 +48,13 @@ impl Batch {
         Batch { input_ids, lengths, seq }
     }
 
+    /// Some of its sequences, padded as they are.
+    #[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
+    pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Batch {
+        let input_ids = self.input_ids[rows.start * self.seq..rows.end * self.seq].to_vec();
+        Batch { input_ids, lengths: self.lengths[rows].to_vec(), seq: self.seq }
+    }
+
     /// Number of tokens of each sequence, without padding.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths

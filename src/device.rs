@@ -328,7 +328,7 @@ const NO_GPU: &str = "this build is without GPU support; build with the feature 
 #[cfg(feature = "wgpu")]
 fn gpu(options: &Options) -> Result<crate::gpu::Adapter> {
     use crate::gpu::Wanted;
-    crate::gpu::find(options.adapter.as_deref().map_or(Wanted::Hardware, Wanted::Named))
+    crate::gpu::open(options.adapter.as_deref().map_or(Wanted::Hardware, Wanted::Named), options.gpu_limits)
 }
 
 /// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for; a software adapter where there is no hardware.
@@ -341,7 +341,7 @@ pub fn training_device(requested: Device) -> Result<BurnDevice> {
     match requested {
         Device::Cpu => Ok(BurnDevice::flex()),
         #[cfg(feature = "wgpu")]
-        Device::Gpu => Ok(crate::gpu::find(crate::gpu::Wanted::Any)?.device),
+        Device::Gpu => Ok(crate::gpu::open(crate::gpu::Wanted::Any, crate::gpu::GpuLimits::default())?.device),
         #[cfg(not(feature = "wgpu"))]
         Device::Gpu => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
         other => Err(Error::invalid_input(format!("training on {other:?}; name `cpu` or `gpu`"))),
@@ -351,9 +351,9 @@ pub fn training_device(requested: Device) -> Result<BurnDevice> {
 /// Names of the GPU adapters that this build could use, software in a GPU's place said so; none without the feature `wgpu`.
 pub fn gpu_adapters() -> Vec<String> {
     #[cfg(feature = "wgpu")]
-    let names = crate::gpu::adapters().map(|adapter| match adapter.is_software {
-        true => format!("{} (software)", adapter.name),
-        false => adapter.name,
+    let names = crate::gpu::names().map(|(name, is_software)| match is_software {
+        true => format!("{name} (software)"),
+        false => name.to_owned(),
     });
     #[cfg(not(feature = "wgpu"))]
     let names = std::iter::empty();

@@ -8,9 +8,9 @@ mod worker;
 use serde::Serialize;
 
 #[cfg(feature = "wgpu")]
-pub(crate) use self::adapters::{Adapter, Wanted, adapters, find};
+pub(crate) use self::adapters::{Adapter, Wanted, names, open, retire};
 #[cfg(feature = "wgpu")]
-pub(crate) use self::worker::{CpuTime, Gpu, Load, PATIENCE, Plan};
+pub(crate) use self::worker::{CpuTime, Demand, Gpu, Load, PATIENCE, Plan};
 use crate::bundle::Precision;
 use crate::self_check::SelfCheck;
 
@@ -25,6 +25,25 @@ pub enum GpuState {
     Ready,
     /// It computes no more: [`GpuReport::reason`] says why.
     Failed,
+}
+
+/// What of a GPU is used at most: for drivers that promise more than they keep, and for apps that need its memory too. The default is all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuLimits {
+    /// Whether it may compute in f16, which it does for bundles in f16.
+    pub f16: bool,
+    /// Bytes of the memory that the threads of a workgroup share.
+    pub shared_memory_bytes: u32,
+    /// Bytes of a buffer. Word embeddings and batches are split to fit; a model with a matrix, or a window, that does not fit is refused.
+    pub buffer_bytes: u64,
+    /// Bytes for a model's weights and one batch; a model that needs more is refused before any of it is sent.
+    pub memory_bytes: u64,
+}
+
+impl Default for GpuLimits {
+    fn default() -> Self {
+        GpuLimits { f16: true, shared_memory_bytes: u32::MAX, buffer_bytes: u64::MAX, memory_bytes: u64::MAX }
+    }
 }
 
 /// What a model's GPU is, and has done.

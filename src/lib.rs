@@ -54,7 +54,7 @@ pub use embedder::Embedder;
 pub use entity::{Entity, OffsetMap};
 pub use error::{Error, ErrorKind, Result};
 pub use extractor::{Extractor, WordLogits};
-pub use gpu::{GpuReport, GpuState, GpuTime};
+pub use gpu::{GpuLimits, GpuReport, GpuState, GpuTime};
 pub use model::{ModelConfig, ModelType, Task};
 pub use opened::ModelReport;
 pub use options::{CancelToken, Options};

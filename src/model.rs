@@ -89,9 +89,19 @@ impl Model {
     /// # Errors
     /// Those of `source`.
     pub fn load(config: &ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self> {
+        Self::load_in_parts(config, source, u64::MAX, device)
+    }
+
+    /// The same, word embeddings in parts of at most `most_bytes` each.
+    pub(crate) fn load_in_parts(
+        config: &ModelConfig,
+        source: &mut dyn WeightSource,
+        most_bytes: u64,
+        device: &Device,
+    ) -> Result<Self> {
         config.validate()?;
         Ok(Model {
-            embeddings: Embeddings::load(config, source, device)?,
+            embeddings: Embeddings::load(config, source, most_bytes, device)?,
             embeddings_project: embeddings::load_projection(config, source, device)?,
             encoder: Encoder::load(config, source, device)?,
             head: Head::load(config, source, device)?,

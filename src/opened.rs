@@ -17,7 +17,7 @@ use crate::device::{Device, DeviceReport, Engine, KernelTime, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::GpuReport;
 #[cfg(feature = "wgpu")]
-use crate::gpu::{self, CpuTime, Gpu, Plan};
+use crate::gpu::{self, CpuTime, Demand, Gpu, Plan};
 use crate::kernels::Kernel;
 #[cfg(feature = "backend")]
 use crate::model::Model;
@@ -356,7 +356,17 @@ impl Opened {
         let mut engine = Engine::start(options)?;
         #[cfg(feature = "wgpu")]
         let model = match engine.gpu.take() {
-            Some(adapter) => on_gpu(adapter, &config, held, &mut engine, golden.as_ref(), precision, options)?,
+            Some(adapter) => {
+                let demand = Demand::of(&config, options.max_batch_tokens, window_tokens);
+                match demand.check(adapter.limits) {
+                    Ok(()) => on_gpu(adapter, &config, held, &mut engine, golden.as_ref(), precision, options)?,
+                    Err(error) if options.device == Device::GpuOrCpu => {
+                        engine.report.reason = error.to_string();
+                        in_place(&config, &mut held, &mut engine, options, true)?
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
             None => in_place(&config, &mut held, &mut engine, options, true)?,
         };
         #[cfg(not(feature = "wgpu"))]
@@ -563,14 +573,19 @@ fn on_gpu(
             Ok(least)
         })
     });
-    let (device, config_of) = (adapter.device, config.clone());
+    let (device, limits, config_of) = (adapter.device, adapter.limits, config.clone());
     // Of a bundle in f16, where the adapter computes in it; else in f32.
-    let is_half = precision == Precision::F16 && device.supports_dtype(burn::tensor::DType::F16);
+    let is_half = precision == Precision::F16 && limits.f16 && device.supports_dtype(burn::tensor::DType::F16);
+    let failed = device.clone();
     let load: Box<gpu::Load> = Box::new(move || {
         let model = match held {
-            Held::Bundle(bundle) => Model::load(&config_of, &mut bundle.weights(), &device)?,
+            Held::Bundle(bundle) => {
+                Model::load_in_parts(&config_of, &mut bundle.weights(), limits.buffer_bytes, &device)?
+            }
             #[cfg(feature = "checkpoint")]
-            Held::Checkpoint(mut weights) => Model::load(&config_of, &mut weights, &device)?,
+            Held::Checkpoint(mut weights) => {
+                Model::load_in_parts(&config_of, &mut weights, limits.buffer_bytes, &device)?
+            }
         };
         let model = if is_half { model.in_half_precision() } else { model };
         Ok(Box::new(move |batch, output, check| composed(&model, &device, batch, output, check)))
@@ -584,6 +599,8 @@ fn on_gpu(
         from_tokens: options.gpu_from_tokens,
         check_every: options.gpu_check_every,
         patience: gpu::PATIENCE,
+        buffer_bytes: limits.buffer_bytes,
+        retire: Box::new(move || gpu::retire(&failed)),
     };
     let gpu = Gpu::start(plan, load)?;
     if cpu.is_none() {

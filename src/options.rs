@@ -13,6 +13,7 @@ pub(crate) use web_time::Instant;
 use crate::bundle::Load;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::GpuLimits;
 
 /// How a model is opened and used. Every field has a default.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub struct Options {
     /// The batches after which a GPU computes the golden cases again; 0 for never. Where it then fails,
     /// [`GpuReport::unverified_batches`](crate::GpuReport::unverified_batches) says how many were answered since it last proved itself.
     pub gpu_check_every: u64,
+    /// What of the GPU is used at most.
+    pub gpu_limits: GpuLimits,
     /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is. A GPU pads to a few shapes, which
     /// may double them.
     pub max_batch_tokens: usize,
@@ -73,6 +76,7 @@ impl Default for Options {
             adapter: None,
             gpu_from_tokens: None,
             gpu_check_every: 64,
+            gpu_limits: GpuLimits::default(),
             max_batch_tokens: 1024,
             max_window_tokens: 0,
             load: Load::default(),

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ampoule::{Device, Entity, ErrorKind, Extractor, GpuState, Options, gpu_adapters};
+use ampoule::{Device, Entity, ErrorKind, Extractor, GpuLimits, GpuState, Options, gpu_adapters};
 
 /// On whatever adapter there is.
 fn on(device: Device) -> Options {
@@ -287,4 +287,48 @@ fn two_hundred_opened_and_closed_and_ten_thousand_calls_leave_nothing() {
     }
     println!("{calls} calls in {:.0?}: {settled} to {} kB, {:?}", begin.elapsed(), resident(), extractor.report().gpu);
     assert!(resident() < settled + 16 * 1024);
+}
+
+/// What a small phone's GPU has: no f16, 16 KiB of shared memory, small buffers.
+#[test]
+fn word_embeddings_and_batches_are_split_to_fit_a_small_gpus_buffers() {
+    if is_missing() {
+        return;
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clinical-en.int8.safetensors");
+    let bundle = ampoule::bundle::Bundle::open(&path, ampoule::bundle::Load::Copy, false).unwrap();
+    let word_embeddings = 4 * bundle.config().vocab_size * bundle.config().embedding_size;
+    let sentences = sentences(500);
+    let expected = expected(&sentences);
+    for (buffer_bytes, max_window_tokens) in [(8 << 20, 0), (2 << 20, 128)] {
+        assert!(word_embeddings as u64 > buffer_bytes);
+        let gpu_limits = GpuLimits { f16: false, shared_memory_bytes: 16 << 10, buffer_bytes, ..GpuLimits::default() };
+        let extractor = Extractor::embedded(&Options { gpu_limits, max_window_tokens, ..on(Device::Gpu) }).unwrap();
+        same(&extractor.extract_batch(&sentences).unwrap(), &expected, 1e-3);
+        let report = extractor.report().gpu.unwrap();
+        assert!(report.state == GpuState::Ready && report.self_check.unwrap().largest_difference < 1e-4, "{report:?}");
+    }
+}
+
+#[test]
+fn a_model_beyond_the_limits_is_refused_before_it_is_sent() {
+    if is_missing() {
+        return;
+    }
+    let all = GpuLimits::default();
+    for (gpu_limits, told) in [
+        (GpuLimits { buffer_bytes: 64 << 10, ..all }, "a buffer of the GPU at most 65536"),
+        (GpuLimits { buffer_bytes: 1 << 20, ..all }, "max_window_tokens"),
+        (GpuLimits { memory_bytes: 4 << 20, ..all }, "bytes of the GPU, and may have 4194304"),
+    ] {
+        let error = Extractor::embedded(&Options { gpu_limits, ..on(Device::Gpu) }).err().unwrap();
+        assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains(told), "{error}");
+        let extractor = Extractor::embedded(&Options { gpu_limits, ..on(Device::GpuOrCpu) }).unwrap();
+        assert!(
+            extractor.report().gpu.is_none() && extractor.device().reason.contains(told),
+            "{:?}",
+            extractor.device()
+        );
+        assert_eq!(extractor.extract("Started on lisinopril for hypertension.").unwrap().len(), 2);
+    }
 }

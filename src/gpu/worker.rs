@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+#[cfg(feature = "wgpu")]
+use super::GpuLimits;
 use super::{GpuReport, GpuState, GpuTime};
 use crate::batch::Batch;
 use crate::bundle::{Golden, Precision};
@@ -41,6 +43,76 @@ pub(crate) struct Plan {
     pub(crate) check_every: u64,
     /// How long a batch may take.
     pub(crate) patience: Duration,
+    /// Bytes of a buffer, which batches are split to fit.
+    pub(crate) buffer_bytes: u64,
+    /// Called once it has failed.
+    pub(crate) retire: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What a model asks of a GPU's memory, in f32, in which it is sent.
+#[cfg(feature = "wgpu")]
+pub(crate) struct Demand {
+    /// Bytes of all weights.
+    weights: u64,
+    /// The largest matrix, word embeddings aside, and its bytes.
+    matrix: (String, u64),
+    /// Bytes of the widest values of one sequence of the longest windows.
+    window: u64,
+    /// How many of these are computed at once.
+    windows: u64,
+}
+
+#[cfg(feature = "wgpu")]
+impl Demand {
+    /// That of a model whose batches have so many tokens, in windows of so many.
+    pub(crate) fn of(config: &ModelConfig, batch_tokens: usize, window_tokens: usize) -> Self {
+        let tensors = config.tensors();
+        let bytes = |shape: &[usize]| 4 * shape.iter().map(|&n| n as u64).product::<u64>();
+        let others = tensors.iter().filter(|(name, _)| name != "embeddings.word_embeddings.weight");
+        let largest = others.max_by_key(|(_, shape)| bytes(shape));
+        Demand {
+            weights: tensors.iter().map(|(_, shape)| bytes(shape)).sum(),
+            matrix: largest.map_or((String::new(), 0), |(name, shape)| (name.clone(), bytes(shape))),
+            window: widest(config, window_tokens),
+            windows: (batch_tokens / window_tokens.max(1)).max(1).next_power_of_two() as u64,
+        }
+    }
+
+    /// # Errors
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where that is more than the limits.
+    pub(crate) fn check(&self, limits: GpuLimits) -> Result<()> {
+        let refused = |message: String| Err(Error::new(ErrorKind::DeviceUnavailable, message));
+        let (name, matrix) = &self.matrix;
+        if *matrix > limits.buffer_bytes {
+            return refused(format!(
+                "{name} has {matrix} bytes, and a buffer of the GPU at most {}; use the device `cpu`",
+                limits.buffer_bytes
+            ));
+        }
+        if self.window > limits.buffer_bytes {
+            return refused(format!(
+                "what is computed of a window has {} bytes, and a buffer of the GPU at most {}; open the model with a smaller \
+                 `max_window_tokens`, or use the device `cpu`",
+                self.window, limits.buffer_bytes
+            ));
+        }
+        // The widest values, those that they are made from, and what is made of them.
+        let all = self.weights.saturating_add(3 * self.window * self.windows);
+        if all > limits.memory_bytes {
+            return refused(format!(
+                "the model needs {all} bytes of the GPU, and may have {}; use the device `cpu`, or one with fewer `max_batch_tokens`",
+                limits.memory_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the widest values that are computed of a sequence of so many tokens, when it is padded.
+fn widest(config: &ModelConfig, tokens: usize) -> u64 {
+    let length = padded_length(tokens).min(config.max_tokens()).max(tokens);
+    let widths = [config.intermediate_size, config.hidden_size, config.num_attention_heads * length];
+    4 * length as u64 * widths.into_iter().max().unwrap_or(1) as u64
 }
 
 /// How long a batch may take before the device counts as hung. Kernels of a new shape are compiled within it.
@@ -80,6 +152,7 @@ struct Shared {
     changed: Condvar,
     is_closed: AtomicBool,
     patience: Duration,
+    retire: Box<dyn Fn() + Send + Sync>,
 }
 
 struct Status {
@@ -102,6 +175,7 @@ impl Shared {
         if status.report.state != GpuState::Failed {
             status.report.state = GpuState::Failed;
             status.report.reason = Some(reason.to_owned());
+            (self.retire)();
             self.changed.notify_all();
         }
     }
@@ -130,7 +204,7 @@ fn unavailable(report: &GpuReport) -> Error {
     Error::new(
         ErrorKind::DeviceUnavailable,
         format!(
-            "the GPU {} computes no more: {reason}; use the device `cpu`, and the GPU in a new process",
+            "the GPU {} computes no more: {reason}; use the device `cpu`, or open the model again for a new try",
             report.adapter
         ),
     )
@@ -152,7 +226,7 @@ impl Drop for Gpu {
 
 impl Gpu {
     /// Starts the thread, which loads and proves the model.
-    pub(crate) fn start(plan: Plan, load: Box<Load>) -> Result<Self> {
+    pub(crate) fn start(mut plan: Plan, load: Box<Load>) -> Result<Self> {
         let report = GpuReport {
             adapter: plan.adapter.clone(),
             precision: match plan.reference {
@@ -172,6 +246,7 @@ impl Gpu {
             changed: Condvar::new(),
             is_closed: AtomicBool::new(false),
             patience: plan.patience,
+            retire: std::mem::replace(&mut plan.retire, Box::new(|| ())),
         });
         let (jobs, received) = channel();
         let (reference, thread) = (plan.reference, shared.clone());
@@ -378,7 +453,16 @@ impl<'a> Device<'a> {
         output: Output,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
-        self.shared.timed(self.shared.patience, || (self.compute)(batch, output, check))
+        let [rows, length] = batch.dims();
+        let most = usize::try_from(self.plan.buffer_bytes / widest(&self.plan.config, length)).unwrap_or(rows);
+        // As many as batches are padded to, so that there is no further shape.
+        let most = if most > 8 { most / 8 * 8 } else { 1 << most.max(1).ilog2() };
+        let mut outputs = Vec::with_capacity(rows);
+        for first in (0..rows).step_by(most) {
+            let part = batch.rows(first..rows.min(first + most));
+            outputs.append(&mut self.shared.timed(self.shared.patience, || (self.compute)(&part, output, check))?);
+        }
+        Ok(outputs)
     }
 
     fn answer(

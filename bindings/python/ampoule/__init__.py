@@ -262,6 +262,21 @@ def _milliseconds(timeout: float | None) -> int | None:
     return int(max(0.0, min(timeout * 1000, 2.0**63)))
 
 
+def _extract_packed(model: Any, text: str) -> bytes:
+    """``model.extract_packed(text)`` by less Python than uniffi's: a core's cache has lost all of it while the model computed."""
+    data = text.encode()
+    foreign = _native._UniffiForeignBytes(len(data), ctypes.cast(data, ctypes.POINTER(ctypes.c_char)))
+    lib, call = _native._UniffiLib, _native._uniffi_rust_call_with_error
+    buffer = call(None, lib.ffi_ampoule_bindings_rustbuffer_from_bytes, foreign)
+    method = lib.uniffi_ampoule_bindings_fn_method_extractor_extract_packed
+    rows = call(_native._UniffiFfiConverterTypeAmpouleError, method, model._uniffi_clone_handle(), buffer)
+    try:
+        # After their number.
+        return ctypes.string_at(rows.data, rows.len)[4:]
+    finally:
+        rows.free()
+
+
 # An entity as `_native.Extractor.extract_packed` gives it.
 _ROW = struct.Struct("<If6I")
 # Characters from which on a call is worth a thread, so that Ctrl-C need not wait for it.
@@ -428,7 +443,7 @@ class Extractor(_Model):
         """The entities of a text, in order. ``timeout`` in seconds."""
         model, text = self._here(), _mended(text)
         if cancel is None and timeout is None and len(text) < _LONG:
-            return self._entities(_call(model.extract_packed, text))
+            return self._entities(_call(_extract_packed, model, text))
         return self._entities(_run(model.extract_packed_within, text, len(text), cancel, timeout))
 
     def extract_batch(self, texts: Iterable[str], *, cancel: CancelToken | None = None) -> Iterator[list[Entity]]:

@@ -124,6 +124,8 @@ fn start_loading(load: Box<Load>, change: impl FnOnce(&mut Plan)) -> Gpu {
         from_tokens: None,
         check_every: 4,
         patience: Duration::from_secs(60),
+        buffer_bytes: u64::MAX,
+        retire: Box::new(|| ()),
     };
     change(&mut plan);
     Gpu::start(plan, load).unwrap()
@@ -315,5 +317,67 @@ fn lengths_are_few_and_waste_little() {
         let padded = padded_length(tokens);
         assert!(padded >= tokens && padded_length(padded) == padded);
         assert!(padded < tokens + 16 || 2 * padded < 3 * tokens + 2 || tokens > 512, "{tokens}: {padded}");
+    }
+}
+
+#[test]
+fn word_embeddings_in_parts_are_those_in_one() {
+    let (config, device) = (config(), BurnDevice::flex());
+    let ids: Vec<u32> = (0..config.vocab_size as u32).collect();
+    let batch = Batch::new(&[&ids[..], &ids[40..], &ids[..7]], config.pad_token_id);
+    let states = |most_bytes: u64| {
+        let model = Model::load_in_parts(&config, &mut weights(&config), most_bytes, &device).unwrap();
+        crate::opened::composed(&model, &device, &batch, Output::States, &mut || Ok(())).unwrap()
+    };
+    let row = 4 * config.embedding_size as u64;
+    let whole = states(u64::MAX);
+    for rows in [59, 20, 7, 1] {
+        assert!(states(rows * row) == whole, "{rows} rows a part");
+    }
+}
+
+#[test]
+fn a_batch_is_computed_in_parts_that_fit_a_buffer() {
+    let config = config();
+    let sequences: Vec<Vec<u32>> =
+        (0..21).map(|i| (0..5 + i % 12).map(|j| ((i * 7 + j) % 60) as u32).collect()).collect();
+    let batch = Batch::new(&sequences, config.pad_token_id);
+    let whole = right(&config)(&batch, Output::Logits, &mut || Ok(())).unwrap();
+    // Bytes of so many sequences of 16 tokens.
+    for rows in [1, 2, 3, 8, 13, 100] {
+        let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (seen, config_of) = (most.clone(), config.clone());
+        let watched: Box<Load> = Box::new(move || {
+            let mut compute = right(&config_of);
+            Ok(Box::new(move |batch: &Batch, output, check: &mut dyn FnMut() -> Result<()>| {
+                seen.fetch_max(batch.dims()[0], Ordering::Relaxed);
+                compute(batch, output, check)
+            }))
+        });
+        let gpu = start_loading(watched, |plan| {
+            (plan.buffer_bytes, plan.golden) = (rows as u64 * widest(&config, 16), None);
+        });
+        gpu.wait().unwrap();
+        let found = gpu.outputs(&batch, Output::Logits, &Limit::NONE).unwrap();
+        let largest =
+            found.iter().flatten().zip(whole.iter().flatten()).map(|(f, w)| (f - w).abs()).fold(0f32, f32::max);
+        assert!(found.len() == whole.len() && largest < 1e-5, "{rows} rows: {largest}");
+        assert!(most.load(Ordering::Relaxed) <= rows.min(24), "{rows} rows: {most:?}");
+    }
+}
+
+#[test]
+fn a_device_that_fails_is_retired_once() {
+    for (fault, expected) in [(Fault::None, 0), (Fault::AtOpen, 1), (Fault::NoLoad, 1), (Fault::Lost(PROOF + 1), 1)] {
+        let retired = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = retired.clone();
+        let gpu = start_with(fault, |plan| {
+            plan.retire = Box::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            });
+        });
+        let _ = gpu.wait().and_then(|()| gpu.outputs(&text(9), Output::Logits, &Limit::NONE).map(|_| ()));
+        let failed = gpu.outputs(&text(9), Output::Logits, &Limit::NONE).is_err();
+        assert_eq!((retired.load(Ordering::SeqCst), failed), (expected, expected > 0), "{fault:?}");
     }
 }
