@@ -49,6 +49,9 @@ type Api = graphics::Vulkan;
 #[cfg(not(any(target_vendor = "apple", windows)))]
 const API: Backends = Backends::VULKAN;
 
+/// CubeCL takes memory in pages of as many bytes.
+const LEAST_BUFFER: u64 = 8 << 20;
+
 /// What a driver found.
 struct Found {
     adapter: wgpu::Adapter,
@@ -152,6 +155,9 @@ fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, Stri
         buffer_bytes: limits.buffer_bytes.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size),
         ..limits
     };
+    if limits.buffer_bytes < LEAST_BUFFER {
+        return Err(format!("buffers of {} bytes are too small: it takes {LEAST_BUFFER}", limits.buffer_bytes));
+    }
     let mut open = open_devices();
     let is_it = |open: &&Adapter| open.name == found.name && open.limits == limits;
     if let Some(open) = open.iter().find(is_it) {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", test))]
 use super::GpuLimits;
 use super::{GpuReport, GpuState, GpuTime};
 use crate::batch::Batch;
@@ -50,7 +50,7 @@ pub(crate) struct Plan {
 }
 
 /// What a model asks of a GPU's memory, in f32, in which it is sent.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", test))]
 pub(crate) struct Demand {
     /// Bytes of all weights.
     weights: u64,
@@ -62,7 +62,7 @@ pub(crate) struct Demand {
     windows: u64,
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", test))]
 impl Demand {
     /// That of a model whose batches have so many tokens, in windows of so many.
     pub(crate) fn of(config: &ModelConfig, batch_tokens: usize, window_tokens: usize) -> Self {

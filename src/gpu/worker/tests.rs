@@ -381,3 +381,26 @@ fn a_device_that_fails_is_retired_once() {
         assert_eq!((retired.load(Ordering::SeqCst), failed), (expected, expected > 0), "{fault:?}");
     }
 }
+
+#[test]
+fn what_a_gpu_cannot_hold_is_refused_with_what_to_try() {
+    let config = config();
+    let demand = Demand::of(&config, 1024, 200);
+    let all = GpuLimits::default();
+    demand.check(all).unwrap();
+    // The scores of four heads, of 200 tokens that are padded to 200 and not to 256: the model has no more positions.
+    assert_eq!(demand.window, 4 * 200 * 4 * 200);
+    let weights = config.tensors().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum::<u64>();
+    assert_eq!(demand.weights, weights);
+    for (limits, told) in [
+        (GpuLimits { buffer_bytes: demand.window - 1, ..all }, "a smaller `max_window_tokens`"),
+        (GpuLimits { buffer_bytes: 4 * 200 * 32 - 1, ..all }, "embeddings.position_embeddings.weight has 25600 bytes"),
+        (GpuLimits { memory_bytes: weights, ..all }, "fewer `max_batch_tokens`"),
+    ] {
+        let error = demand.check(limits).unwrap_err();
+        assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains(told), "{error}");
+    }
+    demand
+        .check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + 3 * 8 * demand.window, ..all })
+        .unwrap();
+}
