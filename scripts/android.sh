@@ -17,7 +17,8 @@ if [ "${1:-}" = --gpu ]; then
 fi
 [ -d "$classes" ] || { echo "$classes is not there; try: scripts/kotlin.sh" >&2; exit 1; }
 if [ $# -eq 0 ]; then set -- arm64-v8a armeabi-v7a x86_64 x86; fi
-rm -rf "$jni" "$out/jna" "$out/planted" "$out"/*.aar
+rm -rf "$jni" "$out/planted"
+[ "$kind" != library ] || rm -rf "$out/jna" "$out"/*.aar
 mkdir -p "$jni" "$out/planted"
 python3 scripts/android_audit.py unwinder >"$out/unwinder"
 # A library of each name that the NDK has one of, with the names alone; and what the audit has to refuse: a function of Android 9, pages of
@@ -74,7 +75,7 @@ for abi; do
         x86) target=i686-linux-android triple=i686-linux-android column=6 word=.long features= ;;
         *) echo "no ABI of Android: $abi" >&2; exit 1 ;;
     esac
-    [ "$kind" = library ] || features=${features:+$features,}wgpu
+    [ "$kind" = library ] || features="${features:+$features }wgpu"
     echo "== $abi"
     if [ -n "${ANDROID_NDK_HOME:-}" ]; then
         clang=$(echo "$ANDROID_NDK_HOME"/toolchains/llvm/prebuilt/*/bin/clang)

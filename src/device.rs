@@ -328,7 +328,7 @@ const NO_GPU: &str = "this build is without GPU support; build with the feature 
 #[cfg(feature = "wgpu")]
 fn gpu(options: &Options) -> Result<crate::gpu::Adapter> {
     use crate::gpu::Wanted;
-    crate::gpu::open(options.adapter.as_deref().map_or(Wanted::Hardware, Wanted::Named), options.gpu_limits)
+    crate::gpu::open(options.adapter.clone().map_or(Wanted::Hardware, Wanted::Named), options.gpu_limits)
 }
 
 /// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for; a software adapter where there is no hardware.

@@ -8,7 +8,7 @@ mod worker;
 use serde::Serialize;
 
 #[cfg(feature = "wgpu")]
-pub(crate) use self::adapters::{Adapter, Wanted, names, open, retire};
+pub(crate) use self::adapters::{Adapter, Wanted, names, open};
 #[cfg(feature = "wgpu")]
 pub(crate) use self::worker::{CpuTime, Demand, Gpu, Load, PATIENCE, Plan};
 use crate::bundle::Precision;

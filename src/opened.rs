@@ -357,9 +357,13 @@ impl Opened {
         #[cfg(feature = "wgpu")]
         let model = match engine.gpu.take() {
             Some(adapter) => {
-                let demand = Demand::of(&config, options.max_batch_tokens, window_tokens);
+                let cases = golden.iter().flat_map(|golden| &golden.cases).map(|case| case.ids.len());
+                let longest = cases.fold(window_tokens, usize::max);
+                let demand = Demand::of(&config, options.max_batch_tokens, longest);
                 match demand.check(adapter.limits) {
-                    Ok(()) => on_gpu(adapter, &config, held, &mut engine, golden.as_ref(), precision, options)?,
+                    Ok(()) => {
+                        on_gpu(adapter, &config, window_tokens, held, &mut engine, golden.as_ref(), precision, options)?
+                    }
                     Err(error) if options.device == Device::GpuOrCpu => {
                         engine.report.reason = error.to_string();
                         in_place(&config, &mut held, &mut engine, options, true)?
@@ -548,9 +552,11 @@ fn in_place(
 
 /// The model on a GPU, beside that in the engine's place where that is the processor.
 #[cfg(feature = "wgpu")]
+#[allow(clippy::too_many_arguments)]
 fn on_gpu(
     adapter: gpu::Adapter,
     config: &ModelConfig,
+    window_tokens: usize,
     mut held: Held,
     engine: &mut Engine,
     golden: Option<&Golden>,
@@ -576,7 +582,7 @@ fn on_gpu(
     let (device, limits, config_of) = (adapter.device, adapter.limits, config.clone());
     // Of a bundle in f16, where the adapter computes in it; else in f32.
     let is_half = precision == Precision::F16 && limits.f16 && device.supports_dtype(burn::tensor::DType::F16);
-    let failed = device.clone();
+    let left = device.clone();
     let load: Box<gpu::Load> = Box::new(move || {
         let model = match held {
             Held::Bundle(bundle) => {
@@ -600,7 +606,9 @@ fn on_gpu(
         check_every: options.gpu_check_every,
         patience: gpu::PATIENCE,
         buffer_bytes: limits.buffer_bytes,
-        retire: Box::new(move || gpu::retire(&failed)),
+        window_tokens,
+        is_lost: adapter.is_lost,
+        clean: Box::new(move || left.memory_cleanup()),
     };
     let gpu = Gpu::start(plan, load)?;
     if cpu.is_none() {

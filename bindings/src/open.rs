@@ -60,7 +60,7 @@ pub struct OpenOptions {
     /// Where to compute; without a choice the processor.
     #[uniffi(default = None)]
     pub device: Option<DeviceChoice>,
-    /// Threads that compute; 0 for as many as the machine has fast cores, at most four. One is the caller's own.
+    /// Threads that compute; 0 for as many as the machine has fast cores, at most four.
     #[uniffi(default = 0)]
     pub threads: u32,
     /// The kernel of the processor, as a model's report names it; without one the processor's usual one.

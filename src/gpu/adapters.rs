@@ -1,7 +1,9 @@
 //! The GPUs of this machine, and the devices that are open on them.
 
-use std::panic::catch_unwind;
-use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_with_api, wgpu};
 use burn::cubecl::config::cache::CacheConfig;
@@ -10,7 +12,7 @@ use burn::cubecl::future::block_on;
 use burn::tensor::Device;
 use wgpu::{Backends, DeviceType, ExperimentalFeatures, Features};
 
-use super::GpuLimits;
+use super::{GpuLimits, PATIENCE};
 use crate::error::{Error, ErrorKind, Result};
 
 /// An open device.
@@ -21,18 +23,19 @@ pub(crate) struct Adapter {
     pub(crate) name: String,
     /// What it may do, of what was asked for.
     pub(crate) limits: GpuLimits,
+    /// Set where it fails: the next model gets a new one.
+    pub(crate) is_lost: Arc<AtomicBool>,
 }
 
 /// Which adapters will do.
-#[derive(Clone, Copy)]
-pub(crate) enum Wanted<'a> {
+pub(crate) enum Wanted {
     /// Hardware.
     Hardware,
     /// Hardware, else software.
     #[cfg(feature = "autodiff")]
     Any,
     /// One whose name holds this, whatever the case of its letters.
-    Named(&'a str),
+    Named(String),
 }
 
 /// The graphics API of this system, by name: OpenGL, which CubeCL's choice falls back to, is no answer on phones, and writes to stderr.
@@ -49,8 +52,9 @@ type Api = graphics::Vulkan;
 #[cfg(not(any(target_vendor = "apple", windows)))]
 const API: Backends = Backends::VULKAN;
 
-/// CubeCL takes memory in pages of as many bytes.
+/// CubeCL takes memory in pages of at least as many bytes, and of multiples of these.
 const LEAST_BUFFER: u64 = 8 << 20;
+const ALIGNMENT: u64 = 256;
 
 /// What a driver found.
 struct Found {
@@ -66,15 +70,17 @@ struct Machine {
     found: Vec<Found>,
 }
 
-/// CubeCL's runtimes live as long as the process, so models share the device of an adapter until it fails.
+/// CubeCL's runtimes are not taken down, so models share the device of an adapter until it fails.
 static OPEN: Mutex<Vec<Adapter>> = Mutex::new(Vec::new());
 
-fn open_devices() -> MutexGuard<'static, Vec<Adapter>> {
-    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+const PANICKED: &str = "its driver or library panicked";
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// None where the driver or its library panicked.
-fn machine() -> Option<&'static Machine> {
+/// What this machine has; an error where a driver panicked.
+fn machine() -> std::result::Result<&'static Machine, &'static str> {
     static MACHINE: OnceLock<Option<Machine>> = OnceLock::new();
     let look = || {
         let without_display = wgpu::InstanceDescriptor::new_without_display_handle();
@@ -95,105 +101,139 @@ fn machine() -> Option<&'static Machine> {
         });
         Machine { instance, found }
     };
-    MACHINE.get_or_init(|| catch_unwind(look).ok()).as_ref()
-}
-
-fn found() -> &'static [Found] {
-    machine().map_or(&[], |machine| &machine.found)
+    MACHINE.get_or_init(|| catch_unwind(look).ok()).as_ref().ok_or(PANICKED)
 }
 
 /// The names of all adapters, hardware first, and whether each is software.
 pub(crate) fn names() -> impl Iterator<Item = (&'static str, bool)> {
-    found().iter().map(|found| (found.name.as_str(), found.is_software))
+    let found = machine().map_or(&[][..], |machine| &machine.found);
+    found.iter().map(|found| (found.name.as_str(), found.is_software))
 }
 
-/// A device on the first adapter that will do.
+/// A device on the first adapter that will do and can be opened. A driver that hangs keeps its caller for [`PATIENCE`] and no longer.
 pub(crate) fn open(wanted: Wanted, limits: GpuLimits) -> Result<Adapter> {
+    let (answer, answered) = channel();
+    let thread = std::thread::Builder::new().name("ampoule-gpu".to_owned());
+    let opening = thread.spawn(move || {
+        // Whoever asked may be gone.
+        let _ = answer.send(open_here(&wanted, limits));
+    });
+    opening.map_err(|e| unavailable(format!("cannot start a thread: {e}")).with_source(e))?;
+    answered.recv_timeout(PATIENCE).unwrap_or_else(|e| {
+        let why = match e {
+            RecvTimeoutError::Timeout => "its driver did not answer in time",
+            RecvTimeoutError::Disconnected => PANICKED,
+        };
+        Err(unavailable(format!("no GPU could be opened: {why}; use the device `cpu`")))
+    })
+}
+
+fn unavailable(message: String) -> Error {
+    Error::new(ErrorKind::DeviceUnavailable, message)
+}
+
+fn open_here(wanted: &Wanted, limits: GpuLimits) -> Result<Adapter> {
+    let machine =
+        machine().map_err(|why| unavailable(format!("no GPU could be looked for: {why}; use the device `cpu`")))?;
     let will_do = |found: &&Found| match wanted {
         Wanted::Hardware => !found.is_software,
         #[cfg(feature = "autodiff")]
         Wanted::Any => true,
         Wanted::Named(name) => found.name.to_lowercase().contains(&name.to_lowercase()),
     };
-    let unavailable = |message: String| Error::new(ErrorKind::DeviceUnavailable, message);
-    if let Some(found) = found().iter().find(will_do) {
-        return device(found, limits).map_err(|why| {
-            unavailable(format!("the GPU {} could not be opened: {why}; use the device `cpu`", found.name))
-        });
+    let mut failures = Vec::new();
+    for found in machine.found.iter().filter(will_do) {
+        match device(machine, found, limits) {
+            Ok(adapter) => return Ok(adapter),
+            Err(why) => failures.push(format!("{}: {why}", found.name)),
+        }
+    }
+    if !failures.is_empty() {
+        let failures = failures.join("; ");
+        return Err(unavailable(format!("no GPU that will do could be opened: {failures}; use the device `cpu`")));
     }
     let others: Vec<&str> = names().map(|(name, _)| name).collect();
-    Err(match (wanted, others.is_empty()) {
-        (_, true) => unavailable("no GPU adapter was found; use the device `cpu`".to_owned()),
+    Err(unavailable(match (wanted, others.is_empty()) {
+        (_, true) => "no GPU adapter was found; use the device `cpu`".to_owned(),
         (Wanted::Named(name), false) => {
-            unavailable(format!("no GPU adapter's name holds {name:?}; there are {}", others.join(", ")))
+            format!("no GPU adapter's name holds {name:?}; there are {}", others.join(", "))
         }
-        (_, false) => unavailable(format!(
+        (_, false) => format!(
             "the only GPU adapter is software ({}), which is slower than the device `cpu`; name it to use it all the same",
             others.join(", ")
-        )),
-    })
-}
-
-/// Takes a device that failed out of use: the next model gets a new one.
-pub(crate) fn retire(device: &Device) {
-    open_devices().retain(|open| open.device != *device);
+        ),
+    }))
 }
 
 /// The device that is open on this adapter within these limits, or a new one.
-fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, String> {
+fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, String> {
     // It would read burn.toml, cubecl.toml and variables, and look for a project's folder to keep things in. This one there cannot be.
     static CONFIGURED: Once = Once::new();
     CONFIGURED.call_once(|| {
         let mut config = CubeClRuntimeConfig::default();
         config.environment.path = CacheConfig::Directory("/dev/null/none".into());
+        // Each thread would have a stream, and each stream memory of its own, which stays when the thread ends.
+        config.streaming.max_streams = 1;
         CubeClRuntimeConfig::try_set(config);
     });
     let there = found.adapter.limits();
-    let limits = GpuLimits {
+    let buffer_bytes = limits.buffer_bytes.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size);
+    let within = GpuLimits {
         f16: limits.f16 && found.adapter.features().contains(Features::SHADER_F16),
         shared_memory_bytes: limits.shared_memory_bytes.min(there.max_compute_workgroup_storage_size),
-        buffer_bytes: limits.buffer_bytes.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size),
-        ..limits
+        buffer_bytes: buffer_bytes / ALIGNMENT * ALIGNMENT,
+        // A model's own, and no matter of the device.
+        memory_bytes: u64::MAX,
     };
-    if limits.buffer_bytes < LEAST_BUFFER {
-        return Err(format!("buffers of {} bytes are too small: it takes {LEAST_BUFFER}", limits.buffer_bytes));
+    if within.buffer_bytes < LEAST_BUFFER {
+        return Err(format!("buffers of {buffer_bytes} bytes are too small: it takes {LEAST_BUFFER}"));
     }
-    let mut open = open_devices();
-    let is_it = |open: &&Adapter| open.name == found.name && open.limits == limits;
-    if let Some(open) = open.iter().find(is_it) {
-        return Ok(open.clone());
-    }
-    let begin = || -> std::result::Result<Device, String> {
-        let Some(machine) = machine() else { return Err("its driver is gone".to_owned()) };
-        // CubeCL believes in all that the adapter has, so a device gets all that needs no promise of ours.
-        let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
-        let mut features = found.adapter.features() - withheld;
-        features.set(Features::SHADER_F16, limits.f16);
-        let mut required = there.clone();
-        required.max_compute_workgroup_storage_size = limits.shared_memory_bytes;
-        required.max_storage_buffer_binding_size = limits.buffer_bytes;
-        required.max_buffer_size = limits.buffer_bytes;
-        let (device, queue) = block_on(found.adapter.request_device(&wgpu::DeviceDescriptor {
-            label: None,
-            required_features: features,
-            required_limits: required,
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
-            trace: wgpu::Trace::Off,
-            experimental_features: ExperimentalFeatures::disabled(),
-        }))
-        .map_err(|e| e.to_string())?;
-        let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
-        let backend = adapter.get_info().backend;
-        let setup = WgpuSetup { instance, adapter, device, queue, backend };
-        // The number is CubeCL's own default, which a variable would change.
-        let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
-        try_init_device_with_api::<Api>(setup, options).map(Device::from).map_err(|e| e.to_string())
+    // One at a time, so that two models do not open two.
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _opening = lock(&OPENING);
+    let is_it = |open: &&Adapter| open.name == found.name && open.limits == within;
+    let known = {
+        let mut open = lock(&OPEN);
+        open.retain(|open| !open.is_lost.load(Ordering::Relaxed));
+        open.iter().find(is_it).cloned()
     };
-    let begun = catch_unwind(std::panic::AssertUnwindSafe(begin));
-    let device = begun.unwrap_or_else(|_| Err("its driver or library panicked".to_owned()))?;
-    let adapter = Adapter { device, name: found.name.clone(), limits };
-    open.push(adapter.clone());
-    Ok(adapter)
+    let adapter = match known {
+        Some(adapter) => adapter,
+        None => {
+            let begun = catch_unwind(AssertUnwindSafe(|| begin(machine, found, within)));
+            let device = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
+            let opened = Adapter { device, name: found.name.clone(), limits: within, is_lost: Arc::default() };
+            lock(&OPEN).push(opened.clone());
+            opened
+        }
+    };
+    Ok(Adapter { limits: GpuLimits { memory_bytes: limits.memory_bytes, ..within }, ..adapter })
+}
+
+fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<Device, String> {
+    // CubeCL believes in all that the adapter has, so a device gets all that needs no promise of ours.
+    let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
+    let mut features = found.adapter.features() - withheld;
+    features.set(Features::SHADER_F16, limits.f16);
+    let mut required = found.adapter.limits();
+    required.max_compute_workgroup_storage_size = limits.shared_memory_bytes;
+    required.max_storage_buffer_binding_size = limits.buffer_bytes;
+    required.max_buffer_size = limits.buffer_bytes;
+    let (device, queue) = block_on(found.adapter.request_device(&wgpu::DeviceDescriptor {
+        label: None,
+        required_features: features,
+        required_limits: required,
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        trace: wgpu::Trace::Off,
+        experimental_features: ExperimentalFeatures::disabled(),
+    }))
+    .map_err(|e| e.to_string())?;
+    let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
+    let backend = adapter.get_info().backend;
+    let setup = WgpuSetup { instance, adapter, device, queue, backend };
+    // The number is CubeCL's own default, which a variable would change.
+    let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
+    try_init_device_with_api::<Api>(setup, options).map(Device::from).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -204,14 +244,17 @@ mod tests {
 
     #[test]
     fn models_share_a_device_until_it_fails_and_the_next_gets_a_new_one() {
-        let open = |limits| self::open(Wanted::Named(""), limits);
+        let open = |limits| self::open(Wanted::Named(String::new()), limits);
         let Ok(first) = open(GpuLimits::default()) else {
             return println!("skipped: there is no GPU, hardware or software");
         };
         assert!(open(GpuLimits::default()).unwrap().device == first.device);
         let lower = open(GpuLimits { buffer_bytes: 8 << 20, ..GpuLimits::default() }).unwrap();
         assert!(lower.device != first.device && lower.limits.buffer_bytes == 8 << 20);
-        retire(&first.device);
+        let asked = GpuLimits { memory_bytes: 1 << 20, ..GpuLimits::default() };
+        let modest = open(asked).unwrap();
+        assert!(modest.device == first.device && modest.limits.memory_bytes == 1 << 20);
+        first.is_lost.store(true, Ordering::Relaxed);
         let second = open(GpuLimits::default()).unwrap();
         assert!(second.device != first.device && second.limits == first.limits && second.name == first.name);
         for device in [&lower.device, &second.device] {

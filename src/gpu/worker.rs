@@ -45,8 +45,12 @@ pub(crate) struct Plan {
     pub(crate) patience: Duration,
     /// Bytes of a buffer, which batches are split to fit.
     pub(crate) buffer_bytes: u64,
-    /// Called once it has failed.
-    pub(crate) retire: Box<dyn Fn() + Send + Sync>,
+    /// The most tokens of a window.
+    pub(crate) window_tokens: usize,
+    /// Whether the device is gone for all that compute on it.
+    pub(crate) is_lost: Arc<AtomicBool>,
+    /// Called when the model has left the device, and its thread ends.
+    pub(crate) clean: Box<dyn Fn() + Send>,
 }
 
 /// What a model asks of a GPU's memory, in f32, in which it is sent.
@@ -58,8 +62,8 @@ pub(crate) struct Demand {
     matrix: (String, u64),
     /// Bytes of the widest values of one sequence of the longest windows.
     window: u64,
-    /// How many of these are computed at once.
-    windows: u64,
+    /// Bytes of the widest values of a batch, padded.
+    batch: u64,
 }
 
 #[cfg(any(feature = "wgpu", test))]
@@ -74,7 +78,12 @@ impl Demand {
             weights: tensors.iter().map(|(_, shape)| bytes(shape)).sum(),
             matrix: largest.map_or((String::new(), 0), |(name, shape)| (name.clone(), bytes(shape))),
             window: widest(config, window_tokens),
-            windows: (batch_tokens / window_tokens.max(1)).max(1).next_power_of_two() as u64,
+            // The number of sequences may double, and so may a short one's length.
+            batch: LENGTHS
+                .into_iter()
+                .filter(|&n| n <= padded_length(window_tokens))
+                .map(|n| widest(config, n).saturating_mul(4 * (batch_tokens as u64 / n as u64).max(1)))
+                .fold(widest(config, window_tokens), u64::max),
         }
     }
 
@@ -97,7 +106,7 @@ impl Demand {
             ));
         }
         // The widest values, those that they are made from, and what is made of them.
-        let all = self.weights.saturating_add(3 * self.window * self.windows);
+        let all = self.weights.saturating_add(self.batch.saturating_mul(3));
         if all > limits.memory_bytes {
             return refused(format!(
                 "the model needs {all} bytes of the GPU, and may have {}; use the device `cpu`, or one with fewer `max_batch_tokens`",
@@ -111,8 +120,10 @@ impl Demand {
 /// Bytes of the widest values that are computed of a sequence of so many tokens, when it is padded.
 fn widest(config: &ModelConfig, tokens: usize) -> u64 {
     let length = padded_length(tokens).min(config.max_tokens()).max(tokens);
-    let widths = [config.intermediate_size, config.hidden_size, config.num_attention_heads * length];
-    4 * length as u64 * widths.into_iter().max().unwrap_or(1) as u64
+    let scores = (config.num_attention_heads as u64).saturating_mul(length as u64);
+    let widths = [config.intermediate_size, config.hidden_size, config.embedding_size, config.id2label.len()];
+    let widest = widths.into_iter().fold(scores, |most, width| most.max(width as u64));
+    widest.saturating_mul(4 * length as u64)
 }
 
 /// How long a batch may take before the device counts as hung. Kernels of a new shape are compiled within it.
@@ -152,7 +163,7 @@ struct Shared {
     changed: Condvar,
     is_closed: AtomicBool,
     patience: Duration,
-    retire: Box<dyn Fn() + Send + Sync>,
+    is_lost: Arc<AtomicBool>,
 }
 
 struct Status {
@@ -166,7 +177,10 @@ impl Shared {
     fn status(&self) -> MutexGuard<'_, Status> {
         let mut status = lock(&self.status);
         if status.due.is_some_and(|due| Instant::now() >= due) {
+            self.is_lost.store(true, Ordering::Relaxed);
             self.set_failed(&mut status, "it did not answer in time");
+        } else if self.is_lost.load(Ordering::Relaxed) {
+            self.set_failed(&mut status, "it failed for another model");
         }
         status
     }
@@ -175,14 +189,17 @@ impl Shared {
         if status.report.state != GpuState::Failed {
             status.report.state = GpuState::Failed;
             status.report.reason = Some(reason.to_owned());
-            (self.retire)();
             self.changed.notify_all();
         }
     }
 
-    fn fail(&self, reason: &str) -> Error {
+    fn fail(&self, error: &Error) -> Error {
         let mut status = self.status();
-        self.set_failed(&mut status, reason);
+        self.set_failed(&mut status, &error.to_string());
+        // Wrong answers and unsound weights are this model's; what else it cannot do, no other can.
+        if error.kind() == ErrorKind::Internal {
+            self.is_lost.store(true, Ordering::Relaxed);
+        }
         unavailable(&status.report)
     }
 
@@ -226,7 +243,7 @@ impl Drop for Gpu {
 
 impl Gpu {
     /// Starts the thread, which loads and proves the model.
-    pub(crate) fn start(mut plan: Plan, load: Box<Load>) -> Result<Self> {
+    pub(crate) fn start(plan: Plan, load: Box<Load>) -> Result<Self> {
         let report = GpuReport {
             adapter: plan.adapter.clone(),
             precision: match plan.reference {
@@ -246,7 +263,7 @@ impl Gpu {
             changed: Condvar::new(),
             is_closed: AtomicBool::new(false),
             patience: plan.patience,
-            retire: std::mem::replace(&mut plan.retire, Box::new(|| ())),
+            is_lost: plan.is_lost.clone(),
         });
         let (jobs, received) = channel();
         let (reference, thread) = (plan.reference, shared.clone());
@@ -304,13 +321,13 @@ impl Gpu {
         };
         self.check()?;
         match &*lock(&self.jobs) {
-            Some(jobs) => jobs.send(job).map_err(|_| self.shared.fail("its thread ended"))?,
-            None => return Err(self.shared.fail("its thread ended")),
+            Some(jobs) => jobs.send(job).map_err(|_| self.shared.fail(&ended()))?,
+            None => return Err(self.shared.fail(&ended())),
         }
         loop {
             match answered.recv_timeout(LOOK) {
                 Ok(outputs) => return outputs,
-                Err(RecvTimeoutError::Disconnected) => return Err(self.shared.fail("its thread ended")),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.shared.fail(&ended())),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if let Err(error) = self.check().and_then(|()| limit.check()) {
@@ -336,15 +353,30 @@ impl Gpu {
     }
 }
 
+fn ended() -> Error {
+    Error::new(ErrorKind::DeviceUnavailable, "its thread ended")
+}
+
 /// The life of the thread.
 fn run(plan: &Plan, load: Box<Load>, shared: &Shared, jobs: Receiver<Job>) {
-    let mut device = match guarded(|| Device::open(load, plan, shared)) {
-        Ok(device) => device,
+    match guarded(|| Device::open(load, plan, shared)) {
+        Ok(device) => serve(device, plan, shared, jobs),
+        // Its model was closed meanwhile.
+        Err(error) if error.kind() == ErrorKind::Cancelled => {}
         Err(error) => {
-            shared.fail(&error.to_string());
-            return;
+            shared.fail(&error);
         }
-    };
+    }
+    if !shared.is_lost.load(Ordering::Relaxed) {
+        let _ = guarded(|| {
+            (plan.clean)();
+            Ok(())
+        });
+    }
+}
+
+/// Answers jobs until there are no more, or the device has failed.
+fn serve(mut device: Device, plan: &Plan, shared: &Shared, jobs: Receiver<Job>) {
     for job in jobs {
         let Some(batch) = lock(&job.batch).take() else { continue };
         let mut check = || match job.is_given_up.load(Ordering::Relaxed) {
@@ -363,7 +395,7 @@ fn run(plan: &Plan, load: Box<Load>, shared: &Shared, jobs: Receiver<Job>) {
                 report.unverified_batches = if is_due { 0 } else { report.unverified_batches + 1 };
             }
             Err(error) if error.kind() == ErrorKind::Cancelled => {}
-            Err(error) => answer = Err(shared.fail(&error.to_string())),
+            Err(error) => answer = Err(shared.fail(error)),
         }
         // A caller that is gone wants no answer.
         let _ = job.answer.send(answer);
@@ -395,7 +427,8 @@ impl<'a> Device<'a> {
         let self_check = device.prove()?;
         let mut measured = Vec::new();
         if let Some(cpu) = &plan.cpu {
-            let lengths = LENGTHS.into_iter().filter(|&n| n <= plan.config.max_tokens());
+            let most = padded_length(plan.window_tokens).min(plan.config.max_tokens());
+            let lengths = LENGTHS.into_iter().filter(|&n| n <= most);
             for tokens in lengths.filter(|&n| plan.from_tokens.is_none_or(|from| n >= from)) {
                 is_closed()?;
                 let gpu = device.time(tokens)?;
@@ -506,7 +539,7 @@ fn meaningless(config: &ModelConfig, tokens: usize) -> Batch {
 
 /// What `f` gives; a panic is the device's failure. Its message is not told: it is a driver's or a library's, and may hold anything.
 fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
-    let panicked = |_| Err(Error::new(ErrorKind::DeviceUnavailable, "its driver or library panicked"));
+    let panicked = |_| Err(Error::internal("its driver or library panicked"));
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(panicked)
 }
 

@@ -203,7 +203,7 @@ class OpenOptions(TypedDict, total=False):
     device: Literal["cpu", "gpu", "gpu_or_cpu"]
     """Where to compute; ``cpu``."""
     threads: int
-    """Threads that compute; 0 for as many as the machine has fast cores, at most four. One is the caller's own."""
+    """Threads that compute; 0 for as many as the machine has fast cores, at most four."""
     kernel: str | None
     """The kernel of the processor, as a report names it."""
     autotune: bool

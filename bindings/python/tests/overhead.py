@@ -1,7 +1,7 @@
 """What a call of 128 tokens costs in Python beside Rust, blocks of both in turn: `python overhead.py CLOCK`, which is
 `bindings/examples/clock.rs`, built. Prints microseconds, medians over blocks of medians, and the least block of each side: what else
 runs on the machine takes more from the side that needs more of its cache, which the least do not show. Over `LIMIT` of the time of
-Rust in the least, fails."""
+Rust in the least, or twice that in the median, fails."""
 
 import os
 import pathlib
@@ -65,5 +65,5 @@ with ampoule.Extractor.open(BUNDLE, threads=1) as model:
         f"{tokens} tokens, {len(model.extract(text))} entities: Rust {here:.0f} us, Python {there:.0f} us, {100 * more:+.1f} %"
         f" (least {100 * least:+.1f} %)"
     )
-    if least > LIMIT:
+    if least > LIMIT or more > 2 * LIMIT:
         sys.exit(f"a call costs more than {100 * LIMIT:.0f} % over Rust's")

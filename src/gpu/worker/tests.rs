@@ -125,7 +125,9 @@ fn start_loading(load: Box<Load>, change: impl FnOnce(&mut Plan)) -> Gpu {
         check_every: 4,
         patience: Duration::from_secs(60),
         buffer_bytes: u64::MAX,
-        retire: Box::new(|| ()),
+        window_tokens: 200,
+        is_lost: Arc::default(),
+        clean: Box::new(|| ()),
     };
     change(&mut plan);
     Gpu::start(plan, load).unwrap()
@@ -367,18 +369,48 @@ fn a_batch_is_computed_in_parts_that_fit_a_buffer() {
 }
 
 #[test]
-fn a_device_that_fails_is_retired_once() {
-    for (fault, expected) in [(Fault::None, 0), (Fault::AtOpen, 1), (Fault::NoLoad, 1), (Fault::Lost(PROOF + 1), 1)] {
-        let retired = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let count = retired.clone();
-        let gpu = start_with(fault, |plan| {
-            plan.retire = Box::new(move || {
-                count.fetch_add(1, Ordering::SeqCst);
-            });
-        });
+fn a_device_is_lost_for_others_where_it_fails_and_not_where_a_model_does() {
+    for (fault, is_lost) in [
+        (Fault::None, false),
+        (Fault::AtOpen, false),
+        (Fault::Nan(PROOF + 1), false),
+        (Fault::NoLoad, true),
+        (Fault::Panic(3), true),
+        (Fault::Lost(PROOF + 1), true),
+        (Fault::Hang(PROOF + 1), true),
+    ] {
+        let device = Arc::new(AtomicBool::new(false));
+        let on_it = |plan: &mut Plan| plan.is_lost = device.clone();
+        let other = start_with(Fault::None, on_it);
+        other.wait().unwrap();
+        let gpu = start_with(fault, on_it);
         let _ = gpu.wait().and_then(|()| gpu.outputs(&text(9), Output::Logits, &Limit::NONE).map(|_| ()));
-        let failed = gpu.outputs(&text(9), Output::Logits, &Limit::NONE).is_err();
-        assert_eq!((retired.load(Ordering::SeqCst), failed), (expected, expected > 0), "{fault:?}");
+        assert_eq!(device.load(Ordering::Relaxed), is_lost, "{fault:?}");
+        match other.outputs(&text(9), Output::Logits, &Limit::NONE) {
+            Ok(_) => assert!(!is_lost, "{fault:?}"),
+            Err(error) => assert!(is_lost && error.to_string().contains("for another model"), "{fault:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_model_that_is_closed_leaves_its_device_clean_and_in_use() {
+    let (left, device) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for is_ready in [false, true] {
+        left.store(false, Ordering::Relaxed);
+        let (seen, lost) = (left.clone(), device.clone());
+        let gpu = start_with(Fault::None, move |plan| {
+            (plan.is_lost, plan.clean) = (lost, Box::new(move || seen.store(true, Ordering::Relaxed)));
+        });
+        if is_ready {
+            gpu.wait().unwrap();
+        }
+        drop(gpu);
+        let end = Instant::now() + Duration::from_secs(60);
+        while !left.load(Ordering::Relaxed) && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+        assert!(left.load(Ordering::Relaxed) && !device.load(Ordering::Relaxed), "ready: {is_ready}");
     }
 }
 
@@ -400,7 +432,5 @@ fn what_a_gpu_cannot_hold_is_refused_with_what_to_try() {
         let error = demand.check(limits).unwrap_err();
         assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains(told), "{error}");
     }
-    demand
-        .check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + 3 * 8 * demand.window, ..all })
-        .unwrap();
+    demand.check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + 3 * demand.batch, ..all }).unwrap();
 }

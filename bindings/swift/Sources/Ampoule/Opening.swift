@@ -52,7 +52,7 @@ public enum Load: Hashable, Sendable {
 public struct OpenOptions: Hashable, Sendable {
     /// Where to compute.
     public var device: Device
-    /// Threads that compute; 0 for as many as the machine has fast cores, at most four. One is the caller's own.
+    /// Threads that compute; 0 for as many as the machine has fast cores, at most four.
     public var threads: Int
     /// The kernel of the processor, as ``ModelReport/kernel`` names it; without one the processor's usual one.
     public var kernel: String?

@@ -119,7 +119,7 @@ public enum class Load {
 public data class OpenOptions(
     /** Where to compute. */
     val device: Device = Device.CPU,
-    /** Threads that compute; 0 for as many as the machine has fast cores, at most four. One is the caller's own. */
+    /** Threads that compute; 0 for as many as the machine has fast cores, at most four. */
     val threads: Int = 0,
     /** The kernel of the processor, as [ModelReport.kernel] names it; without one the processor's usual one. */
     val kernel: String? = null,
