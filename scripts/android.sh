@@ -6,20 +6,14 @@
 # NDK in ANDROID_NDK_HOME (not run here): linked by it, which makes target/android/ampoule.aar.
 #
 # Either is audited by scripts/android_audit.py, which has to refuse what is planted for it, too. Once scripts/kotlin.sh has run; without
-# the NDK it needs root and debootstrap, as scripts/chroot.sh does. `scripts/android.sh ABI...` does some of arm64-v8a armeabi-v7a x86_64 x86;
-# `scripts/android.sh --gpu [ABI...]` compiles and audits the library with the feature `wgpu`, of which there is no archive yet.
+# the NDK it needs root and debootstrap, as scripts/chroot.sh does. `scripts/android.sh ABI...` does some of arm64-v8a armeabi-v7a x86_64 x86.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-kind=library of= out=target/android jni=target/android/jni classes=target/kotlin/android/maven/classes
-if [ "${1:-}" = --gpu ]; then
-    shift
-    kind=gpu-library jni=target/android/gpu of=' (GPU)'
-fi
+out=target/android classes=target/kotlin/android/maven/classes
 [ -d "$classes" ] || { echo "$classes is not there; try: scripts/kotlin.sh" >&2; exit 1; }
 if [ $# -eq 0 ]; then set -- arm64-v8a armeabi-v7a x86_64 x86; fi
-rm -rf "$jni" "$out/planted"
-[ "$kind" != library ] || rm -rf "$out/jna" "$out"/*.aar
-mkdir -p "$jni" "$out/planted"
+rm -rf "$out/jni" "$out/jna" "$out/planted" "$out"/*.aar
+mkdir -p "$out/jni" "$out/planted"
 python3 scripts/android_audit.py unwinder >"$out/unwinder"
 # A library of each name that the NDK has one of, with the names alone; and what the audit has to refuse: a function of Android 9, pages of
 # 4 KB.
@@ -75,7 +69,6 @@ for abi; do
         x86) target=i686-linux-android triple=i686-linux-android column=6 word=.long features= ;;
         *) echo "no ABI of Android: $abi" >&2; exit 1 ;;
     esac
-    [ "$kind" = library ] || features="${features:+$features }wgpu"
     echo "== $abi"
     if [ -n "${ANDROID_NDK_HOME:-}" ]; then
         clang=$(echo "$ANDROID_NDK_HOME"/toolchains/llvm/prebuilt/*/bin/clang)
@@ -93,13 +86,13 @@ for abi; do
     # The standard library of these targets is compiled too, which the stable compiler does where it is told that it may.
     "${rust[@]}" RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$build" cargo rustc --quiet -p ampoule-bindings --lib --crate-type cdylib \
         --profile dist ${features:+--features "$features"} -Zbuild-std=std,panic_unwind --target "$target" -- "${link[@]}"
-    mkdir -p "$jni/$abi"
-    cp "$out/build/$target/dist/libampoule_bindings.so" "$jni/$abi/"
-    python3 scripts/android_audit.py "$kind" "$abi" "$jni/$abi/libampoule_bindings.so"
-    scripts/size.sh "$target$of" "$features" "$jni/$abi/libampoule_bindings.so"
+    mkdir -p "$out/jni/$abi"
+    cp "$out/build/$target/dist/libampoule_bindings.so" "$out/jni/$abi/"
+    python3 scripts/android_audit.py library "$abi" "$out/jni/$abi/libampoule_bindings.so"
+    scripts/size.sh "$target" "$features" "$out/jni/$abi/libampoule_bindings.so"
     if [ -z "${ANDROID_NDK_HOME:-}" ]; then
         for planted in newer pages; do
-            if python3 scripts/android_audit.py "$kind" "$abi" "$out/planted/$planted-$abi.so" >"$out/planted/said"; then
+            if python3 scripts/android_audit.py library "$abi" "$out/planted/$planted-$abi.so" >"$out/planted/said"; then
                 echo "the audit let $out/planted/$planted-$abi.so pass" >&2
                 exit 1
             fi
@@ -108,7 +101,6 @@ for abi; do
         done
     fi
 done
-[ "$kind" = library ] || exit 0
 echo "== JNA's own libraries"
 jna=$(sed -n 's/.*"\(net.java.dev.jna:jna:[0-9.]*\)@aar".*/\1/p' bindings/android/build.gradle.kts)
 mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy "-Dartifact=$jna:aar" -DoutputDirectory="$PWD/$out/jna" >&2
@@ -119,5 +111,5 @@ done
 echo "== the archive"
 aar=$out/ampoule-unlinked.aar
 [ -z "${ANDROID_NDK_HOME:-}" ] || aar=$out/ampoule.aar
-python3 scripts/android_audit.py pack "$aar" "$jni" "$classes"
+python3 scripts/android_audit.py pack "$aar" "$out/jni" "$classes"
 python3 scripts/android_audit.py aar "$aar" "$@"
