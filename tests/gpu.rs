@@ -240,25 +240,26 @@ fn nothing_is_read_or_written_that_was_not_named() {
     assert_eq!(left, ["burn.toml", "cubecl.toml"]);
 }
 
+/// Of the process, in KB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 /// Models come and go; their threads, and what they hold, too.
 #[test]
 #[ignore = "minutes on a software adapter"]
-fn two_hundred_opened_and_closed_and_ten_thousand_calls_leave_nothing() {
+fn two_hundred_models_opened_and_closed_leave_nothing() {
     if is_missing() {
         return;
     }
     let threads = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
     let sentences = sentences(20);
     let expected = expected(&sentences);
-    let open = || Extractor::embedded(&on(Device::Gpu)).unwrap();
     let (mut settled, mut before) = (0, 0);
     for i in 0..200 {
-        let extractor = open();
+        let extractor = Extractor::embedded(&on(Device::Gpu)).unwrap();
         same(&[extractor.extract(&sentences[i % 20]).unwrap()], &expected[i % 20..=i % 20], 1e-3);
         if i == 40 {
             (settled, before) = (resident(), threads());
@@ -267,7 +268,17 @@ fn two_hundred_opened_and_closed_and_ten_thousand_calls_leave_nothing() {
     println!("from the 40th to the 200th model: {settled} to {} kB, {before} to {} threads", resident(), threads());
     assert!(resident() < settled + 32 * 1024);
     assert!(threads() <= before + 2);
-    let extractor = open();
+}
+
+#[test]
+#[ignore = "minutes on a software adapter"]
+fn ten_thousand_calls_of_four_threads_leave_nothing() {
+    if is_missing() {
+        return;
+    }
+    let sentences = sentences(20);
+    let expected = expected(&sentences);
+    let extractor = Extractor::embedded(&on(Device::Gpu)).unwrap();
     let begin = Instant::now();
     let (mut settled, calls) = (0, 10_000);
     for round in 0..10 {

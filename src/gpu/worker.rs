@@ -133,6 +133,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a model may take to be loaded.
 const LOADING: Duration = Duration::from_secs(600);
 
+/// How long after it was late a device is looked at again, and counts as hung.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
 /// How often a waiting call looks at its limit.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -170,15 +173,23 @@ struct Status {
     report: GpuReport,
     /// When what the device does now has to be done.
     due: Option<Instant>,
+    /// Whether it was not done then, and `due` is the second look.
+    is_late: bool,
 }
 
 impl Shared {
     /// As it stands. A device that hangs says nothing of it, so whoever looks finds out.
     fn status(&self) -> MutexGuard<'_, Status> {
         let mut status = lock(&self.status);
-        if status.due.is_some_and(|due| Instant::now() >= due) {
-            self.is_lost.store(true, Ordering::Relaxed);
-            self.set_failed(&mut status, "it did not answer in time");
+        let now = Instant::now();
+        if status.due.is_some_and(|due| now >= due) {
+            if status.is_late {
+                self.is_lost.store(true, Ordering::Relaxed);
+                self.set_failed(&mut status, "it did not answer in time");
+            } else {
+                // The system may have stopped the process meanwhile, as phones do in the background: the device has not had its time.
+                (status.due, status.is_late) = (now.checked_add(SECOND_LOOK), true);
+            }
         } else if self.is_lost.load(Ordering::Relaxed) {
             self.set_failed(&mut status, "it failed for another model");
         }
@@ -205,7 +216,9 @@ impl Shared {
 
     /// Runs `f` on the device, which may take so long.
     fn timed<T>(&self, time: Duration, f: impl FnOnce() -> T) -> T {
-        self.status().due = Instant::now().checked_add(time);
+        let mut status = self.status();
+        (status.due, status.is_late) = (Instant::now().checked_add(time), false);
+        drop(status);
         let done = f();
         lock(&self.status).due = None;
         done
@@ -259,7 +272,7 @@ impl Gpu {
             unverified_batches: 0,
         };
         let shared = Arc::new(Shared {
-            status: Mutex::new(Status { report, due: None }),
+            status: Mutex::new(Status { report, due: None, is_late: false }),
             changed: Condvar::new(),
             is_closed: AtomicBool::new(false),
             patience: plan.patience,

@@ -434,3 +434,20 @@ fn what_a_gpu_cannot_hold_is_refused_with_what_to_try() {
     }
     demand.check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + 3 * demand.batch, ..all }).unwrap();
 }
+
+/// As one whose process was stopped for longer than its patience.
+#[test]
+fn a_device_that_is_late_when_it_is_first_looked_at_is_not_lost() {
+    let config_of = config();
+    let slow: Box<Load> = Box::new(move || {
+        let mut compute = right(&config_of);
+        Ok(Box::new(move |batch: &Batch, output, check: &mut dyn FnMut() -> Result<()>| {
+            std::thread::sleep(Duration::from_millis(150));
+            compute(batch, output, check)
+        }))
+    });
+    let gpu = start_loading(slow, |plan| plan.patience = Duration::from_millis(20));
+    gpu.wait().unwrap();
+    near(&gpu.outputs(&text(9), Output::Logits, &Limit::NONE).unwrap(), &expected(9));
+    assert_eq!(gpu.report().state, GpuState::Ready);
+}
