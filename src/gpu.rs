@@ -34,7 +34,8 @@ pub struct GpuLimits {
     pub f16: bool,
     /// Bytes of the memory that the threads of a workgroup share.
     pub shared_memory_bytes: u32,
-    /// Bytes of a buffer, 8 MiB at least. Word embeddings and batches are split to fit; a model with a matrix, or a window, that does not fit is refused.
+    /// Bytes of a buffer, 8 MiB at least. Word embeddings and batches are split to fit; a model with a matrix, or a window, that does not
+    /// fit is refused.
     pub buffer_bytes: u64,
     /// Bytes for a model's weights and one batch; a model that needs more is refused before any of it is sent.
     pub memory_bytes: u64,
