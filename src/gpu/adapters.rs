@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 
 use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_with_api, wgpu};
 use burn::cubecl::config::cache::CacheConfig;
@@ -12,7 +12,8 @@ use burn::cubecl::future::block_on;
 use burn::tensor::Device;
 use wgpu::{Backends, DeviceType, ExperimentalFeatures, Features};
 
-use super::{GpuLimits, PATIENCE};
+use super::GpuLimits;
+use super::worker::{PATIENCE, lock};
 use crate::error::{Error, ErrorKind, Result};
 
 /// An open device.
@@ -74,10 +75,6 @@ struct Machine {
 static OPEN: Mutex<Vec<Adapter>> = Mutex::new(Vec::new());
 
 const PANICKED: &str = "its driver or library panicked";
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What this machine has; an error where a driver panicked.
 fn machine() -> std::result::Result<&'static Machine, &'static str> {
