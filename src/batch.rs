@@ -35,19 +35,6 @@ impl Batch {
         Batch { input_ids, lengths, seq }
     }
 
-    /// The same with at least so many sequences, those that are added without tokens, and padded to at least `seq` tokens.
-    #[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
-    pub(crate) fn padded(&self, rows: usize, seq: usize, pad_token_id: usize) -> Batch {
-        let (rows, seq) = (rows.max(self.lengths.len()), seq.max(self.seq));
-        let mut input_ids = vec![pad_token_id as i32; rows * seq];
-        for (to, from) in input_ids.chunks_mut(seq.max(1)).zip(self.input_ids.chunks(self.seq.max(1))) {
-            to[..from.len()].copy_from_slice(from);
-        }
-        let mut lengths = self.lengths.clone();
-        lengths.resize(rows, 0);
-        Batch { input_ids, lengths, seq }
-    }
-
     /// Some of its sequences, padded as they are.
     #[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Batch {

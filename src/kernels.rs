@@ -23,6 +23,8 @@
 mod arm;
 mod body;
 mod dropout;
+#[cfg(feature = "wgpu")]
+pub(crate) mod gpu;
 mod scalar;
 mod simd;
 #[cfg(test)]
@@ -43,7 +45,7 @@ use simd::Simd;
 pub use training::{AdamStep, Heads, multiply};
 
 /// The non-linearity after a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x · Φ(x)`, with the error function ("gelu").
     Gelu,

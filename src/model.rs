@@ -15,16 +15,14 @@ mod heads;
 mod linear;
 mod noise;
 mod norm;
+#[cfg(feature = "wgpu")]
+mod on_gpu;
 mod packed;
 mod weights;
 
 use std::collections::BTreeMap;
 
-#[cfg(feature = "wgpu")]
-use burn::module::ModuleMapper;
 use burn::module::{Module, ModuleVisitor, Param};
-#[cfg(feature = "wgpu")]
-use burn::tensor::FloatDType;
 use burn::tensor::{Device, Tensor};
 
 use self::attention::Padding;
@@ -38,6 +36,8 @@ pub use self::fused::{give_back, release_memory};
 use self::heads::Head;
 use self::linear::Linear;
 pub use self::noise::Noise;
+#[cfg(feature = "wgpu")]
+pub(crate) use self::on_gpu::{GpuFormat, GpuModel};
 pub(crate) use self::packed::PackedModel;
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
@@ -89,19 +89,9 @@ impl Model {
     /// # Errors
     /// Those of `source`.
     pub fn load(config: &ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self> {
-        Self::load_in_parts(config, source, u64::MAX, device)
-    }
-
-    /// The same, word embeddings in parts of at most `most_bytes` each.
-    pub(crate) fn load_in_parts(
-        config: &ModelConfig,
-        source: &mut dyn WeightSource,
-        most_bytes: u64,
-        device: &Device,
-    ) -> Result<Self> {
         config.validate()?;
         Ok(Model {
-            embeddings: Embeddings::load(config, source, most_bytes, device)?,
+            embeddings: Embeddings::load(config, source, device)?,
             embeddings_project: embeddings::load_projection(config, source, device)?,
             encoder: Encoder::load(config, source, device)?,
             head: Head::load(config, source, device)?,
@@ -145,18 +135,6 @@ impl Model {
             Some(head) => Ok(head.forward(hidden, noise)),
             None => Err(no_labels()),
         }
-    }
-
-    /// The same model with its tensors in f16, in which it then computes.
-    #[cfg(feature = "wgpu")]
-    pub(crate) fn in_half_precision(self) -> Self {
-        struct Halve;
-        impl ModuleMapper for Halve {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                param.map(|x| x.cast(FloatDType::F16))
-            }
-        }
-        self.map(&mut Halve)
     }
 
     /// The same model, for quantization-aware training: it computes as if its matrices were in int8, and the inputs of the

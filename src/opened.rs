@@ -23,6 +23,8 @@ use crate::kernels::Kernel;
 use crate::model::Model;
 #[cfg(feature = "checkpoint")]
 use crate::model::Weights;
+#[cfg(feature = "wgpu")]
+use crate::model::{GpuFormat, GpuModel};
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
 use crate::options::{Instant, Limit, Options};
 use crate::self_check::{self, Reference, SelfCheck};
@@ -149,6 +151,16 @@ enum Held {
 }
 
 impl Held {
+    /// Of a value of the tensor of this name.
+    #[cfg(feature = "wgpu")]
+    fn bytes(&self, name: &str) -> u64 {
+        match self {
+            Held::Bundle(bundle) => bundle.info().tensor(name).map_or(4, |tensor| tensor.dtype.size() as u64),
+            #[cfg(feature = "checkpoint")]
+            Held::Checkpoint(_) => 4,
+        }
+    }
+
     /// Loads the model for the engine's place. Loading takes a checkpoint's tensors out; where the model is loaded again, it takes copies.
     #[cfg_attr(not(feature = "checkpoint"), allow(unused_variables))]
     fn load(&mut self, config: &ModelConfig, engine: &Engine, is_last: bool) -> Result<Computes> {
@@ -359,7 +371,7 @@ impl Opened {
             Some(adapter) => {
                 let cases = golden.iter().flat_map(|golden| &golden.cases).map(|case| case.ids.len());
                 let longest = cases.fold(window_tokens, usize::max);
-                let demand = Demand::of(&config, options.max_batch_tokens, longest);
+                let demand = Demand::of(&config, &|name| held.bytes(name), options.max_batch_tokens, longest);
                 match demand.check(adapter.limits) {
                     Ok(()) => {
                         on_gpu(adapter, &config, window_tokens, held, &mut engine, golden.as_ref(), precision, options)?
@@ -579,22 +591,22 @@ fn on_gpu(
             Ok(least)
         })
     });
-    let (device, limits, config_of) = (adapter.device, adapter.limits, config.clone());
-    // Of a bundle in f16, where the adapter computes in it; else in f32.
-    let is_half = precision == Precision::F16 && limits.f16 && device.supports_dtype(burn::tensor::DType::F16);
-    let left = device.clone();
+    let (left, limits, config_of) = (adapter.device, adapter.limits, config.clone());
+    // What a bundle in f16 is computed in, where the adapter can; else f32.
+    let is_half = precision == Precision::F16 && limits.f16;
+    let format = GpuFormat {
+        weights_in_half: precision == Precision::F16,
+        values_in_half: is_half,
+        most_bytes: limits.buffer_bytes,
+    };
+    let client = adapter.client;
     let load: Box<gpu::Load> = Box::new(move || {
         let model = match held {
-            Held::Bundle(bundle) => {
-                Model::load_in_parts(&config_of, &mut bundle.weights(), limits.buffer_bytes, &device)?
-            }
+            Held::Bundle(bundle) => GpuModel::load(&config_of, &mut bundle.weights(), format, client)?,
             #[cfg(feature = "checkpoint")]
-            Held::Checkpoint(mut weights) => {
-                Model::load_in_parts(&config_of, &mut weights, limits.buffer_bytes, &device)?
-            }
+            Held::Checkpoint(mut weights) => GpuModel::load(&config_of, &mut weights, format, client)?,
         };
-        let model = if is_half { model.in_half_precision() } else { model };
-        Ok(Box::new(move |batch, output, check| composed(&model, &device, batch, output, check)))
+        Ok(Box::new(move |batch, output, check| model.outputs(batch, output, check)))
     });
     let plan = Plan {
         adapter: adapter.name,

@@ -6,7 +6,7 @@
 `--ampoule` is the bench `train` of this checkout (`cargo bench -p ampoule-distill --bench train --no-run` says where it is). A step is
 forward, backward, clipping and update of 16 sequences of 64 tokens. `hard` is fine-tuning; `soft` adds soft targets whose logits are
 given: torch has them in memory, ours asks a teacher of one layer as wide as a head. Torch has four settings (attention, AdamW), of
-which the best counts. `train.py worker FOLDER DATA THREADS TERMS SETTING` is torch in a process of its own."""
+which the best counts. `train.py worker FOLDER DATA THREADS TERMS SETTING [cpu|cuda]` is torch in a process of its own."""
 
 import argparse, csv, json, os, pathlib, random, statistics, sys, time
 
@@ -31,14 +31,14 @@ def texts(vocabulary, path):
             file.write("\n")
 
 
-def worker(folder, data, threads, terms, setting):
+def worker(folder, data, threads, terms, setting, device="cpu"):
     import reference, torch
 
     torch.set_num_threads(threads)
     attention, update = setting.split(",")
     model = reference.load(folder, LABELS, 0.1)
     model.set_attn_implementation(attention)
-    model.train()
+    model.to(device).train()
     optimizer = reference.optimizer_for(model, 1.5e-4, False)
     for group in optimizer.param_groups:
         group[update] = True
@@ -50,8 +50,8 @@ def worker(folder, data, threads, terms, setting):
         ids = torch.tensor([[101, *(vocabulary[word] for word, _ in row), 102] for row in part])
         tags = torch.tensor([[-100, *(LABELS.index(tag) for _, tag in row), -100] for row in part])
         logits = torch.randn(*ids.shape, len(LABELS))
-        batches.append((ids, torch.ones_like(ids), tags, logits))
-    covered = torch.ones(SEQUENCES, len(LABELS), dtype=torch.bool)
+        batches.append(tuple(x.to(device) for x in (ids, torch.ones_like(ids), tags, logits)))
+    covered = torch.ones(SEQUENCES, len(LABELS), dtype=torch.bool, device=device)
 
     def step(ids, mask, tags, teacher):
         logits = model(input_ids=ids, attention_mask=mask).logits
@@ -87,7 +87,7 @@ def compare(work, minilm, ampoule, out, threads, rounds, models, settings):
         for count in threads if name in models else []:
             for terms in ["hard", "soft"]:
                 run = [folder, data, count, terms]
-                workers = [Worker("ampoule", "f32", "", [ampoule, *run], range(count))]
+                workers = [Worker("ampoule", "f32", "", [ampoule, *run, "cpu"], range(count))]
                 for setting in settings:
                     command = [sys.executable, os.path.abspath(__file__), "worker", *run, setting]
                     workers.append(Worker("torch", "f32", setting, command, range(count)))

@@ -1,5 +1,5 @@
-//! Steps of training, one at a time, as a worker of `peers/train.py`: `train FOLDER DATA THREADS hard|soft` answers each line of its
-//! input with the times of a step.
+//! Steps of training, one at a time, as a worker of `peers/train.py`: `train FOLDER DATA THREADS hard|soft cpu|gpu` answers each line of
+//! its input with the times of a step.
 //!
 //! `soft` has a teacher of one narrow layer, so that its logits cost next to nothing, as logits that were kept would.
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ampoule::checkpoint::NewHead;
-use ampoule::{Checkpoint, Error, Result, Task};
+use ampoule::{Checkpoint, Device, Error, Result, Task};
 use ampoule_distill::data::{OffsetUnit, read_ner};
 use ampoule_distill::{
     Data, EvaluationLog, ProgressListener, StepLog, StudentShape, Teacher, Term, TrainConfig, student_from_teacher,
@@ -20,12 +20,13 @@ use ampoule_distill::{
 fn main() -> ExitCode {
     // Cargo adds `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let [folder, data, threads, terms] = arguments.as_slice() else {
-        eprintln!("train FOLDER DATA THREADS hard|soft; benches/peers/train.py calls it");
+    let [folder, data, threads, terms, device] = arguments.as_slice() else {
+        eprintln!("train FOLDER DATA THREADS hard|soft cpu|gpu; benches/peers/train.py calls it");
         // `cargo bench` of everything calls it with nothing.
         return if arguments.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) };
     };
-    match steps(folder, data, threads.parse().unwrap_or(1), terms == "soft") {
+    let device = if device == "gpu" { Device::Gpu } else { Device::Cpu };
+    match steps(folder, data, threads.parse().unwrap_or(1), terms == "soft", device) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn steps(folder: &str, data: &str, threads: usize, is_soft: bool) -> Result<()> {
+fn steps(folder: &str, data: &str, threads: usize, is_soft: bool, device: Device) -> Result<()> {
     let set = read_ner(data.as_ref(), OffsetUnit::Utf8, None)?;
     let tags = set.covers.iter().flat_map(|label| [format!("B-{label}"), format!("I-{label}")]);
     let labels = std::iter::once("O".to_owned()).chain(tags).collect();
@@ -52,6 +53,7 @@ fn steps(folder: &str, data: &str, threads: usize, is_soft: bool) -> Result<()> 
         dropout: Some(0.1),
         save_every: usize::MAX,
         threads,
+        device,
         ..TrainConfig::default()
     };
     let run = tempfile::tempdir().map_err(|e| Error::internal(e.to_string()))?;

@@ -208,7 +208,7 @@ pub struct BundleInfo {
 }
 
 impl BundleInfo {
-    pub(super) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         let at = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
         self.tensors.get(at)
     }

@@ -9,6 +9,7 @@ use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_w
 use burn::cubecl::config::cache::CacheConfig;
 use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use burn::cubecl::future::block_on;
+use burn::cubecl::prelude::Client;
 use burn::tensor::Device;
 use wgpu::{Backends, DeviceType, ExperimentalFeatures, Features};
 
@@ -20,6 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone)]
 pub(crate) struct Adapter {
     pub(crate) device: Device,
+    /// By which kernels are sent to it.
+    pub(crate) client: Client,
     /// The adapter, as its driver names it.
     pub(crate) name: String,
     /// What it may do, of what was asked for.
@@ -198,8 +201,8 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
         Some(adapter) => adapter,
         None => {
             let begun = catch_unwind(AssertUnwindSafe(|| begin(machine, found, within)));
-            let device = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
-            let opened = Adapter { device, name: found.name.clone(), limits: within, is_lost: Arc::default() };
+            let (device, client) = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
+            let opened = Adapter { device, client, name: found.name.clone(), limits: within, is_lost: Arc::default() };
             lock(&OPEN).push(opened.clone());
             opened
         }
@@ -207,7 +210,7 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
     Ok(Adapter { limits: GpuLimits { memory_bytes: limits.memory_bytes, ..within }, ..adapter })
 }
 
-fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<Device, String> {
+fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<(Device, Client), String> {
     // CubeCL believes in all that the adapter has, so a device gets all that needs no promise of ours.
     let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
     let mut features = found.adapter.features() - withheld;
@@ -230,7 +233,9 @@ fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Re
     let setup = WgpuSetup { instance, adapter, device, queue, backend };
     // The number is CubeCL's own default, which a variable would change.
     let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
-    try_init_device_with_api::<Api>(setup, options).map(Device::from).map_err(|e| e.to_string())
+    let device = try_init_device_with_api::<Api>(setup, options).map_err(|e| e.to_string())?;
+    let client = burn::cubecl::Device::Wgpu(device.clone()).client();
+    Ok((Device::from(device), client))
 }
 
 #[cfg(test)]

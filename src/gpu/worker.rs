@@ -53,37 +53,48 @@ pub(crate) struct Plan {
     pub(crate) clean: Box<dyn Fn() + Send>,
 }
 
-/// What a model asks of a GPU's memory, in f32, in which it is sent.
+/// What a model asks of a GPU's memory.
 #[cfg(any(feature = "wgpu", test))]
 pub(crate) struct Demand {
     /// Bytes of all weights.
     weights: u64,
     /// The largest matrix, word embeddings aside, and its bytes.
     matrix: (String, u64),
-    /// Bytes of the widest values of one sequence of the longest windows.
+    /// Bytes of the widest values of one window.
     window: u64,
-    /// Bytes of the widest values of a batch, padded.
+    /// Bytes of the widest values of a batch.
     batch: u64,
 }
 
 #[cfg(any(feature = "wgpu", test))]
 impl Demand {
-    /// That of a model whose batches have so many tokens, in windows of so many.
-    pub(crate) fn of(config: &ModelConfig, batch_tokens: usize, window_tokens: usize) -> Self {
-        let tensors = config.tensors();
-        let bytes = |shape: &[usize]| 4 * shape.iter().map(|&n| n as u64).product::<u64>();
-        let others = tensors.iter().filter(|(name, _)| name != "embeddings.word_embeddings.weight");
-        let largest = others.max_by_key(|(_, shape)| bytes(shape));
+    /// That of a model whose batches have so many tokens, in windows of so many. `bytes` are those of a value of the matrix of this name.
+    pub(crate) fn of(
+        config: &ModelConfig,
+        bytes: &dyn Fn(&str) -> u64,
+        batch_tokens: usize,
+        window_tokens: usize,
+    ) -> Self {
+        let mut all = config.tensors();
+        for (name, shape) in &mut all {
+            // Queries, keys and values are one matrix.
+            if name.contains(".self.") {
+                shape.insert(0, if name.contains(".query.") { 3 } else { 0 });
+            }
+        }
+        let is_held_as_it_is = |name: &str| name.contains("LayerNorm") || name.contains("position") || name.contains("type");
+        let bytes = |name: &str, shape: &[usize]| {
+            let each = if name.ends_with(".bias") || is_held_as_it_is(name) { 4 } else { bytes(name) };
+            each * shape.iter().map(|&n| n as u64).product::<u64>()
+        };
+        let others = all.iter().filter(|(name, _)| name != "embeddings.word_embeddings.weight");
+        let largest = others.max_by_key(|(name, shape)| bytes(name, shape));
+        let values = |tokens: usize| width(config).saturating_mul(4 * tokens as u64);
         Demand {
-            weights: tensors.iter().map(|(_, shape)| bytes(shape)).sum(),
-            matrix: largest.map_or((String::new(), 0), |(name, shape)| (name.clone(), bytes(shape))),
-            window: widest(config, window_tokens),
-            // The number of sequences may double, and so may a short one's length.
-            batch: LENGTHS
-                .into_iter()
-                .filter(|&n| n <= padded_length(window_tokens))
-                .map(|n| widest(config, n).saturating_mul(4 * (batch_tokens as u64 / n as u64).max(1)))
-                .fold(widest(config, window_tokens), u64::max),
+            weights: all.iter().map(|(name, shape)| bytes(name, shape)).sum(),
+            matrix: largest.map_or((String::new(), 0), |(name, shape)| (name.clone(), bytes(name, shape))),
+            window: values(window_tokens),
+            batch: values(batch_tokens.max(window_tokens)),
         }
     }
 
@@ -117,13 +128,10 @@ impl Demand {
     }
 }
 
-/// Bytes of the widest values that are computed of a sequence of so many tokens, when it is padded.
-fn widest(config: &ModelConfig, tokens: usize) -> u64 {
-    let length = padded_length(tokens).min(config.max_tokens()).max(tokens);
-    let scores = (config.num_attention_heads as u64).saturating_mul(length as u64);
-    let widths = [config.intermediate_size, config.hidden_size, config.embedding_size, config.id2label.len()];
-    let widest = widths.into_iter().fold(scores, |most, width| most.max(width as u64));
-    widest.saturating_mul(4 * length as u64)
+/// The widest of the values that are computed of a token.
+fn width(config: &ModelConfig) -> u64 {
+    let widths = [3 * config.hidden_size, config.intermediate_size, config.embedding_size, config.id2label.len()];
+    widths.into_iter().fold(1, |most, width| most.max(width as u64))
 }
 
 /// How long a batch may take before the device counts as hung. Kernels of a new shape are compiled within it.
@@ -139,14 +147,8 @@ const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How often a waiting call looks at its limit.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Lengths that sequences are padded to, so that kernels are compiled for a few shapes; longer ones to multiples of the last.
-const LENGTHS: [usize; 10] = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512];
-
-/// The length that a sequence of so many tokens is padded to.
-fn padded_length(tokens: usize) -> usize {
-    let last = LENGTHS[LENGTHS.len() - 1];
-    LENGTHS.into_iter().find(|&n| n >= tokens).unwrap_or(tokens.next_multiple_of(last))
-}
+/// Tokens of the texts by which a GPU and the processor are compared.
+const LENGTHS: [usize; 6] = [16, 32, 64, 128, 256, 512];
 
 /// How many times as large as the largest golden answer a value may be. No model of this kind comes near it.
 const PLAUSIBLE: f32 = 64.0;
@@ -440,8 +442,7 @@ impl<'a> Device<'a> {
         let self_check = device.prove()?;
         let mut measured = Vec::new();
         if let Some(cpu) = &plan.cpu {
-            let most = padded_length(plan.window_tokens).min(plan.config.max_tokens());
-            let lengths = LENGTHS.into_iter().filter(|&n| n <= most);
+            let lengths = LENGTHS.into_iter().filter(|&n| n <= plan.window_tokens);
             for tokens in lengths.filter(|&n| plan.from_tokens.is_none_or(|from| n >= from)) {
                 is_closed()?;
                 let gpu = device.time(tokens)?;
@@ -479,7 +480,7 @@ impl<'a> Device<'a> {
     fn prove(&mut self) -> Result<Option<SelfCheck>> {
         let Some(golden) = &self.plan.golden else { return Ok(None) };
         let (plan, output) = (self.plan, self_check::wanted(&self.plan.config));
-        let mut compute = |batch: &Batch| self.compute(&padded(batch, &plan.config), output, &mut || Ok(()));
+        let mut compute = |batch: &Batch| self.compute(batch, output, &mut || Ok(()));
         self_check::check(golden, &plan.config, plan.reference, &mut compute).map(Some)
     }
 
@@ -500,9 +501,8 @@ impl<'a> Device<'a> {
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
         let [rows, length] = batch.dims();
-        let most = usize::try_from(self.plan.buffer_bytes / widest(&self.plan.config, length)).unwrap_or(rows);
-        // As many as batches are padded to, so that there is no further shape.
-        let most = if most > 8 { most / 8 * 8 } else { 1 << most.max(1).ilog2() };
+        let values = width(&self.plan.config).saturating_mul(4 * length.max(1) as u64);
+        let most = usize::try_from(self.plan.buffer_bytes / values).unwrap_or(rows).max(1);
         let mut outputs = Vec::with_capacity(rows);
         for first in (0..rows).step_by(most) {
             let part = batch.rows(first..rows.min(first + most));
@@ -517,8 +517,7 @@ impl<'a> Device<'a> {
         output: Output,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut outputs = self.compute(&padded(batch, &self.plan.config), output, check)?;
-        outputs.truncate(batch.lengths().len());
+        let outputs = self.compute(batch, output, check)?;
         let unbelievable = |what| Error::new(ErrorKind::DeviceUnavailable, format!("it answered with {what}"));
         let is_bounded = output == self_check::wanted(&self.plan.config) && self.plan.golden.is_some();
         for values in &outputs {
@@ -534,14 +533,6 @@ impl<'a> Device<'a> {
         }
         Ok(outputs)
     }
-}
-
-/// The batch in one of the few shapes.
-fn padded(batch: &Batch, config: &ModelConfig) -> Batch {
-    let [rows, seq] = batch.dims();
-    let length = padded_length(seq).min(config.max_tokens()).max(seq);
-    let rows = if rows > 8 { rows.next_multiple_of(8) } else { rows.next_power_of_two() };
-    batch.padded(rows, length, config.pad_token_id)
 }
 
 /// One sequence of so many tokens.

@@ -15,8 +15,6 @@ use crate::error::Result;
 #[derive(Module, Debug)]
 pub struct Embeddings {
     word_embeddings: Embedding,
-    /// The rows after those, in parts, where a buffer of the device does not hold all.
-    more_word_embeddings: Vec<Embedding>,
     position_embeddings: Embedding,
     token_type_embeddings: Option<Embedding>,
     layer_norm: Norm,
@@ -28,40 +26,23 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
-    /// Words' rows in parts of at most `most_bytes` each.
-    pub(crate) fn load(
-        config: &ModelConfig,
-        source: &mut dyn WeightSource,
-        most_bytes: u64,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(crate) fn load(config: &ModelConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self> {
         let width = config.embedding_size;
-        let table = |data: Vec<f32>| {
-            let rows = data.len() / width;
+        let mut table = |name: &str, rows: usize| -> Result<Embedding> {
+            let data = source.take(&format!("embeddings.{name}_embeddings.weight"), &[rows, width])?;
+            let data = TensorData::new(data, [rows, width]);
             let mut table = EmbeddingConfig::new(rows, width).init(device);
-            table.weight = Param::from_tensor(Tensor::from_data(TensorData::new(data, [rows, width]), device));
-            table
+            table.weight = Param::from_tensor(Tensor::from_data(data, device));
+            Ok(table)
         };
-        let mut values = |name: &str, rows: usize| -> Result<Vec<f32>> {
-            source.take(&format!("embeddings.{name}_embeddings.weight"), &[rows, width])
-        };
-        let rows = usize::try_from(most_bytes / (4 * width as u64)).unwrap_or(usize::MAX);
-        let (mut first, mut more) = (values("word", config.vocab_size)?, Vec::new());
-        if first.len() / width > rows {
-            let mut parts = first.chunks(rows.max(1) * width).map(<[f32]>::to_vec);
-            let part = parts.next().unwrap_or_default();
-            more = parts.map(table).collect();
-            first = part;
-        }
-        let word_embeddings = table(first);
-        let position_embeddings = table(values("position", config.max_position_embeddings)?);
+        let word_embeddings = table("word", config.vocab_size)?;
+        let position_embeddings = table("position", config.max_position_embeddings)?;
         let token_type_embeddings = match config.type_vocab_size {
             0 => None,
-            rows => Some(table(values("token_type", rows)?)),
+            rows => Some(table("token_type", rows)?),
         };
         Ok(Embeddings {
             word_embeddings,
-            more_word_embeddings: more,
             position_embeddings,
             token_type_embeddings,
             layer_norm: Norm::load(source, "embeddings.LayerNorm", width, config, device)?,
@@ -75,7 +56,7 @@ impl Embeddings {
     /// `input_ids` `[batch, seq]` -> `[batch, seq, embedding]`. Every token is of type 0: one text a sequence.
     pub(crate) fn forward(&self, input_ids: Tensor<2, Int>, noise: &mut Option<Noise>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let words = self.words(input_ids); // [batch, seq, embedding]
+        let words = self.word_embeddings.forward(input_ids); // [batch, seq, embedding]
         #[cfg(feature = "autodiff")]
         let words = match self.is_rounded {
             true => super::linear::fake_quantize(words, 2),
@@ -89,23 +70,6 @@ impl Embeddings {
         let rows = rows.unsqueeze_dim::<3>(0).expand(words.dims()); // [batch, seq, embedding]
         let x = self.layer_norm.forward(words, rows, None);
         Noise::drop(noise, x, self.dropout)
-    }
-
-    /// `[batch, seq]` -> `[batch, seq, embedding]`
-    fn words(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        if self.more_word_embeddings.is_empty() {
-            return self.word_embeddings.forward(ids);
-        }
-        let rows = |part: &Embedding| part.weight.dims()[0] as i64;
-        // Of the ids of other parts, some row.
-        let of = |part: &Embedding, first: i64| part.forward((ids.clone() - first).clamp(0, rows(part) - 1));
-        let (mut words, mut first) = (of(&self.word_embeddings, 0), rows(&self.word_embeddings));
-        for part in &self.more_word_embeddings {
-            let these = of(part, first);
-            let is_before = ids.clone().lower_elem(first).unsqueeze_dim::<3>(2).expand(these.dims());
-            (words, first) = (these.mask_where(is_before, words), first + rows(part));
-        }
-        words
     }
 }
 

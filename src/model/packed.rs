@@ -11,11 +11,11 @@ use rayon::prelude::*;
 
 use super::Output;
 use super::config::{ModelConfig, Task};
-use super::weights::{Int8, Values, WeightSource};
+use super::weights::{Int8, SideBySide, Values, WeightSource};
 #[cfg(feature = "autodiff")]
 use super::{FrozenOutputs, HiddenState};
 use crate::batch::Batch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{Activation, Kernel, Matrix, Packed, Scratch};
 
 /// The most rows that go through a layer's feed-forward block together: their widened values stay in a core's cache.
@@ -483,7 +483,7 @@ impl Norm {
     }
 }
 
-/// The linear layers `names` of the same input as one, their outputs one after the other. Integers stay integers where all are.
+/// The linear layers `names` of the same input as one, their outputs one after the other.
 fn linear(
     source: &mut dyn WeightSource,
     kernel: Kernel,
@@ -491,33 +491,12 @@ fn linear(
     outputs: usize,
     inputs: usize,
 ) -> Result<Packed> {
-    let (mut parts, mut bias) = (Vec::new(), Vec::new());
-    for name in names {
-        parts.push(source.take_values(&format!("{name}.weight"), &[outputs, inputs])?);
-        bias.extend(source.take(&format!("{name}.bias"), &[outputs])?);
-    }
-    let integers: Option<Vec<&Int8>> = parts
-        .iter()
-        .map(|part| match part {
-            Values::Int8(integers) => Some(integers),
-            Values::F32(_) => None,
-        })
-        .collect();
-    if let Some(parts) = integers {
-        let factors = &parts[0].pre_quant_scale;
-        if parts.iter().any(|part| part.pre_quant_scale != *factors) {
-            return Err(Error::corrupt(format!("the weights of {} have different pre_quant_scales", names.join(", "))));
-        }
-        let matrix = Matrix::Int8(parts.iter().map(|part| (&*part.integers, part.scales.as_slice())).collect());
-        let packed = Packed::new(kernel, &matrix, inputs, &bias);
-        return Ok(match factors {
-            Some(factors) => packed.with_pre_quant_scale(factors.clone()),
-            None => packed,
-        });
-    }
-    let floats: Vec<Vec<f32>> = parts.into_iter().map(Values::into_floats).collect();
-    let rows = floats.iter().map(Vec::as_slice).collect();
-    Ok(Packed::new(kernel, &Matrix::F32(rows), inputs, &bias))
+    let layers = SideBySide::take(source, names, outputs, inputs)?;
+    let packed = Packed::new(kernel, &layers.matrix(), inputs, &layers.bias);
+    Ok(match layers.pre_quant_scale {
+        Some(factors) => packed.with_pre_quant_scale(factors),
+        None => packed,
+    })
 }
 
 /// That of the thread which calls: each finds its own free.

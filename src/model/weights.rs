@@ -5,6 +5,7 @@ use std::ops::{Deref, Range};
 
 use crate::bundle::{SharedBytes, dequantize_rows};
 use crate::error::{Error, Result};
+use crate::kernels::Matrix;
 
 /// Where a model takes its weights from: a bundle, a checkpoint, or memory.
 pub trait WeightSource {
@@ -89,6 +90,58 @@ impl Values {
                 }
                 data
             }
+        }
+    }
+}
+
+/// Linear layers that read the same, as one whose outputs are theirs in turn.
+pub(crate) struct SideBySide {
+    parts: Parts,
+    pub(crate) bias: Vec<f32>,
+    /// What the inputs are multiplied by before they are quantized, one a column; none for 1, and for floats.
+    pub(crate) pre_quant_scale: Option<Vec<f32>>,
+}
+
+enum Parts {
+    Int8(Vec<Int8>),
+    F32(Vec<Vec<f32>>),
+}
+
+impl SideBySide {
+    /// Takes those of these names. Integers stay integers where all are.
+    pub(crate) fn take(
+        source: &mut dyn WeightSource,
+        names: &[&str],
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Self> {
+        let (mut all, mut bias) = (Vec::new(), Vec::new());
+        for name in names {
+            all.push(source.take_values(&format!("{name}.weight"), &[outputs, inputs])?);
+            bias.extend(source.take(&format!("{name}.bias"), &[outputs])?);
+        }
+        if all.iter().any(|values| matches!(values, Values::F32(_))) {
+            let parts = Parts::F32(all.into_iter().map(Values::into_floats).collect());
+            return Ok(SideBySide { parts, bias, pre_quant_scale: None });
+        }
+        let integers = |values| match values {
+            Values::Int8(integers) => Some(integers),
+            Values::F32(_) => None,
+        };
+        let all: Vec<Int8> = all.into_iter().filter_map(integers).collect();
+        let pre_quant_scale = all.first().and_then(|part| part.pre_quant_scale.clone());
+        if all.iter().any(|part| part.pre_quant_scale != pre_quant_scale) {
+            return Err(Error::corrupt(format!("the weights of {} have different pre_quant_scales", names.join(", "))));
+        }
+        Ok(SideBySide { parts: Parts::Int8(all), bias, pre_quant_scale })
+    }
+
+    pub(crate) fn matrix(&self) -> Matrix<'_> {
+        match &self.parts {
+            Parts::Int8(parts) => {
+                Matrix::Int8(parts.iter().map(|part| (&*part.integers, part.scales.as_slice())).collect())
+            }
+            Parts::F32(parts) => Matrix::F32(parts.iter().map(Vec::as_slice).collect()),
         }
     }
 }
