@@ -275,6 +275,12 @@ impl fmt::Debug for Kernel {
     }
 }
 
+/// The largest of the values' magnitudes; NaN or infinite where a value is.
+pub(crate) fn magnitude(values: &[f32]) -> f32 {
+    // Bits of magnitudes rise as these do, those of NaN last; and no branch keeps the loop from vectors.
+    f32::from_bits(values.iter().fold(0, |most, x| most.max(x.abs().to_bits())))
+}
+
 /// What a kernel needs beside its input and output; kept, it is not allocated again.
 #[derive(Default)]
 pub struct Scratch {

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::GpuReport;
 #[cfg(feature = "wgpu")]
 use crate::gpu::{self, CpuTime, Demand, Gpu, Plan};
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, magnitude};
 #[cfg(feature = "backend")]
 use crate::model::Model;
 #[cfg(feature = "checkpoint")]
@@ -541,7 +541,7 @@ impl Opened {
         let outputs = self.model.outputs(batch, output, limit);
         self.computed_tokens.fetch_add(batch.lengths().iter().sum::<usize>() as u64, Ordering::Relaxed);
         let outputs = outputs?;
-        match outputs.iter().flatten().all(|x| x.is_finite()) {
+        match outputs.iter().all(|values| magnitude(values).is_finite()) {
             true => Ok(outputs),
             false => Err(Error::internal("the model computed what is not finite; its weights are unsound")),
         }

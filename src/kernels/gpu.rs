@@ -8,6 +8,7 @@ use burn::cubecl;
 use burn::cubecl::prelude::*;
 use burn::cubecl::server::Handle;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::{Activation, Matrix};
 
@@ -51,6 +52,13 @@ pub(crate) struct Linear {
     factors: Option<Buffer>,
 }
 
+/// Where each sequence begins, of the tokens of all, and where the last ends.
+pub(crate) struct Sequences {
+    starts: Buffer,
+    tokens: usize,
+    longest: usize,
+}
+
 /// A table of rows, in parts.
 pub(crate) struct Table {
     /// `[rows, width / per word]`
@@ -88,37 +96,9 @@ fn per_word(matrix: &Matrix, in_half: bool) -> usize {
     }
 }
 
-/// How a product is divided: units along rows and columns of a workgroup's part, and fours of rows and columns of a unit's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tile {
-    units: [u32; 2],
-    fours: [u32; 2],
-}
-
-impl Tile {
-    const ALL: [Tile; 3] = [
-        Tile { units: [16, 16], fours: [2, 2] },
-        Tile { units: [16, 16], fours: [1, 1] },
-        Tile { units: [4, 16], fours: [1, 1] },
-    ];
-
-    fn dims(self) -> [u32; 2] {
-        [0, 1].map(|i| 4 * self.units[i] * self.fours[i])
-    }
-
-    /// The largest of which there are enough for the GPU's cores, else the smallest.
-    fn of(rows: u32, outputs: u32) -> Self {
-        let count = |tile: &Tile| rows.div_ceil(tile.dims()[0]) * outputs.div_ceil(tile.dims()[1]);
-        let last = Tile::ALL[Tile::ALL.len() - 1];
-        Tile::ALL.into_iter().find(|tile| count(tile) >= ENOUGH).unwrap_or(last)
-    }
-}
-
-/// Workgroups that keep a large GPU busy.
-const ENOUGH: u32 = 96;
-
-/// Inputs that a workgroup takes at a time.
-const DEPTH: u32 = 16;
+/// Units of a workgroup of a product, along its rows and along its columns; fours of both, of which each unit has one; and inputs that
+/// the workgroup takes at a time. Of the sizes tried on an H100 this one loses to none by much, from 16 rows to 16,384.
+const SIDE: u32 = 16;
 
 /// Units of a workgroup that normalizes or copies a row, and queries of one that attends.
 const UNITS: u32 = 64;
@@ -153,13 +133,24 @@ impl Queue {
         Buffer { handle: self.client.empty(len * if self.is_half { 2 } else { 4 }), len }
     }
 
-    /// Waits for what was sent before it, and for these values.
-    pub(crate) fn read(&self, values: &Buffer) -> Result<Vec<f32>, String> {
+    /// Waits for what was sent before it, and for these values, in parts of these lengths.
+    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Vec<Vec<f32>>, String> {
         let bytes = self.client.read_one(values.handle.clone()).map_err(|e| e.to_string())?;
-        Ok(match self.is_half {
-            true => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-            false => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        })
+        let mut rest: &[u8] = &bytes;
+        let size = if self.is_half { 2 } else { 4 };
+        let mut part = |len: usize| {
+            let these = rest.split_off(..(len * size).min(rest.len())).unwrap_or_default();
+            match self.is_half {
+                true => {
+                    let halves: Vec<f16> = bytemuck::pod_collect_to_vec(these);
+                    let mut values = vec![0.0; halves.len()];
+                    halves.convert_to_f32_slice(&mut values);
+                    values
+                }
+                false => bytemuck::pod_collect_to_vec(these),
+            }
+        };
+        Ok(parts.map(&mut part).collect())
     }
 
     /// Sends a linear layer's weights; floats as f16 where so asked.
@@ -260,66 +251,77 @@ impl Queue {
         let rows = x.len / layer.inputs.max(1);
         assert!(x.len == rows * layer.inputs && layer.outputs.is_multiple_of(parts));
         let out = self.empty(rows * layer.outputs);
-        let tile = Tile::of(rows as u32, layer.outputs as u32);
-        let [high, wide] = tile.dims();
-        let product = Product {
-            per_word: layer.words.per_word as u32,
-            activation,
-            has_factors: layer.factors.is_some(),
-            tile,
-        };
+        let product =
+            Product { per_word: layer.words.per_word as u32, activation, has_factors: layer.factors.is_some() };
         let launch = match self.is_half {
-            true => linear_kernel::launch::<f16>,
-            false => linear_kernel::launch::<f32>,
+            true => linear_kernel::launch_unchecked::<f16>,
+            false => linear_kernel::launch_unchecked::<f32>,
         };
-        launch(
-            &self.client,
-            CubeCount::Static((layer.outputs as u32).div_ceil(wide), (rows as u32).div_ceil(high), 1),
-            CubeDim::new_1d(tile.units[0] * tile.units[1]),
-            x.arg(),
-            layer.words.words.arg(),
-            layer.words.scales.as_ref().unwrap_or(&layer.bias).arg(),
-            layer.factors.as_ref().unwrap_or(&layer.bias).arg(),
-            layer.bias.arg(),
-            out.arg(),
-            rows as u32,
-            layer.inputs as u32,
-            layer.outputs as u32,
-            (layer.outputs / parts) as u32,
-            product,
-        );
+        // SAFETY: the lengths were checked, and the kernel reads and writes nothing beyond rows, inputs and outputs.
+        unsafe {
+            launch(
+                &self.client,
+                CubeCount::Static((layer.outputs as u32).div_ceil(4 * SIDE), (rows as u32).div_ceil(4 * SIDE), 1),
+                CubeDim::new_1d(SIDE * SIDE),
+                x.arg(),
+                layer.words.words.arg(),
+                layer.words.scales.as_ref().unwrap_or(&layer.bias).arg(),
+                layer.factors.as_ref().unwrap_or(&layer.bias).arg(),
+                layer.bias.arg(),
+                out.arg(),
+                rows as u32,
+                layer.inputs as u32,
+                layer.outputs as u32,
+                (layer.outputs / parts) as u32,
+                product,
+            )
+        };
         out
     }
 
-    /// Attention of every head over each sequence (Vaswani et al. 2017): `qkv` `[3, tokens, hidden]` -> `[tokens, hidden]`. Sequences begin
-    /// at `starts`, the last of which is the number of tokens; none is longer than `longest`.
+    /// Sequences of so many tokens, one after the other.
+    pub(crate) fn sequences(&self, lengths: &[usize]) -> Sequences {
+        let mut tokens = 0;
+        let ends = lengths.iter().map(|n| {
+            tokens += n;
+            tokens as u32
+        });
+        let starts: Vec<u32> = std::iter::once(0).chain(ends).collect();
+        Sequences { starts: self.numbers(&starts), tokens, longest: lengths.iter().copied().max().unwrap_or(0) }
+    }
+
+    /// Attention of every head over each sequence (Vaswani et al. 2017): `qkv` `[3, tokens, hidden]` -> `[tokens, hidden]`.
     ///
     /// # Panics
     /// If the lengths do not belong together.
-    pub(crate) fn attend(&self, qkv: &Buffer, hidden: usize, heads: usize, starts: &Buffer, longest: usize) -> Buffer {
-        let (tokens, width) = (qkv.len / 3 / hidden, hidden / heads);
-        assert!(qkv.len == 3 * tokens * hidden && heads * width == hidden && starts.len > 0);
+    pub(crate) fn attend(&self, qkv: &Buffer, hidden: usize, heads: usize, sequences: &Sequences) -> Buffer {
+        let Sequences { starts, tokens, longest } = sequences;
+        let (tokens, width) = (*tokens, hidden / heads.max(1));
+        assert!(qkv.len == 3 * tokens * hidden && heads * width == hidden && width > 0);
         let out = self.empty(tokens * hidden);
         let vector = [4, 2, 1].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
         let keys = (KEYS * 128 / width).clamp(1, KEYS);
         let launch = match self.is_half {
-            true => attention_kernel::launch::<f16>,
-            false => attention_kernel::launch::<f32>,
+            true => attention_kernel::launch_unchecked::<f16>,
+            false => attention_kernel::launch_unchecked::<f32>,
         };
-        launch(
-            &self.client,
-            CubeCount::Static((longest as u32).div_ceil(UNITS), heads as u32, starts.len as u32 - 1),
-            CubeDim::new_1d(UNITS),
-            vector,
-            qkv.arg(),
-            starts.arg(),
-            out.arg(),
-            (tokens * hidden / vector) as u32,
-            (hidden / vector) as u32,
-            1.0 / (width as f32).sqrt(),
-            (width / vector) as u32,
-            keys as u32,
-        );
+        // SAFETY: the lengths were checked, and the kernel reads and writes the tokens of these sequences alone.
+        unsafe {
+            launch(
+                &self.client,
+                CubeCount::Static((*longest as u32).div_ceil(UNITS), heads as u32, starts.len as u32 - 1),
+                CubeDim::new_1d(UNITS),
+                vector,
+                qkv.arg(),
+                starts.arg(),
+                out.arg(),
+                (tokens * hidden / vector) as u32,
+                (hidden / vector) as u32,
+                1.0 / (width as f32).sqrt(),
+                (width / vector) as u32,
+                keys as u32,
+            )
+        };
         out
     }
 
@@ -498,14 +500,15 @@ struct Product {
     per_word: u32,
     activation: Option<Activation>,
     has_factors: bool,
-    tile: Tile,
 }
 
 #[cube]
 fn activated(x: f32, #[comptime] activation: Option<Activation>) -> f32 {
     match comptime!(activation) {
         None => x,
-        Some(Activation::Gelu) => f32::new(0.5) * x * (f32::new(1.0) + erf(x * f32::new(std::f32::consts::FRAC_1_SQRT_2))),
+        Some(Activation::Gelu) => {
+            f32::new(0.5) * x * (f32::new(1.0) + erf(x * f32::new(std::f32::consts::FRAC_1_SQRT_2)))
+        }
         Some(Activation::GeluTanh) => {
             let inner = f32::new(0.797_884_6) * (x + f32::new(0.044_715) * x * x * x);
             f32::new(0.5) * x * (f32::new(1.0) + tanh(inner))
@@ -536,7 +539,47 @@ fn tanh(x: f32) -> f32 {
     select(x < f32::new(0.0), f32::new(0.0) - y, y)
 }
 
-#[cube(launch)]
+/// Input `k` of four rows beside each other, zeros beyond them.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn four_rows<F: Float>(
+    x: &[F],
+    factors: &[f32],
+    first: u32,
+    k: u32,
+    rows: u32,
+    inputs: u32,
+    #[comptime] has_factors: bool,
+) -> Vector<f32, Const<4>> {
+    let mut four = Vector::<f32, Const<4>>::new(f32::new(0.0));
+    if k < inputs {
+        #[unroll]
+        for i in 0..4u32 {
+            if first + i < rows {
+                four.insert(comptime!(i as usize), f32::cast_from(x[((first + i) * inputs + k) as usize]));
+            }
+        }
+        if comptime!(has_factors) {
+            four *= Vector::new(factors[k as usize]);
+        }
+    }
+    four
+}
+
+/// The words of four columns at row `word`, zeros beyond them.
+#[cube]
+fn four_words(words: &[u32], first: u32, word: u32, is_inside: bool, outputs: u32) -> Vector<u32, Const<4>> {
+    let mut four = Vector::<u32, Const<4>>::new(0u32);
+    #[unroll]
+    for i in 0..4u32 {
+        if is_inside && first + i < outputs {
+            four.insert(comptime!(i as usize), words[(word * outputs + first + i) as usize]);
+        }
+    }
+    four
+}
+
+#[cube(launch_unchecked)]
 fn linear_kernel<F: Float>(
     x: &[F],
     words: &[u32],
@@ -550,109 +593,70 @@ fn linear_kernel<F: Float>(
     width: u32,
     #[comptime] product: Product,
 ) {
-    let Product { per_word, activation, has_factors, tile: Tile { units: [high, wide], fours: [down, across] } } =
-        comptime!(product);
-    let units = comptime!(high * wide);
-    // Fours of rows and of columns of the workgroup's part.
-    let (rows4, columns4) = comptime!((high * down, wide * across));
-    let mut left = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!((DEPTH * rows4) as usize));
-    let mut right = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!((DEPTH * columns4) as usize));
-    let first_row = CUBE_POS_Y * comptime!(4 * rows4);
-    let first_column = CUBE_POS_X * comptime!(4 * columns4);
-    let own_row = UNIT_POS / wide;
-    let own_column = UNIT_POS % wide;
-    let mut sums = Array::<Vector<f32, Const<4>>>::new(comptime!((4 * down * across) as usize));
+    let Product { per_word, activation, has_factors } = comptime!(product);
+    // A step apart, so that fours which are written at once are in different banks.
+    let step = comptime!(SIDE + 1);
+    let mut left = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!((SIDE * (SIDE + 1)) as usize));
+    let mut right = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!((SIDE * SIDE) as usize));
+    let (own, other) = (UNIT_POS / SIDE, UNIT_POS % SIDE);
+    let first_row = CUBE_POS_Y * comptime!(4 * SIDE);
+    let row = first_row + own * 4;
+    let column = CUBE_POS_X * comptime!(4 * SIDE) + other * 4;
+    // Words hold several inputs, so that the first units bring all.
+    let brings = own < comptime!(SIDE / per_word);
+    let mut sums = Array::<Vector<f32, Const<4>>>::new(4usize);
     #[unroll]
-    for at in 0..comptime!(4 * down * across) {
-        sums[at as usize] = Vector::new(f32::new(0.0));
+    for r in 0..4u32 {
+        sums[r as usize] = Vector::new(f32::new(0.0));
     }
+    let mut next_rows = four_rows(x, factors, row, other, rows, inputs, has_factors);
+    let mut next_words = four_words(words, column, own, brings && own * per_word < inputs, outputs);
     let mut depth = 0u32;
     while depth < inputs {
-        // Four rows beside each other, input by input.
-        for item in range_stepped(UNIT_POS, comptime!(DEPTH * rows4), units) {
-            let k = depth + item % DEPTH;
-            let row = first_row + item / DEPTH * 4;
-            let mut four = Vector::<f32, Const<4>>::new(f32::new(0.0));
-            if k < inputs {
-                #[unroll]
-                for i in 0..4u32 {
-                    if row + i < rows {
-                        four.insert(comptime!(i as usize), f32::cast_from(x[((row + i) * inputs + k) as usize]));
-                    }
-                }
-                if comptime!(has_factors) {
-                    four *= Vector::new(factors[k as usize]);
-                }
-            }
-            left[(item % DEPTH * rows4 + item / DEPTH) as usize] = four;
-        }
-        for item in range_stepped(UNIT_POS, comptime!(DEPTH / per_word * columns4), units) {
-            let column = first_column + item % columns4 * 4;
-            let word = depth / per_word + item / columns4;
-            let is_inside = word * per_word < inputs;
-            let mut bits = Array::<u32>::new(4usize);
-            #[unroll]
-            for i in 0..4u32 {
-                bits[i as usize] = 0u32;
-                if is_inside && column + i < outputs {
-                    bits[i as usize] = words[(word * outputs + column + i) as usize];
-                }
-            }
+        left[(other * step + own) as usize] = next_rows;
+        if brings {
             #[unroll]
             for at in 0..per_word {
                 let mut four = Vector::<f32, Const<4>>::new(f32::new(0.0));
                 #[unroll]
                 for i in 0..4u32 {
-                    four.insert(comptime!(i as usize), widened(bits[i as usize], at, per_word));
+                    let i = comptime!(i as usize);
+                    four.insert(i, widened(next_words.extract(i), at, per_word));
                 }
-                right[((item / columns4 * per_word + at) * columns4 + item % columns4) as usize] = four;
+                right[((own * per_word + at) * SIDE + other) as usize] = four;
             }
         }
         sync_cube();
-        for k in 0..DEPTH {
-            let mut columns = Array::<Vector<f32, Const<4>>>::new(comptime!(across as usize));
+        depth += SIDE;
+        // They arrive while these are multiplied.
+        next_rows = four_rows(x, factors, row, depth + other, rows, inputs, has_factors);
+        let word = depth / per_word + own;
+        next_words = four_words(words, column, word, brings && word * per_word < inputs, outputs);
+        for k in 0..SIDE {
+            let four = left[(k * step + own) as usize];
+            let columns = right[(k * SIDE + other) as usize];
             #[unroll]
-            for j in 0..across {
-                columns[j as usize] = right[(k * columns4 + j * wide + own_column) as usize];
-            }
-            #[unroll]
-            for i in 0..down {
-                let four = left[(k * rows4 + i * high + own_row) as usize];
-                #[unroll]
-                for r in 0..4u32 {
-                    let by = Vector::<f32, Const<4>>::new(four.extract(comptime!(r as usize)));
-                    #[unroll]
-                    for j in 0..across {
-                        let at = comptime!(((i * 4 + r) * across + j) as usize);
-                        sums[at] = fma(by, columns[j as usize], sums[at]);
-                    }
-                }
+            for r in 0..4u32 {
+                let r = comptime!(r as usize);
+                sums[r] = fma(Vector::new(four.extract(r)), columns, sums[r]);
             }
         }
         sync_cube();
-        depth += DEPTH;
     }
     #[unroll]
-    for i in 0..down {
+    for r in 0..4u32 {
+        let row = row + r;
         #[unroll]
-        for r in 0..4u32 {
-            let row = first_row + (i * high + own_row) * 4 + r;
-            #[unroll]
-            for j in 0..across {
-                let four = sums[comptime!(((i * 4 + r) * across + j) as usize)];
-                #[unroll]
-                for c in 0..4u32 {
-                    let column = first_column + (j * wide + own_column) * 4 + c;
-                    if row < rows && column < outputs {
-                        let mut y = four.extract(comptime!(c as usize));
-                        if comptime!(per_word == 4) {
-                            y *= scales[column as usize];
-                        }
-                        y = activated(y + bias[column as usize], activation);
-                        let at = column / width * rows * width + row * width + column % width;
-                        out[at as usize] = F::cast_from(y);
-                    }
+        for c in 0..4u32 {
+            let column = column + c;
+            if row < rows && column < outputs {
+                let mut y = sums[r as usize].extract(comptime!(c as usize));
+                if comptime!(per_word == 4) {
+                    y *= scales[column as usize];
                 }
+                y = activated(y + bias[column as usize], activation);
+                let at = column / width * rows * width + row * width + column % width;
+                out[at as usize] = F::cast_from(y);
             }
         }
     }
@@ -660,7 +664,7 @@ fn linear_kernel<F: Float>(
 
 /// One unit a query, and the softmax as it goes (Milakov and Gimelshein 2018). Sizes in vectors: `part` of queries, of keys and of values,
 /// `hidden` of a token, `width` of a head.
-#[cube(launch)]
+#[cube(launch_unchecked)]
 fn attention_kernel<F: Float, N: Size>(
     qkv: &[Vector<F, N>],
     starts: &[u32],

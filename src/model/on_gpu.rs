@@ -150,40 +150,37 @@ impl GpuModel {
         output: Output,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
-        if output == Output::Logits && self.head.is_none() {
-            return Err(super::no_labels());
-        }
+        let head = match (output, &self.head) {
+            (Output::States, _) => None,
+            (Output::Logits, Some(head)) => Some(head),
+            (Output::Logits, None) => return Err(super::no_labels()),
+        };
         let lengths = batch.lengths();
         if lengths.iter().all(|&n| n == 0) {
             return Ok(vec![Vec::new(); lengths.len()]);
         }
         let x = self.hidden_states(batch, check)?;
-        let failed = |why: String| Error::internal(format!("cannot read the result from the device: {why}"));
-        let of_tokens = |values: &Buffer, width: usize| -> Result<Vec<Vec<f32>>> {
-            let values = self.queue.read(values).map_err(failed)?;
-            let mut rest = values.as_slice();
-            let each = lengths.iter().map(|n| {
-                let these = rest.split_off(..(n * width).min(rest.len())).unwrap_or_default();
-                these.to_vec()
-            });
-            Ok(each.collect())
-        };
-        let Some(head) = self.head.as_ref().filter(|_| output == Output::Logits) else {
-            return of_tokens(&x, self.config.hidden_size);
+        let read = |values: &Buffer, width: usize, rows: fn(&usize) -> usize| {
+            let failed = |why: String| Error::internal(format!("cannot read the result from the device: {why}"));
+            self.queue.read(values, lengths.iter().map(|n| width * rows(n))).map_err(failed)
         };
         let labels = self.config.id2label.len();
-        let Some((pooler, activation)) = &head.pooler else {
-            return of_tokens(&self.queue.apply(&head.classifier, &x, None, 1), labels);
-        };
-        // Sequences without tokens have no first one, and no answer.
-        let with_tokens = || starts(lengths).zip(lengths).filter(|(_, n)| **n > 0);
-        let firsts: Vec<u32> = with_tokens().map(|(start, _)| start).collect();
-        let first = self.queue.take(&x, self.config.hidden_size, &self.queue.numbers(&firsts));
-        let pooled = self.queue.apply(pooler, &first, Some(*activation), 1);
-        let logits = self.queue.read(&self.queue.apply(&head.classifier, &pooled, None, 1)).map_err(failed)?;
-        let mut logits = logits.chunks(labels);
-        let answer = |n: &usize| if *n > 0 { logits.next().unwrap_or_default().to_vec() } else { Vec::new() };
-        Ok(lengths.iter().map(answer).collect())
+        match head {
+            None => read(&x, self.config.hidden_size, |n| *n),
+            Some(Head { pooler: None, classifier }) => read(&self.queue.apply(classifier, &x, None, 1), labels, |n| *n),
+            Some(Head { pooler: Some((pooler, activation)), classifier }) => {
+                // Sequences without tokens have no first one, and no answer.
+                let mut next = 0;
+                let firsts = lengths.iter().filter(|n| **n > 0).map(|&n| {
+                    next += n as u32;
+                    next - n as u32
+                });
+                let firsts = self.queue.numbers(&firsts.collect::<Vec<_>>());
+                let first = self.queue.take(&x, self.config.hidden_size, &firsts);
+                let pooled = self.queue.apply(pooler, &first, Some(*activation), 1);
+                read(&self.queue.apply(classifier, &pooled, None, 1), labels, |n| *n.min(&1))
+            }
+        }
     }
 
     /// `[tokens, hidden]`
@@ -194,10 +191,9 @@ impl GpuModel {
             queue.add_norm(x, residual, None, [&norm.gamma, &norm.beta], epsilon)
         };
         let first = config.first_position();
-        let (ids, places): (Vec<u32>, Vec<u32>) = batch.tokens().map(|(id, at)| (id as u32, (first + at) as u32)).unzip();
-        let mut all: Vec<u32> = starts(batch.lengths()).collect();
-        all.push(ids.len() as u32);
-        let (starts, longest) = (queue.numbers(&all), batch.dims()[1]);
+        let (ids, places): (Vec<u32>, Vec<u32>) =
+            batch.tokens().map(|(id, at)| (id as u32, (first + at) as u32)).unzip();
+        let sequences = queue.sequences(batch.lengths());
         let words = queue.rows(&self.word_embeddings, &queue.numbers(&ids));
         let parameters = [&self.norm.gamma, &self.norm.beta];
         let mut x = queue.add_norm(&words, &self.positions, Some(&queue.numbers(&places)), parameters, epsilon);
@@ -207,7 +203,7 @@ impl GpuModel {
         for layer in &self.layers {
             check()?;
             let qkv = queue.apply(&layer.query_key_value, &x, None, 3); // [3, tokens, hidden]
-            let context = queue.attend(&qkv, config.hidden_size, config.num_attention_heads, &starts, longest);
+            let context = queue.attend(&qkv, config.hidden_size, config.num_attention_heads, &sequences);
             let attended = queue.apply(&layer.attention_output, &context, None, 1);
             x = norm(&attended, &x, &layer.attention_norm);
             let wide = queue.apply(&layer.intermediate, &x, Some(config.hidden_act), 1); // [tokens, intermediate]
@@ -216,15 +212,6 @@ impl GpuModel {
         check()?;
         Ok(x)
     }
-}
-
-/// Where each sequence begins, of the tokens of all.
-fn starts(lengths: &[usize]) -> impl Iterator<Item = u32> {
-    let mut next = 0;
-    lengths.iter().map(move |&n| {
-        next += n as u32;
-        next - n as u32
-    })
 }
 
 #[cfg(all(test, feature = "checkpoint"))]

@@ -109,12 +109,7 @@ enum Parts {
 
 impl SideBySide {
     /// Takes those of these names. Integers stay integers where all are.
-    pub(crate) fn take(
-        source: &mut dyn WeightSource,
-        names: &[&str],
-        outputs: usize,
-        inputs: usize,
-    ) -> Result<Self> {
+    pub(crate) fn take(source: &mut dyn WeightSource, names: &[&str], outputs: usize, inputs: usize) -> Result<Self> {
         let (mut all, mut bias) = (Vec::new(), Vec::new());
         for name in names {
             all.push(source.take_values(&format!("{name}.weight"), &[outputs, inputs])?);
