@@ -70,6 +70,9 @@ pub(crate) enum Place {
     /// A device of Burn's.
     #[cfg(feature = "backend")]
     Burn(BurnDevice),
+    /// A GPU, and nothing beside it.
+    #[cfg(feature = "wgpu")]
+    Gpu,
 }
 
 /// A place with what computes on it.
@@ -147,7 +150,7 @@ impl Engine {
         let (gpu, Choice { place, computes_on, name, reason }) = match requested {
             Device::Gpu => {
                 let adapter = gpu(options)?;
-                let (place, name) = (Place::Burn(adapter.device.clone()), format!("wgpu: {}", adapter.name));
+                let (place, name) = (Place::Gpu, format!("wgpu: {}", adapter.name));
                 let reason = "asked for".to_owned();
                 (Some(adapter), Choice { place, computes_on: Device::Gpu, name, reason })
             }
@@ -341,7 +344,7 @@ pub fn training_device(requested: Device) -> Result<BurnDevice> {
     match requested {
         Device::Cpu => Ok(BurnDevice::flex()),
         #[cfg(feature = "wgpu")]
-        Device::Gpu => Ok(crate::gpu::open(crate::gpu::Wanted::Any, crate::gpu::GpuLimits::default())?.device),
+        Device::Gpu => Ok(crate::gpu::open(crate::gpu::Wanted::Any, crate::gpu::GpuLimits::default())?.device.into()),
         #[cfg(not(feature = "wgpu"))]
         Device::Gpu => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
         other => Err(Error::invalid_input(format!("training on {other:?}; name `cpu` or `gpu`"))),

@@ -180,6 +180,8 @@ impl Computes {
             Place::Kernel(kernel) => Ok(Computes::Kernels(Box::new(engine.packed(config, source, *kernel)?))),
             #[cfg(feature = "backend")]
             Place::Burn(device) => Ok(Computes::Burn(Box::new(Model::load(config, source, device)?), device.clone())),
+            #[cfg(feature = "wgpu")]
+            Place::Gpu => Err(Error::internal("a GPU's model is loaded on its own thread")),
         })
     }
 
@@ -576,7 +578,7 @@ fn on_gpu(
     options: &Options,
 ) -> Result<Computes> {
     let cpu = match &engine.place {
-        Place::Burn(device) if *device == adapter.device => None,
+        Place::Gpu => None,
         _ => Some(Arc::new(in_place(config, &mut held, engine, options, false)?)),
     };
     let cpu_time = cpu.clone().map(|cpu| -> Box<CpuTime> {
@@ -591,7 +593,7 @@ fn on_gpu(
             Ok(least)
         })
     });
-    let (left, limits, config_of) = (adapter.device, adapter.limits, config.clone());
+    let (client, limits, config_of) = (adapter.client, adapter.limits, config.clone());
     // What a bundle in f16 is computed in, where the adapter can; else f32.
     let is_half = precision == Precision::F16 && limits.f16;
     let format = GpuFormat {
@@ -599,7 +601,7 @@ fn on_gpu(
         values_in_half: is_half,
         most_bytes: limits.buffer_bytes,
     };
-    let client = adapter.client;
+    let left = client.clone();
     let load: Box<gpu::Load> = Box::new(move || {
         let model = match held {
             Held::Bundle(bundle) => GpuModel::load(&config_of, &mut bundle.weights(), format, client)?,
@@ -620,7 +622,8 @@ fn on_gpu(
         buffer_bytes: limits.buffer_bytes,
         window_tokens,
         is_lost: adapter.is_lost,
-        clean: Box::new(move || left.memory_cleanup()),
+        // A device that cannot is found out by the next that asks it for something.
+        clean: Box::new(move || drop(left.memory_cleanup())),
     };
     let gpu = Gpu::start(plan, load)?;
     if cpu.is_none() {

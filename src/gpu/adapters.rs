@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, Once, OnceLock};
 
-use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_with_api, wgpu};
+use burn::backend::wgpu::{RuntimeOptions, WgpuDevice, WgpuSetup, graphics, try_init_device_with_api, wgpu};
 use burn::cubecl::config::cache::CacheConfig;
 use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use burn::cubecl::future::block_on;
 use burn::cubecl::prelude::Client;
-use burn::tensor::Device;
 use wgpu::{Backends, DeviceType, ExperimentalFeatures, Features};
 
 use super::GpuLimits;
@@ -20,7 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// An open device.
 #[derive(Clone)]
 pub(crate) struct Adapter {
-    pub(crate) device: Device,
+    /// For whoever computes on it by Burn.
+    #[cfg(any(feature = "autodiff", test))]
+    pub(crate) device: WgpuDevice,
     /// By which kernels are sent to it.
     pub(crate) client: Client,
     /// The adapter, as its driver names it.
@@ -201,8 +202,16 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
         Some(adapter) => adapter,
         None => {
             let begun = catch_unwind(AssertUnwindSafe(|| begin(machine, found, within)));
-            let (device, client) = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
-            let opened = Adapter { device, client, name: found.name.clone(), limits: within, is_lost: Arc::default() };
+            let device = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
+            let client = burn::cubecl::Device::Wgpu(device.clone()).client();
+            let opened = Adapter {
+                #[cfg(any(feature = "autodiff", test))]
+                device,
+                client,
+                name: found.name.clone(),
+                limits: within,
+                is_lost: Arc::default(),
+            };
             lock(&OPEN).push(opened.clone());
             opened
         }
@@ -210,7 +219,7 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
     Ok(Adapter { limits: GpuLimits { memory_bytes: limits.memory_bytes, ..within }, ..adapter })
 }
 
-fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<(Device, Client), String> {
+fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<WgpuDevice, String> {
     // CubeCL believes in all that the adapter has, so a device gets all that needs no promise of ours.
     let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
     let mut features = found.adapter.features() - withheld;
@@ -233,16 +242,14 @@ fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Re
     let setup = WgpuSetup { instance, adapter, device, queue, backend };
     // The number is CubeCL's own default, which a variable would change.
     let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
-    let device = try_init_device_with_api::<Api>(setup, options).map_err(|e| e.to_string())?;
-    let client = burn::cubecl::Device::Wgpu(device.clone()).client();
-    Ok((Device::from(device), client))
+    try_init_device_with_api::<Api>(setup, options).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Tensor;
-
     use super::*;
+    use crate::kernels::Matrix;
+    use crate::kernels::gpu::Queue;
 
     #[test]
     fn models_share_a_device_until_it_fails_and_the_next_gets_a_new_one() {
@@ -259,9 +266,11 @@ mod tests {
         first.is_lost.store(true, Ordering::Relaxed);
         let second = open(GpuLimits::default()).unwrap();
         assert!(second.device != first.device && second.limits == first.limits && second.name == first.name);
-        for device in [&lower.device, &second.device] {
-            let x = Tensor::<1>::from_data([1.5f32, -2.0], device);
-            assert_eq!((x.clone() + x).into_data().try_into_vec::<f32>().unwrap(), [3.0, -4.0]);
+        for client in [lower.client, second.client] {
+            let queue = Queue::new(client, false);
+            let table = queue.table(&Matrix::F32(vec![&[1.5, -2.0, 3.0, -4.0]]), false, 2, usize::MAX);
+            let row = queue.rows(&table, &queue.numbers(&[1]));
+            assert_eq!(queue.read(&row, [2].into_iter()).unwrap(), [[3.0, -4.0]]);
         }
     }
 }
