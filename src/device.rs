@@ -343,9 +343,9 @@ fn gpu(options: &Options) -> Result<crate::gpu::Adapter> {
 pub fn training_device(requested: Device) -> Result<BurnDevice> {
     match requested {
         Device::Cpu => Ok(BurnDevice::flex()),
-        #[cfg(feature = "wgpu")]
-        Device::Gpu => Ok(crate::gpu::open(crate::gpu::Wanted::Any, crate::gpu::GpuLimits::default())?.device.into()),
-        #[cfg(not(feature = "wgpu"))]
+        #[cfg(feature = "autodiff-wgpu")]
+        Device::Gpu => crate::gpu::training_device(),
+        #[cfg(not(feature = "autodiff-wgpu"))]
         Device::Gpu => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
         other => Err(Error::invalid_input(format!("training on {other:?}; name `cpu` or `gpu`"))),
     }

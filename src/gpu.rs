@@ -7,6 +7,8 @@ mod worker;
 
 use serde::Serialize;
 
+#[cfg(feature = "autodiff-wgpu")]
+pub(crate) use self::adapters::training_device;
 #[cfg(feature = "wgpu")]
 pub(crate) use self::adapters::{Adapter, Wanted, names, open};
 #[cfg(feature = "wgpu")]
@@ -34,7 +36,7 @@ pub struct GpuLimits {
     pub f16: bool,
     /// Bytes of the memory that the threads of a workgroup share.
     pub shared_memory_bytes: u32,
-    /// Bytes of a buffer, 8 MiB at least. Word embeddings and batches are split to fit; a model with a matrix, or a window, that does not
+    /// Bytes of a buffer. Word embeddings and batches are split to fit; a model with a matrix, or a window, that does not
     /// fit is refused.
     pub buffer_bytes: u64,
     /// Bytes for a model's weights and one batch; a model that needs more is refused before any of it is sent.

@@ -593,7 +593,7 @@ fn on_gpu(
             Ok(least)
         })
     });
-    let (client, limits, config_of) = (adapter.client, adapter.limits, config.clone());
+    let (driver, limits, config_of) = (adapter.driver, adapter.limits, config.clone());
     // What a bundle in f16 is computed in, where the adapter can; else f32.
     let is_half = precision == Precision::F16 && limits.f16;
     let format = GpuFormat {
@@ -601,12 +601,12 @@ fn on_gpu(
         values_in_half: is_half,
         most_bytes: limits.buffer_bytes,
     };
-    let left = client.clone();
+    let left = driver.clone();
     let load: Box<gpu::Load> = Box::new(move || {
         let model = match held {
-            Held::Bundle(bundle) => GpuModel::load(&config_of, &mut bundle.weights(), format, client)?,
+            Held::Bundle(bundle) => GpuModel::load(&config_of, &mut bundle.weights(), format, driver)?,
             #[cfg(feature = "checkpoint")]
-            Held::Checkpoint(mut weights) => GpuModel::load(&config_of, &mut weights, format, client)?,
+            Held::Checkpoint(mut weights) => GpuModel::load(&config_of, &mut weights, format, driver)?,
         };
         Ok(Box::new(move |batch, output, check| model.outputs(batch, output, check)))
     });
@@ -622,8 +622,7 @@ fn on_gpu(
         buffer_bytes: limits.buffer_bytes,
         window_tokens,
         is_lost: adapter.is_lost,
-        // A device that cannot is found out by the next that asks it for something.
-        clean: Box::new(move || drop(left.memory_cleanup())),
+        clean: Box::new(move || left.clean()),
     };
     let gpu = Gpu::start(plan, load)?;
     if cpu.is_none() {

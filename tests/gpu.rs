@@ -330,7 +330,7 @@ fn a_model_beyond_the_limits_is_refused_before_it_is_sent() {
     }
     let all = GpuLimits::default();
     for (gpu_limits, told) in [
-        (GpuLimits { buffer_bytes: 1 << 20, ..all }, "buffers of 1048576 bytes are too small"),
+        (GpuLimits { buffer_bytes: 1 << 20, ..all }, "a buffer of the GPU at most 1048576"),
         (GpuLimits { memory_bytes: 4 << 20, ..all }, "bytes of the GPU, and may have 4194304"),
     ] {
         let error = Extractor::embedded(&Options { gpu_limits, ..on(Device::Gpu) }).err().unwrap();

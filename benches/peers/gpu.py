@@ -6,7 +6,7 @@
 `--gpu` and `--train` are the benches of these names, `--ampoule` the command line, all built with the feature `wgpu`:
 
     cargo bench --features wgpu --bench gpu --no-run
-    cargo bench -p ampoule-distill --features ampoule/wgpu --bench train --no-run
+    cargo bench -p ampoule-distill --features ampoule/autodiff-wgpu --bench train --no-run
     cargo build --release -p ampoule-cli --features wgpu
 
 The model is MiniLM-L6's shape with random weights, its tokens those of `--vocabulary`, a folder with MiniLM-L6's tokenizer. Token ids go

@@ -1,29 +1,23 @@
 //! The GPUs of this machine, and the devices that are open on them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "autodiff-wgpu")]
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, Once, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use burn::backend::wgpu::{RuntimeOptions, WgpuDevice, WgpuSetup, graphics, try_init_device_with_api, wgpu};
-use burn::cubecl::config::cache::CacheConfig;
-use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-use burn::cubecl::future::block_on;
-use burn::cubecl::prelude::Client;
 use wgpu::{Backends, DeviceType, ExperimentalFeatures, Features};
 
 use super::GpuLimits;
 use super::worker::{PATIENCE, lock};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::gpu::Driver;
 
 /// An open device.
 #[derive(Clone)]
 pub(crate) struct Adapter {
-    /// For whoever computes on it by Burn.
-    #[cfg(any(feature = "autodiff", test))]
-    pub(crate) device: WgpuDevice,
-    /// By which kernels are sent to it.
-    pub(crate) client: Client,
+    pub(crate) driver: Arc<Driver>,
     /// The adapter, as its driver names it.
     pub(crate) name: String,
     /// What it may do, of what was asked for.
@@ -36,29 +30,19 @@ pub(crate) struct Adapter {
 pub(crate) enum Wanted {
     /// Hardware.
     Hardware,
-    /// Hardware, else software.
-    #[cfg(feature = "autodiff")]
-    Any,
     /// One whose name holds this, whatever the case of its letters.
     Named(String),
 }
 
-/// The graphics API of this system, by name: OpenGL, which CubeCL's choice falls back to, is no answer on phones, and writes to stderr.
-#[cfg(target_vendor = "apple")]
-type Api = graphics::Metal;
+/// The graphics API of this system: OpenGL is no answer on phones, and writes to stderr.
 #[cfg(target_vendor = "apple")]
 const API: Backends = Backends::METAL;
 #[cfg(windows)]
-type Api = graphics::Dx12;
-#[cfg(windows)]
 const API: Backends = Backends::DX12;
-#[cfg(not(any(target_vendor = "apple", windows)))]
-type Api = graphics::Vulkan;
 #[cfg(not(any(target_vendor = "apple", windows)))]
 const API: Backends = Backends::VULKAN;
 
-/// CubeCL takes memory in pages of at least as many bytes, and of multiples of these.
-const LEAST_BUFFER: u64 = 8 << 20;
+/// Buffers are bound in multiples of these bytes.
 const ALIGNMENT: u64 = 256;
 
 /// What a driver found.
@@ -71,11 +55,12 @@ struct Found {
 
 /// All that there is, hardware first.
 struct Machine {
+    #[cfg(feature = "autodiff-wgpu")]
     instance: wgpu::Instance,
     found: Vec<Found>,
 }
 
-/// CubeCL's runtimes are not taken down, so models share the device of an adapter until it fails.
+/// Models share the device of an adapter until it fails.
 static OPEN: Mutex<Vec<Adapter>> = Mutex::new(Vec::new());
 
 const PANICKED: &str = "its driver or library panicked";
@@ -86,7 +71,7 @@ fn machine() -> std::result::Result<&'static Machine, &'static str> {
     let look = || {
         let without_display = wgpu::InstanceDescriptor::new_without_display_handle();
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor { backends: API, ..without_display });
-        let mut found: Vec<Found> = block_on(instance.enumerate_adapters(API))
+        let mut found: Vec<Found> = pollster::block_on(instance.enumerate_adapters(API))
             .into_iter()
             .map(|adapter| {
                 let info = adapter.get_info();
@@ -100,7 +85,11 @@ fn machine() -> std::result::Result<&'static Machine, &'static str> {
             DeviceType::Other => 3,
             DeviceType::Cpu => 4,
         });
-        Machine { instance, found }
+        Machine {
+            #[cfg(feature = "autodiff-wgpu")]
+            instance,
+            found,
+        }
     };
     MACHINE.get_or_init(|| catch_unwind(look).ok()).as_ref().ok_or(PANICKED)
 }
@@ -138,13 +127,11 @@ fn open_here(wanted: &Wanted, limits: GpuLimits) -> Result<Adapter> {
         machine().map_err(|why| unavailable(format!("no GPU could be looked for: {why}; use the device `cpu`")))?;
     let will_do = |found: &&Found| match wanted {
         Wanted::Hardware => !found.is_software,
-        #[cfg(feature = "autodiff")]
-        Wanted::Any => true,
         Wanted::Named(name) => found.name.to_lowercase().contains(&name.to_lowercase()),
     };
     let mut failures = Vec::new();
     for found in machine.found.iter().filter(will_do) {
-        match device(machine, found, limits) {
+        match device(found, limits) {
             Ok(adapter) => return Ok(adapter),
             Err(why) => failures.push(format!("{}: {why}", found.name)),
         }
@@ -167,16 +154,7 @@ fn open_here(wanted: &Wanted, limits: GpuLimits) -> Result<Adapter> {
 }
 
 /// The device that is open on this adapter within these limits, or a new one.
-fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, String> {
-    // It would read burn.toml, cubecl.toml and variables, and look for a project's folder to keep things in. This one there cannot be.
-    static CONFIGURED: Once = Once::new();
-    CONFIGURED.call_once(|| {
-        let mut config = CubeClRuntimeConfig::default();
-        config.environment.path = CacheConfig::Directory("/dev/null/none".into());
-        // Each thread would have a stream, and each stream memory of its own, which stays when the thread ends.
-        config.streaming.max_streams = 1;
-        CubeClRuntimeConfig::try_set(config);
-    });
+fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, String> {
     let there = found.adapter.limits();
     let buffer_bytes = limits.buffer_bytes.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size);
     let within = GpuLimits {
@@ -186,9 +164,6 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
         // A model's own, and no matter of the device.
         memory_bytes: u64::MAX,
     };
-    if within.buffer_bytes < LEAST_BUFFER {
-        return Err(format!("buffers of {buffer_bytes} bytes are too small: it takes {LEAST_BUFFER}"));
-    }
     // One at a time, so that two models do not open two.
     static OPENING: Mutex<()> = Mutex::new(());
     let _opening = lock(&OPENING);
@@ -201,17 +176,10 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
     let adapter = match known {
         Some(adapter) => adapter,
         None => {
-            let begun = catch_unwind(AssertUnwindSafe(|| begin(machine, found, within)));
-            let device = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
-            let client = burn::cubecl::Device::Wgpu(device.clone()).client();
-            let opened = Adapter {
-                #[cfg(any(feature = "autodiff", test))]
-                device,
-                client,
-                name: found.name.clone(),
-                limits: within,
-                is_lost: Arc::default(),
-            };
+            let begun = catch_unwind(AssertUnwindSafe(|| begin(found, within)));
+            let (device, queue) = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
+            let driver = Arc::new(Driver::new(device, queue));
+            let opened = Adapter { driver, name: found.name.clone(), limits: within, is_lost: Arc::default() };
             lock(&OPEN).push(opened.clone());
             opened
         }
@@ -219,8 +187,8 @@ fn device(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::R
     Ok(Adapter { limits: GpuLimits { memory_bytes: limits.memory_bytes, ..within }, ..adapter })
 }
 
-fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Result<WgpuDevice, String> {
-    // CubeCL believes in all that the adapter has, so a device gets all that needs no promise of ours.
+fn begin(found: &Found, limits: GpuLimits) -> std::result::Result<(wgpu::Device, wgpu::Queue), String> {
+    // CubeCL, which trains, believes in all that the adapter has, so a device gets all that needs no promise of ours.
     let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
     let mut features = found.adapter.features() - withheld;
     features.set(Features::SHADER_F16, limits.f16);
@@ -228,7 +196,7 @@ fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Re
     required.max_compute_workgroup_storage_size = limits.shared_memory_bytes;
     required.max_storage_buffer_binding_size = limits.buffer_bytes;
     required.max_buffer_size = limits.buffer_bytes;
-    let (device, queue) = block_on(found.adapter.request_device(&wgpu::DeviceDescriptor {
+    pollster::block_on(found.adapter.request_device(&wgpu::DeviceDescriptor {
         label: None,
         required_features: features,
         required_limits: required,
@@ -236,13 +204,51 @@ fn begin(machine: &Machine, found: &Found, limits: GpuLimits) -> std::result::Re
         trace: wgpu::Trace::Off,
         experimental_features: ExperimentalFeatures::disabled(),
     }))
-    .map_err(|e| e.to_string())?;
-    let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
-    let backend = adapter.get_info().backend;
-    let setup = WgpuSetup { instance, adapter, device, queue, backend };
-    // The number is CubeCL's own default, which a variable would change.
-    let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
-    try_init_device_with_api::<Api>(setup, options).map_err(|e| e.to_string())
+    .map_err(|e| e.to_string())
+}
+
+/// A device of its own for Burn, on the first adapter, hardware if there is any.
+#[cfg(feature = "autodiff-wgpu")]
+pub(crate) fn training_device() -> Result<burn::tensor::Device> {
+    use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_with_api};
+    use burn::cubecl::config::cache::CacheConfig;
+    use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+    #[cfg(target_vendor = "apple")]
+    type Api = graphics::Metal;
+    #[cfg(windows)]
+    type Api = graphics::Dx12;
+    #[cfg(not(any(target_vendor = "apple", windows)))]
+    type Api = graphics::Vulkan;
+    // It would read burn.toml, cubecl.toml and variables, and look for a project's folder to keep things in. This one there cannot be.
+    static CONFIGURED: Once = Once::new();
+    CONFIGURED.call_once(|| {
+        let mut config = CubeClRuntimeConfig::default();
+        config.environment.path = CacheConfig::Directory("/dev/null/none".into());
+        // Each thread would have a stream, and each stream memory of its own, which stays when the thread ends.
+        config.streaming.max_streams = 1;
+        CubeClRuntimeConfig::try_set(config);
+    });
+    let open = || -> std::result::Result<burn::tensor::Device, String> {
+        let machine = machine()?;
+        let found = machine.found.first().ok_or("no GPU adapter was found")?;
+        let all = found.adapter.limits();
+        let limits = GpuLimits {
+            f16: found.adapter.features().contains(Features::SHADER_F16),
+            shared_memory_bytes: all.max_compute_workgroup_storage_size,
+            buffer_bytes: all.max_storage_buffer_binding_size.min(all.max_buffer_size),
+            memory_bytes: u64::MAX,
+        };
+        let (device, queue) = begin(found, limits)?;
+        let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
+        let backend = adapter.get_info().backend;
+        let setup = WgpuSetup { instance, adapter, device, queue, backend };
+        // The number is CubeCL's own default, which a variable would change.
+        let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
+        try_init_device_with_api::<Api>(setup, options).map(Into::into).map_err(|e| e.to_string())
+    };
+    let opened = catch_unwind(open).unwrap_or_else(|_| Err(PANICKED.to_owned()));
+    opened.map_err(|why| unavailable(format!("no GPU could be opened: {why}; train on the device `cpu`")))
 }
 
 #[cfg(test)]
@@ -257,17 +263,18 @@ mod tests {
         let Ok(first) = open(GpuLimits::default()) else {
             return println!("skipped: there is no GPU, hardware or software");
         };
-        assert!(open(GpuLimits::default()).unwrap().device == first.device);
+        let is_same = |a: &Adapter, b: &Adapter| Arc::ptr_eq(&a.driver, &b.driver);
+        assert!(is_same(&open(GpuLimits::default()).unwrap(), &first));
         let lower = open(GpuLimits { buffer_bytes: 8 << 20, ..GpuLimits::default() }).unwrap();
-        assert!(lower.device != first.device && lower.limits.buffer_bytes == 8 << 20);
+        assert!(!is_same(&lower, &first) && lower.limits.buffer_bytes == 8 << 20);
         let asked = GpuLimits { memory_bytes: 1 << 20, ..GpuLimits::default() };
         let modest = open(asked).unwrap();
-        assert!(modest.device == first.device && modest.limits.memory_bytes == 1 << 20);
+        assert!(is_same(&modest, &first) && modest.limits.memory_bytes == 1 << 20);
         first.is_lost.store(true, Ordering::Relaxed);
         let second = open(GpuLimits::default()).unwrap();
-        assert!(second.device != first.device && second.limits == first.limits && second.name == first.name);
-        for client in [lower.client, second.client] {
-            let queue = Queue::new(client, false);
+        assert!(!is_same(&second, &first) && second.limits == first.limits && second.name == first.name);
+        for driver in [lower.driver, second.driver] {
+            let queue = Queue::new(driver, false);
             let table = queue.table(&Matrix::F32(vec![&[1.5, -2.0, 3.0, -4.0]]), false, 2, usize::MAX);
             let row = queue.rows(&table, &queue.numbers(&[1]));
             assert_eq!(queue.read(&row, [2].into_iter()).unwrap(), [[3.0, -4.0]]);

@@ -1,35 +1,167 @@
-//! The same for a GPU, compiled by CubeCL for its driver: linear layers, whose weights stay int8 or f16 in the GPU's memory and are widened
-//! where they are multiplied, attention, layer norm, and the rows of embeddings.
+//! The same for a GPU, in WGSL (`gpu.wgsl`) by wgpu: linear layers, whose weights stay int8 or f16 in the GPU's memory and are widened where
+//! they are multiplied, attention, layer norm, and the rows of embeddings.
 //!
 //! Shapes are arguments, so that a kernel is compiled once, whatever the texts. Sums are in f32 and in one order, so that an answer does
 //! not depend on what else is in its batch. No workgroup shares more than 16 KiB, and none asks for subgroups.
 
-use burn::cubecl;
-use burn::cubecl::prelude::*;
-use burn::cubecl::server::Handle;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use wgpu::{BufferUsages, PollType};
 
 use super::{Activation, Matrix};
 
-/// Where kernels are sent.
-pub(crate) struct Queue {
-    client: Client,
+/// An open GPU, what was compiled for it, and what it said of itself.
+pub(crate) struct Driver {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    compiled: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    /// Its first error, in words of ours: a driver's own may hold anything.
+    failure: Arc<Mutex<Option<&'static str>>>,
+}
+
+/// A kernel and what it is compiled for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Kernel {
+    entry: &'static str,
     /// Whether values between kernels are f16; else f32.
     is_half: bool,
+    /// Weights of a word: one in f32, two in f16, four in int8.
+    per_word: usize,
+    activation: Option<Activation>,
+    has_factors: bool,
+    has_places: bool,
+    /// Values of an attention head.
+    width: usize,
 }
+
+impl Kernel {
+    /// What stands before the text of all kernels when this one is compiled.
+    fn prefix(self) -> String {
+        let (enable, float) = if self.is_half { ("enable f16;\n", "f16") } else { ("", "f32") };
+        let residual = if self.has_places { "f32" } else { float };
+        let activation = match self.activation {
+            None => 0,
+            Some(Activation::Gelu) => 1,
+            Some(Activation::GeluTanh) => 2,
+            Some(Activation::Relu) => 3,
+            Some(Activation::Tanh) => 4,
+        };
+        // Both tiles within 16 KiB.
+        let keys = (512 / self.width.div_ceil(4)).clamp(1, 16);
+        let Kernel { per_word, has_factors, has_places, width, .. } = self;
+        format!(
+            "{enable}alias F = {float};\nalias R = {residual};\nconst PER_WORD: u32 = {per_word}u;\n\
+             const ACTIVATION: u32 = {activation}u;\nconst HAS_FACTORS: bool = {has_factors};\n\
+             const HAS_PLACES: bool = {has_places};\nconst WIDTH: u32 = {width}u;\nconst KEYS: u32 = {keys}u;\n"
+        )
+    }
+}
+
+impl Driver {
+    pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let failure = Arc::new(Mutex::new(None));
+        let (of_errors, of_loss) = (failure.clone(), failure.clone());
+        device.on_uncaptured_error(Arc::new(move |error| {
+            let what = match error {
+                wgpu::Error::OutOfMemory { .. } => "it is out of memory",
+                wgpu::Error::Validation { .. } => "it refused what it was asked to do",
+                wgpu::Error::Internal { .. } => "its driver failed",
+            };
+            lock(&of_errors).get_or_insert(what);
+        }));
+        device.set_device_lost_callback(move |_, _| {
+            lock(&of_loss).get_or_insert("the device was lost");
+        });
+        Driver { device, queue, compiled: Mutex::default(), failure }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        lock(&self.failure).map_or(Ok(()), Err)
+    }
+
+    /// Lets it free what nobody holds any more.
+    pub(crate) fn clean(&self) {
+        // What is wrong with it is found out by the next that asks it for something.
+        let _ = self.device.poll(PollType::Poll);
+    }
+
+    fn compiled(&self, kernel: Kernel) -> wgpu::ComputePipeline {
+        let mut compiled = lock(&self.compiled);
+        let pipeline = compiled.entry(kernel).or_insert_with(|| {
+            let text = kernel.prefix() + include_str!("gpu.wgsl");
+            let source = wgpu::ShaderModuleDescriptor { label: None, source: wgpu::ShaderSource::Wgsl(text.into()) };
+            // SAFETY: every kernel keeps within the lengths that it is given, which were checked against those of its buffers; its loops
+            // end.
+            let module =
+                unsafe { self.device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) };
+            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: None,
+                layout: None,
+                module: &module,
+                entry_point: Some(kernel.entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    zero_initialize_workgroup_memory: false,
+                    ..wgpu::PipelineCompilationOptions::default()
+                },
+                cache: None,
+            })
+        });
+        pipeline.clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a model's kernels are sent, in turn.
+pub(crate) struct Queue {
+    driver: Arc<Driver>,
+    is_half: bool,
+    work: RefCell<Work>,
+    free: Arc<Mutex<Vec<Free>>>,
+}
+
+/// What was not sent yet.
+#[derive(Default)]
+struct Work {
+    recorded: Option<(wgpu::CommandEncoder, wgpu::ComputePass<'static>)>,
+    /// Arguments of its kernels, [`SLOT`] bytes each, and where they will be.
+    arguments: Vec<u8>,
+    slots: Option<wgpu::Buffer>,
+    /// By which values come back.
+    staging: Option<wgpu::Buffer>,
+    /// Answers so far.
+    reads: u64,
+}
+
+/// A buffer that nobody uses, and how many answers there were when somebody did.
+struct Free(wgpu::Buffer, u64);
 
 /// Values on the device.
 #[derive(Clone)]
 pub(crate) struct Buffer {
-    handle: Handle,
+    place: Arc<Place>,
     len: usize,
 }
 
-impl Buffer {
-    fn arg(&self) -> BufferArg {
-        // SAFETY: the queue made the handle for so many values.
-        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
+struct Place {
+    buffer: wgpu::Buffer,
+    /// Where it goes when it is dropped, if it is to be used again. Kernels run in the order in which they were recorded, so that may be
+    /// before they have run.
+    free: Option<(Arc<Mutex<Vec<Free>>>, u64)>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some((free, reads)) = &self.free {
+            lock(free).push(Free(self.buffer.clone(), *reads));
+        }
     }
 }
 
@@ -55,6 +187,7 @@ pub(crate) struct Linear {
 /// Where each sequence begins, of the tokens of all, and where the last ends.
 pub(crate) struct Sequences {
     starts: Buffer,
+    count: usize,
     tokens: usize,
     longest: usize,
 }
@@ -68,8 +201,8 @@ pub(crate) struct Table {
     width: usize,
 }
 
-/// Bytes of a row's words, padded to a whole word.
-fn row_bytes<'m>(matrix: &'m Matrix<'m>, columns: usize, in_half: bool) -> Vec<Vec<u8>> {
+/// Bytes of each row's words, padded to a whole one.
+fn row_bytes(matrix: &Matrix, columns: usize, in_half: bool) -> Vec<Vec<u8>> {
     let columns = columns.max(1);
     let mut rows: Vec<Vec<u8>> = match matrix {
         Matrix::Int8(parts) => {
@@ -96,61 +229,191 @@ fn per_word(matrix: &Matrix, in_half: bool) -> usize {
     }
 }
 
-/// Units of a workgroup of a product, along its rows and along its columns; fours of both, of which each unit has one; and inputs that
-/// the workgroup takes at a time. Of the sizes tried on an H100 this one loses to none by much, from 16 rows to 16,384.
-const SIDE: u32 = 16;
+/// The scales of all rows; none of floats.
+fn scales(matrix: &Matrix) -> Vec<f32> {
+    match matrix {
+        Matrix::Int8(parts) => parts.iter().flat_map(|(_, scales)| *scales).copied().collect(),
+        Matrix::F32(_) => Vec::new(),
+    }
+}
 
-/// Units of a workgroup that normalizes or copies a row, and queries of one that attends.
-const UNITS: u32 = 64;
+/// Rows, or columns, of a workgroup's part of a product.
+const PART: usize = 64;
 
-/// Keys that a workgroup takes at a time, of heads of up to 128 values.
-const KEYS: usize = 16;
+/// Queries of a workgroup that attends.
+const QUERIES: usize = 64;
 
 /// The most workgroups along a dimension, of any GPU.
-const MOST_CUBES: usize = 65535;
+const MOST_GROUPS: usize = 65535;
+
+/// Bytes from one kernel's arguments to the next's: the least that every GPU can begin at.
+const SLOT: usize = 256;
+
+/// Kernels that are sent together; the GPU begins with them while the next are recorded.
+const TOGETHER: usize = 32;
+
+/// Answers after which a buffer that nobody used is given back.
+const KEPT: u64 = 8;
 
 impl Queue {
-    pub(crate) fn new(client: Client, is_half: bool) -> Self {
-        Queue { client, is_half }
+    pub(crate) fn new(driver: Arc<Driver>, is_half: bool) -> Self {
+        Queue { driver, is_half, work: RefCell::default(), free: Arc::default() }
+    }
+
+    /// A buffer with these bytes.
+    fn upload(&self, bytes: &[u8], len: usize) -> Buffer {
+        let size = bytes.len().next_multiple_of(4).max(4);
+        let buffer = self.driver.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: size as u64,
+            usage: BufferUsages::STORAGE,
+            mapped_at_creation: true,
+        });
+        // A device that gives no memory says so when something is read.
+        if let Ok(mut view) = buffer.get_mapped_range_mut(..) {
+            view.slice(..bytes.len()).copy_from_slice(bytes);
+        }
+        buffer.unmap();
+        Buffer { place: Arc::new(Place { buffer, free: None }), len }
     }
 
     fn words(&self, bytes: &[u8], per_word: usize, scales: Option<&[f32]>) -> Words {
-        let words = Buffer { handle: self.client.create_from_slice(bytes), len: bytes.len() / 4 };
-        Words { words, per_word, scales: scales.map(|scales| self.floats(scales)) }
+        Words { words: self.upload(bytes, bytes.len() / 4), per_word, scales: scales.map(|scales| self.floats(scales)) }
     }
 
     /// Values in f32, whatever values between kernels are.
     pub(crate) fn floats(&self, values: &[f32]) -> Buffer {
-        Buffer { handle: self.client.create_from_slice(bytemuck::cast_slice(values)), len: values.len() }
+        self.upload(bytemuck::cast_slice(values), values.len())
     }
 
     /// Numbers of rows or places.
     pub(crate) fn numbers(&self, numbers: &[u32]) -> Buffer {
-        Buffer { handle: self.client.create_from_slice(bytemuck::cast_slice(numbers)), len: numbers.len() }
+        self.upload(bytemuck::cast_slice(numbers), numbers.len())
     }
 
+    /// Bytes of so many values between kernels, whole words.
+    fn bytes(&self, len: usize) -> u64 {
+        (len * if self.is_half { 2 } else { 4 }).next_multiple_of(4).max(4) as u64
+    }
+
+    /// A buffer for values between kernels.
     fn empty(&self, len: usize) -> Buffer {
-        Buffer { handle: self.client.empty(len * if self.is_half { 2 } else { 4 }), len }
-    }
-
-    /// Waits for what was sent before it, and for these values, in parts of these lengths.
-    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Vec<Vec<f32>>, String> {
-        let bytes = self.client.read_one(values.handle.clone()).map_err(|e| e.to_string())?;
-        let mut rest: &[u8] = &bytes;
-        let size = if self.is_half { 2 } else { 4 };
-        let mut part = |len: usize| {
-            let these = rest.split_off(..(len * size).min(rest.len())).unwrap_or_default();
-            match self.is_half {
-                true => {
-                    let halves: Vec<f16> = bytemuck::pod_collect_to_vec(these);
-                    let mut values = vec![0.0; halves.len()];
-                    halves.convert_to_f32_slice(&mut values);
-                    values
-                }
-                false => bytemuck::pod_collect_to_vec(these),
+        let (size, reads) = (self.bytes(len), self.work.borrow().reads);
+        let mut free = lock(&self.free);
+        // Not one of more than twice the size, which a longer text may need.
+        let fits = |Free(buffer, _): &Free| (size..=size.max(1 << 16).saturating_mul(2)).contains(&buffer.size());
+        let buffer = match free.iter().position(fits) {
+            Some(at) => free.swap_remove(at).0,
+            None => {
+                // So that texts of about a length find it.
+                let step = (size.next_power_of_two() / 8).max(4);
+                let most = self.driver.device.limits().max_storage_buffer_binding_size;
+                self.driver.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: None,
+                    size: size.next_multiple_of(step).min(most / 4 * 4).max(size),
+                    usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
+                    mapped_at_creation: false,
+                })
             }
         };
-        Ok(parts.map(&mut part).collect())
+        Buffer { place: Arc::new(Place { buffer, free: Some((self.free.clone(), reads)) }), len }
+    }
+
+    /// Records a kernel over so many workgroups.
+    fn record(&self, kernel: Kernel, arguments: &[u32], buffers: &[&Buffer], groups: [usize; 3]) {
+        let Driver { device, queue, .. } = &*self.driver;
+        let work = &mut *self.work.borrow_mut();
+        let slots = work.slots.get_or_insert_with(|| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: (SLOT * TOGETHER) as u64,
+                usage: BufferUsages::UNIFORM | BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        });
+        let begin = work.arguments.len();
+        let uniform = wgpu::BufferBinding {
+            buffer: slots,
+            offset: begin as u64,
+            size: wgpu::BufferSize::new((4 * arguments.len()).next_multiple_of(16) as u64),
+        };
+        work.arguments.extend_from_slice(bytemuck::cast_slice(arguments));
+        work.arguments.resize(begin + SLOT, 0);
+        let pipeline = self.driver.compiled(kernel);
+        let resources = std::iter::once(wgpu::BindingResource::Buffer(uniform))
+            .chain(buffers.iter().map(|buffer| buffer.place.buffer.as_entire_binding()));
+        let entries: Vec<_> =
+            resources.zip(0..).map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource }).collect();
+        let bound = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        let (_, pass) = work.recorded(device);
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &bound, &[]);
+        let [x, y, z] = groups.map(|n| n as u32);
+        pass.dispatch_workgroups(x, y, z);
+        if work.arguments.len() == SLOT * TOGETHER {
+            work.send(queue, None);
+        }
+    }
+
+    /// Waits for these values, in parts of these lengths.
+    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Vec<Vec<f32>>, String> {
+        let Driver { device, queue, .. } = &*self.driver;
+        let work = &mut *self.work.borrow_mut();
+        let size = self.bytes(values.len);
+        let staging = match work.staging.take().filter(|staging| staging.size() >= size) {
+            Some(staging) => staging,
+            None => device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size,
+                usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }),
+        };
+        work.recorded(device);
+        work.send(queue, Some((&values.place.buffer, &staging, size)));
+        self.driver.check()?;
+        let (mapped, is_mapped) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, ..size, move |result| drop(mapped.send(result)));
+        device.poll(PollType::Wait { submission_index: None, timeout: Some(PATIENCE) }).map_err(|e| e.to_string())?;
+        self.driver.check()?;
+        is_mapped.try_recv().map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let outputs = {
+            let view = staging.get_mapped_range(..size).map_err(|e| e.to_string())?;
+            let mut rest: &[u8] = &view;
+            let size = if self.is_half { 2 } else { 4 };
+            let part = |len: usize| {
+                let these = rest.split_off(..(len * size).min(rest.len())).unwrap_or_default();
+                if !self.is_half {
+                    return bytemuck::pod_collect_to_vec(these);
+                }
+                let halves: Vec<f16> = bytemuck::pod_collect_to_vec(these);
+                let mut values = vec![0.0; halves.len()];
+                halves.convert_to_f32_slice(&mut values);
+                values
+            };
+            parts.map(part).collect()
+        };
+        staging.unmap();
+        work.staging = Some(staging);
+        work.reads += 1;
+        lock(&self.free).retain(|Free(_, reads)| reads + KEPT >= work.reads);
+        Ok(outputs)
+    }
+
+    fn kernel(&self, entry: &'static str) -> Kernel {
+        Kernel {
+            entry,
+            is_half: self.is_half,
+            per_word: 1,
+            activation: None,
+            has_factors: false,
+            has_places: false,
+            width: 1,
+        }
     }
 
     /// Sends a linear layer's weights; floats as f16 where so asked.
@@ -165,7 +428,7 @@ impl Queue {
         bias: &[f32],
         factors: Option<&[f32]>,
     ) -> Linear {
-        let rows = row_bytes(matrix, inputs, in_half);
+        let (rows, scales) = (row_bytes(matrix, inputs, in_half), scales(matrix));
         let outputs = bias.len();
         assert!(rows.len() == outputs && factors.is_none_or(|factors| factors.len() == inputs));
         let mut words = vec![0u32; rows.first().map_or(0, |row| row.len() / 4) * outputs];
@@ -174,12 +437,10 @@ impl Queue {
                 *to = u32::from_le_bytes(*word);
             }
         }
-        let scales = match matrix {
-            Matrix::Int8(parts) => Some(parts.iter().flat_map(|(_, scales)| *scales).copied().collect::<Vec<_>>()),
-            Matrix::F32(_) => None,
-        };
+        let per_word = per_word(matrix, in_half);
+        assert!(per_word != 4 || scales.len() == outputs);
         Linear {
-            words: self.words(bytemuck::cast_slice(&words), per_word(matrix, in_half), scales.as_deref()),
+            words: self.words(bytemuck::cast_slice(&words), per_word, (per_word == 4).then_some(&scales)),
             inputs,
             outputs,
             bias: self.floats(bias),
@@ -188,58 +449,47 @@ impl Queue {
     }
 
     /// Sends a table in parts of at most `most_bytes`; floats as f16 where so asked.
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
     pub(crate) fn table(&self, matrix: &Matrix, in_half: bool, width: usize, most_bytes: usize) -> Table {
-        let rows = row_bytes(matrix, width, in_half);
-        let row_bytes = rows.first().map_or(4, Vec::len);
-        let count = (most_bytes / row_bytes).clamp(1, rows.len().max(1));
-        let scales: Vec<f32> = match matrix {
-            Matrix::Int8(parts) => parts.iter().flat_map(|(_, scales)| *scales).copied().collect(),
-            Matrix::F32(_) => Vec::new(),
-        };
-        let parts = rows.chunks(count).enumerate().map(|(part, rows)| {
-            let scales = scales.chunks(count).nth(part);
-            self.words(&rows.concat(), per_word(matrix, in_half), scales)
-        });
+        let (rows, scales) = (row_bytes(matrix, width, in_half), scales(matrix));
+        let count = (most_bytes / rows.first().map_or(4, Vec::len)).clamp(1, rows.len().max(1));
+        let per_word = per_word(matrix, in_half);
+        assert!(per_word != 4 || scales.len() == rows.len());
+        let mut scales = scales.chunks(count);
+        let parts = rows.chunks(count).map(|rows| self.words(&rows.concat(), per_word, scales.next()));
         Table { parts: parts.collect(), rows: count, width }
     }
 
-    /// The rows of `table` of these numbers, `[numbers, width]`.
+    /// The rows of `table` of these numbers, `[numbers, width]`. A number beyond the table has no row, and whatever values.
     pub(crate) fn rows(&self, table: &Table, numbers: &Buffer) -> Buffer {
         let out = self.empty(numbers.len * table.width);
-        for (part, words) in table.parts.iter().enumerate() {
-            let first = (part * table.rows) as u32;
-            let rows = words.words.len / table.width.div_ceil(words.per_word);
-            let scales = words.scales.as_ref().unwrap_or(&words.words);
-            let launch = match self.is_half {
-                true => rows_kernel::launch::<f16>,
-                false => rows_kernel::launch::<f32>,
-            };
-            launch(
-                &self.client,
-                cubes(numbers.len),
-                CubeDim::new_1d(UNITS),
-                words.words.arg(),
-                scales.arg(),
-                numbers.arg(),
-                out.arg(),
-                first,
-                rows as u32,
-                table.width as u32,
-                words.per_word as u32,
-            );
+        for (part, Words { words, per_word, scales }) in table.parts.iter().enumerate() {
+            let rows = words.len / table.width.div_ceil(*per_word);
+            let kernel = Kernel { per_word: *per_word, ..self.kernel("rows") };
+            let arguments = [part * table.rows, rows, table.width, numbers.len].map(|n| n as u32);
+            let buffers = [words, scales.as_ref().unwrap_or(words), numbers, &out];
+            self.record(kernel, &arguments, &buffers, groups(numbers.len));
         }
         out
     }
 
-    /// Those rows of `x` `[.., width]`.
-    pub(crate) fn take(&self, x: &Buffer, width: usize, numbers: &Buffer) -> Buffer {
-        let out = self.empty(numbers.len * width);
-        let launch = match self.is_half {
-            true => take_kernel::launch::<f16>,
-            false => take_kernel::launch::<f32>,
-        };
-        let (count, units) = (cubes(numbers.len), CubeDim::new_1d(UNITS));
-        launch(&self.client, count, units, x.arg(), numbers.arg(), out.arg(), width as u32);
+    /// The first row of each sequence that has one, of `x` `[tokens, width]`.
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
+    pub(crate) fn firsts(&self, x: &Buffer, width: usize, lengths: &[usize]) -> Buffer {
+        let mut tokens = 0;
+        let firsts = lengths.iter().filter(|n| **n > 0).map(|n| {
+            tokens += n;
+            (tokens - n) as u32
+        });
+        let firsts: Vec<u32> = firsts.collect();
+        assert!(x.len == tokens * width);
+        let out = self.empty(firsts.len() * width);
+        let arguments = [width as u32, firsts.len() as u32];
+        self.record(self.kernel("take"), &arguments, &[x, &self.numbers(&firsts), &out], groups(firsts.len()));
         out
     }
 
@@ -248,34 +498,15 @@ impl Queue {
     /// # Panics
     /// If the lengths do not belong together.
     pub(crate) fn apply(&self, layer: &Linear, x: &Buffer, activation: Option<Activation>, parts: usize) -> Buffer {
-        let rows = x.len / layer.inputs.max(1);
-        assert!(x.len == rows * layer.inputs && layer.outputs.is_multiple_of(parts));
-        let out = self.empty(rows * layer.outputs);
-        let product =
-            Product { per_word: layer.words.per_word as u32, activation, has_factors: layer.factors.is_some() };
-        let launch = match self.is_half {
-            true => linear_kernel::launch_unchecked::<f16>,
-            false => linear_kernel::launch_unchecked::<f32>,
-        };
-        // SAFETY: the lengths were checked, and the kernel reads and writes nothing beyond rows, inputs and outputs.
-        unsafe {
-            launch(
-                &self.client,
-                CubeCount::Static((layer.outputs as u32).div_ceil(4 * SIDE), (rows as u32).div_ceil(4 * SIDE), 1),
-                CubeDim::new_1d(SIDE * SIDE),
-                x.arg(),
-                layer.words.words.arg(),
-                layer.words.scales.as_ref().unwrap_or(&layer.bias).arg(),
-                layer.factors.as_ref().unwrap_or(&layer.bias).arg(),
-                layer.bias.arg(),
-                out.arg(),
-                rows as u32,
-                layer.inputs as u32,
-                layer.outputs as u32,
-                (layer.outputs / parts) as u32,
-                product,
-            )
-        };
+        let Linear { words: Words { words, per_word, scales }, inputs, outputs, bias, factors } = layer;
+        let rows = x.len / (*inputs).max(1);
+        assert!(x.len == rows * inputs && outputs.is_multiple_of(parts));
+        let out = self.empty(rows * outputs);
+        let has_factors = factors.is_some();
+        let kernel = Kernel { per_word: *per_word, activation, has_factors, ..self.kernel("linear") };
+        let arguments = [rows, *inputs, *outputs, outputs / parts].map(|n| n as u32);
+        let buffers = [x, words, scales.as_ref().unwrap_or(bias), factors.as_ref().unwrap_or(bias), bias, &out];
+        self.record(kernel, &arguments, &buffers, [outputs.div_ceil(PART), rows.div_ceil(PART), 1]);
         out
     }
 
@@ -287,7 +518,8 @@ impl Queue {
             tokens as u32
         });
         let starts: Vec<u32> = std::iter::once(0).chain(ends).collect();
-        Sequences { starts: self.numbers(&starts), tokens, longest: lengths.iter().copied().max().unwrap_or(0) }
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        Sequences { starts: self.numbers(&starts), count: lengths.len(), tokens, longest }
     }
 
     /// Attention of every head over each sequence (Vaswani et al. 2017): `qkv` `[3, tokens, hidden]` -> `[tokens, hidden]`.
@@ -295,39 +527,43 @@ impl Queue {
     /// # Panics
     /// If the lengths do not belong together.
     pub(crate) fn attend(&self, qkv: &Buffer, hidden: usize, heads: usize, sequences: &Sequences) -> Buffer {
-        let Sequences { starts, tokens, longest } = sequences;
-        let (tokens, width) = (*tokens, hidden / heads.max(1));
+        let Sequences { starts, count, tokens, longest } = sequences;
+        let width = hidden / heads.max(1);
         assert!(qkv.len == 3 * tokens * hidden && heads * width == hidden && width > 0);
         let out = self.empty(tokens * hidden);
-        let vector = [4, 2, 1].into_iter().find(|n| width.is_multiple_of(*n)).unwrap_or(1);
-        let keys = (KEYS * 128 / width).clamp(1, KEYS);
-        let launch = match self.is_half {
-            true => attention_kernel::launch_unchecked::<f16>,
-            false => attention_kernel::launch_unchecked::<f32>,
-        };
-        // SAFETY: the lengths were checked, and the kernel reads and writes the tokens of these sequences alone.
-        unsafe {
-            launch(
-                &self.client,
-                CubeCount::Static((*longest as u32).div_ceil(UNITS), heads as u32, starts.len as u32 - 1),
-                CubeDim::new_1d(UNITS),
-                vector,
-                qkv.arg(),
-                starts.arg(),
-                out.arg(),
-                (tokens * hidden / vector) as u32,
-                (hidden / vector) as u32,
-                1.0 / (width as f32).sqrt(),
-                (width / vector) as u32,
-                keys as u32,
-            )
-        };
+        let kernel = Kernel { width, ..self.kernel("attention") };
+        let arguments = [(tokens * hidden) as u32, hidden as u32, (1.0 / (width as f32).sqrt()).to_bits()];
+        self.record(kernel, &arguments, &[qkv, starts, &out], [longest.div_ceil(QUERIES), heads, *count]);
         out
     }
 
-    /// `norm(x + residual) * gamma + beta`, both `[rows, width]` (Ba et al. 2016). With `places`, the residual's rows are those of these
-    /// numbers, in f32.
-    pub(crate) fn add_norm(
+    /// `norm(x + residual) * gamma + beta`, both `[rows, width]` (Ba et al. 2016).
+    ///
+    /// # Panics
+    /// If the lengths do not belong together.
+    pub(crate) fn add_norm(&self, x: &Buffer, residual: &Buffer, parameters: [&Buffer; 2], epsilon: f32) -> Buffer {
+        assert!(x.len == residual.len);
+        self.norm(x, residual, None, parameters, epsilon)
+    }
+
+    /// The same of a residual whose rows are those of these numbers, of `[.., width]` in f32.
+    ///
+    /// # Panics
+    /// If the lengths do not belong together, or a number is beyond the rows.
+    pub(crate) fn add_norm_of(
+        &self,
+        x: &Buffer,
+        rows: &Buffer,
+        numbers: &[u32],
+        parameters: [&Buffer; 2],
+        epsilon: f32,
+    ) -> Buffer {
+        let width = parameters[0].len;
+        assert!(x.len == numbers.len() * width && numbers.iter().all(|&n| (n as usize + 1) * width <= rows.len));
+        self.norm(x, rows, Some(&self.numbers(numbers)), parameters, epsilon)
+    }
+
+    fn norm(
         &self,
         x: &Buffer,
         residual: &Buffer,
@@ -335,417 +571,46 @@ impl Queue {
         [gamma, beta]: [&Buffer; 2],
         epsilon: f32,
     ) -> Buffer {
-        let (out, width) = (self.empty(x.len), gamma.len);
-        let launch = match (self.is_half, places) {
-            (true, None) => norm_kernel::launch::<f16, f16>,
-            (true, Some(_)) => norm_kernel::launch::<f16, f32>,
-            (false, _) => norm_kernel::launch::<f32, f32>,
-        };
-        launch(
-            &self.client,
-            cubes(x.len / width),
-            CubeDim::new_1d(UNITS),
-            x.arg(),
-            residual.arg(),
-            places.unwrap_or(gamma).arg(),
-            gamma.arg(),
-            beta.arg(),
-            out.arg(),
-            (x.len / width) as u32,
-            width as u32,
-            epsilon,
-            places.is_some(),
-        );
+        let (rows, width) = (x.len / gamma.len.max(1), gamma.len);
+        assert!(x.len == rows * width && beta.len == width && rows > 0);
+        let out = self.empty(x.len);
+        let kernel = Kernel { has_places: places.is_some(), ..self.kernel("add_norm") };
+        let arguments = [rows as u32, width as u32, epsilon.to_bits()];
+        self.record(kernel, &arguments, &[x, residual, places.unwrap_or(gamma), gamma, beta, &out], groups(rows));
         out
     }
 }
 
+impl Work {
+    /// What is recorded next goes here.
+    fn recorded(&mut self, device: &wgpu::Device) -> &mut (wgpu::CommandEncoder, wgpu::ComputePass<'static>) {
+        self.recorded.get_or_insert_with(|| {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
+            (encoder, pass)
+        })
+    }
+
+    /// Sends what was recorded, and then a copy of so many bytes.
+    fn send(&mut self, queue: &wgpu::Queue, copy: Option<(&wgpu::Buffer, &wgpu::Buffer, u64)>) {
+        let Some((mut encoder, pass)) = self.recorded.take() else { return };
+        drop(pass);
+        if let Some((from, to, size)) = copy {
+            encoder.copy_buffer_to_buffer(from, 0, to, 0, size);
+        }
+        if let Some(slots) = &self.slots {
+            queue.write_buffer(slots, 0, &self.arguments);
+        }
+        self.arguments.clear();
+        queue.submit([encoder.finish()]);
+    }
+}
+
+/// How long values may take to come back; whoever waits for them has given up before.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// A workgroup for each row.
-fn cubes(rows: usize) -> CubeCount {
-    let wide = rows.clamp(1, MOST_CUBES);
-    CubeCount::Static(wide as u32, rows.div_ceil(wide) as u32, 1)
-}
-
-/// The row of a workgroup of [`cubes`].
-#[cube]
-fn row() -> u32 {
-    CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X
-}
-
-/// The value at `at` of a word.
-#[cube]
-fn widened(word: u32, #[comptime] at: u32, #[comptime] per_word: u32) -> f32 {
-    match comptime!(per_word) {
-        4 => f32::cast_from(i32::reinterpret(word << comptime!(24 - 8 * at)) >> 24),
-        2 => {
-            // By hand, for adapters without f16.
-            let half = (word >> comptime!(16 * at)) & 0xffff;
-            let rest = half & 0x7fff;
-            let subnormal = f32::cast_from(rest) * f32::new(5.960_464_5e-8);
-            let bits = select(rest < 0x400, u32::reinterpret(subnormal), (rest << 13) + 0x3800_0000u32);
-            f32::reinterpret(bits | ((half & 0x8000) << 16))
-        }
-        _ => f32::reinterpret(word),
-    }
-}
-
-#[cube(launch)]
-fn rows_kernel<F: Float>(
-    words: &[u32],
-    scales: &[f32],
-    numbers: &[u32],
-    out: &mut [F],
-    first: u32,
-    rows: u32,
-    width: u32,
-    #[comptime] per_word: u32,
-) {
-    let row = row();
-    if row < numbers.len() as u32 {
-        let number = numbers[row as usize] - first;
-        // Those before the first have wrapped.
-        if number < rows {
-            let words_wide = (width + comptime!(per_word - 1)) / per_word;
-            for word in range_stepped(UNIT_POS, words_wide, UNITS) {
-                let bits = words[(number * words_wide + word) as usize];
-                #[unroll]
-                for at in 0..per_word {
-                    let column = word * per_word + at;
-                    if column < width {
-                        let mut value = widened(bits, at, per_word);
-                        if comptime!(per_word == 4) {
-                            value *= scales[number as usize];
-                        }
-                        out[(row * width + column) as usize] = F::cast_from(value);
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[cube(launch)]
-fn take_kernel<F: Float>(x: &[F], numbers: &[u32], out: &mut [F], width: u32) {
-    let row = row();
-    if row < numbers.len() as u32 {
-        let from = numbers[row as usize] * width;
-        for column in range_stepped(UNIT_POS, width, UNITS) {
-            out[(row * width + column) as usize] = x[(from + column) as usize];
-        }
-    }
-}
-
-/// The sum over a workgroup.
-#[cube]
-fn total(value: f32, shared: &mut Shared<[f32]>) -> f32 {
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut half = comptime!(UNITS / 2).runtime();
-    while half > 0 {
-        if UNIT_POS < half {
-            let other = shared[(UNIT_POS + half) as usize];
-            shared[UNIT_POS as usize] += other;
-        }
-        sync_cube();
-        half /= 2;
-    }
-    let sum = shared[0];
-    sync_cube();
-    sum
-}
-
-#[cube(launch)]
-fn norm_kernel<F: Float, R: Float>(
-    x: &[F],
-    residual: &[R],
-    places: &[u32],
-    gamma: &[f32],
-    beta: &[f32],
-    out: &mut [F],
-    rows: u32,
-    width: u32,
-    epsilon: f32,
-    #[comptime] has_places: bool,
-) {
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
-    // Of rows too many, the last.
-    let row = min(row(), rows - 1);
-    let from = row * width;
-    let mut other = from;
-    if comptime!(has_places) {
-        other = places[row as usize] * width;
-    }
-    let mut sum = f32::new(0.0);
-    for column in range_stepped(UNIT_POS, width, UNITS) {
-        sum += f32::cast_from(x[(from + column) as usize]) + f32::cast_from(residual[(other + column) as usize]);
-    }
-    let mean = total(sum, &mut shared) / f32::cast_from(width);
-    let mut squares = f32::new(0.0);
-    for column in range_stepped(UNIT_POS, width, UNITS) {
-        let value = f32::cast_from(x[(from + column) as usize]) + f32::cast_from(residual[(other + column) as usize]);
-        squares += (value - mean) * (value - mean);
-    }
-    let variance = total(squares, &mut shared) / f32::cast_from(width);
-    let scale = f32::new(1.0) / f32::sqrt(variance + epsilon);
-    for column in range_stepped(UNIT_POS, width, UNITS) {
-        let value = f32::cast_from(x[(from + column) as usize]) + f32::cast_from(residual[(other + column) as usize]);
-        let normal = (value - mean) * scale * gamma[column as usize] + beta[column as usize];
-        out[(from + column) as usize] = F::cast_from(normal);
-    }
-}
-
-/// What a kernel of products is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Product {
-    per_word: u32,
-    activation: Option<Activation>,
-    has_factors: bool,
-}
-
-#[cube]
-fn activated(x: f32, #[comptime] activation: Option<Activation>) -> f32 {
-    match comptime!(activation) {
-        None => x,
-        Some(Activation::Gelu) => {
-            f32::new(0.5) * x * (f32::new(1.0) + erf(x * f32::new(std::f32::consts::FRAC_1_SQRT_2)))
-        }
-        Some(Activation::GeluTanh) => {
-            let inner = f32::new(0.797_884_6) * (x + f32::new(0.044_715) * x * x * x);
-            f32::new(0.5) * x * (f32::new(1.0) + tanh(inner))
-        }
-        Some(Activation::Relu) => max(x, f32::new(0.0)),
-        Some(Activation::Tanh) => tanh(x),
-    }
-}
-
-/// To 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
-#[cube]
-fn erf(x: f32) -> f32 {
-    let t = f32::new(1.0) / (f32::new(1.0) + f32::new(0.327_591_1) * f32::abs(x));
-    let mut sum = f32::new(1.061_405_4);
-    sum = sum * t - f32::new(1.453_152);
-    sum = sum * t + f32::new(1.421_413_8);
-    sum = sum * t - f32::new(0.284_496_74);
-    sum = sum * t + f32::new(0.254_829_6);
-    let y = f32::new(1.0) - sum * t * f32::exp(f32::new(0.0) - x * x);
-    select(x < f32::new(0.0), f32::new(0.0) - y, y)
-}
-
-/// Some drivers' own overflows.
-#[cube]
-fn tanh(x: f32) -> f32 {
-    let y = f32::exp(f32::new(-2.0) * f32::abs(x));
-    let y = (f32::new(1.0) - y) / (f32::new(1.0) + y);
-    select(x < f32::new(0.0), f32::new(0.0) - y, y)
-}
-
-/// Input `k` of four rows beside each other, zeros beyond them.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn four_rows<F: Float>(
-    x: &[F],
-    factors: &[f32],
-    first: u32,
-    k: u32,
-    rows: u32,
-    inputs: u32,
-    #[comptime] has_factors: bool,
-) -> Vector<f32, Const<4>> {
-    let mut four = Vector::<f32, Const<4>>::new(f32::new(0.0));
-    if k < inputs {
-        #[unroll]
-        for i in 0..4u32 {
-            if first + i < rows {
-                four.insert(comptime!(i as usize), f32::cast_from(x[((first + i) * inputs + k) as usize]));
-            }
-        }
-        if comptime!(has_factors) {
-            four *= Vector::new(factors[k as usize]);
-        }
-    }
-    four
-}
-
-/// The words of four columns at row `word`, zeros beyond them.
-#[cube]
-fn four_words(words: &[u32], first: u32, word: u32, is_inside: bool, outputs: u32) -> Vector<u32, Const<4>> {
-    let mut four = Vector::<u32, Const<4>>::new(0u32);
-    #[unroll]
-    for i in 0..4u32 {
-        if is_inside && first + i < outputs {
-            four.insert(comptime!(i as usize), words[(word * outputs + first + i) as usize]);
-        }
-    }
-    four
-}
-
-#[cube(launch_unchecked)]
-fn linear_kernel<F: Float>(
-    x: &[F],
-    words: &[u32],
-    scales: &[f32],
-    factors: &[f32],
-    bias: &[f32],
-    out: &mut [F],
-    rows: u32,
-    inputs: u32,
-    outputs: u32,
-    width: u32,
-    #[comptime] product: Product,
-) {
-    let Product { per_word, activation, has_factors } = comptime!(product);
-    // A step apart, so that fours which are written at once are in different banks.
-    let step = comptime!(SIDE + 1);
-    let mut left = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!((SIDE * (SIDE + 1)) as usize));
-    let mut right = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!((SIDE * SIDE) as usize));
-    let (own, other) = (UNIT_POS / SIDE, UNIT_POS % SIDE);
-    let first_row = CUBE_POS_Y * comptime!(4 * SIDE);
-    let row = first_row + own * 4;
-    let column = CUBE_POS_X * comptime!(4 * SIDE) + other * 4;
-    // Words hold several inputs, so that the first units bring all.
-    let brings = own < comptime!(SIDE / per_word);
-    let mut sums = Array::<Vector<f32, Const<4>>>::new(4usize);
-    #[unroll]
-    for r in 0..4u32 {
-        sums[r as usize] = Vector::new(f32::new(0.0));
-    }
-    let mut next_rows = four_rows(x, factors, row, other, rows, inputs, has_factors);
-    let mut next_words = four_words(words, column, own, brings && own * per_word < inputs, outputs);
-    let mut depth = 0u32;
-    while depth < inputs {
-        left[(other * step + own) as usize] = next_rows;
-        if brings {
-            #[unroll]
-            for at in 0..per_word {
-                let mut four = Vector::<f32, Const<4>>::new(f32::new(0.0));
-                #[unroll]
-                for i in 0..4u32 {
-                    let i = comptime!(i as usize);
-                    four.insert(i, widened(next_words.extract(i), at, per_word));
-                }
-                right[((own * per_word + at) * SIDE + other) as usize] = four;
-            }
-        }
-        sync_cube();
-        depth += SIDE;
-        // They arrive while these are multiplied.
-        next_rows = four_rows(x, factors, row, depth + other, rows, inputs, has_factors);
-        let word = depth / per_word + own;
-        next_words = four_words(words, column, word, brings && word * per_word < inputs, outputs);
-        for k in 0..SIDE {
-            let four = left[(k * step + own) as usize];
-            let columns = right[(k * SIDE + other) as usize];
-            #[unroll]
-            for r in 0..4u32 {
-                let r = comptime!(r as usize);
-                sums[r] = fma(Vector::new(four.extract(r)), columns, sums[r]);
-            }
-        }
-        sync_cube();
-    }
-    #[unroll]
-    for r in 0..4u32 {
-        let row = row + r;
-        #[unroll]
-        for c in 0..4u32 {
-            let column = column + c;
-            if row < rows && column < outputs {
-                let mut y = sums[r as usize].extract(comptime!(c as usize));
-                if comptime!(per_word == 4) {
-                    y *= scales[column as usize];
-                }
-                y = activated(y + bias[column as usize], activation);
-                let at = column / width * rows * width + row * width + column % width;
-                out[at as usize] = F::cast_from(y);
-            }
-        }
-    }
-}
-
-/// One unit a query, and the softmax as it goes (Milakov and Gimelshein 2018). Sizes in vectors: `part` of queries, of keys and of values,
-/// `hidden` of a token, `width` of a head.
-#[cube(launch_unchecked)]
-fn attention_kernel<F: Float, N: Size>(
-    qkv: &[Vector<F, N>],
-    starts: &[u32],
-    out: &mut [Vector<F, N>],
-    part: u32,
-    hidden: u32,
-    scale: f32,
-    #[comptime] width: u32,
-    #[comptime] keys: u32,
-) {
-    let mut key_tile = Shared::<[Vector<f32, N>]>::new_slice(comptime!((keys * width) as usize));
-    let mut value_tile = Shared::<[Vector<f32, N>]>::new_slice(comptime!((keys * width) as usize));
-    let start = starts[CUBE_POS_Z as usize];
-    let length = starts[(CUBE_POS_Z + 1) as usize] - start;
-    let query = CUBE_POS_X * UNITS + UNIT_POS;
-    let base = start * hidden + CUBE_POS_Y * width;
-    let mut q = Array::<Vector<f32, N>>::new(comptime!(width as usize));
-    let mut sums = Array::<Vector<f32, N>>::new(comptime!(width as usize));
-    #[unroll]
-    for i in 0..width {
-        sums[i as usize] = Vector::new(f32::new(0.0));
-        q[i as usize] = Vector::new(f32::new(0.0));
-        if query < length {
-            q[i as usize] = Vector::cast_from(qkv[(base + query * hidden + i) as usize]);
-            q[i as usize] *= Vector::new(scale);
-        }
-    }
-    let mut most = f32::new(-1e30);
-    let mut sum = f32::new(0.0);
-    let mut first = 0u32;
-    while first < length {
-        for item in range_stepped(UNIT_POS, comptime!(keys * width), UNITS) {
-            // Of keys too many, the last; their weights are zero.
-            let key = min(first + item / width, length - 1);
-            let at = base + key * hidden + item % width;
-            key_tile[item as usize] = Vector::cast_from(qkv[(part + at) as usize]);
-            value_tile[item as usize] = Vector::cast_from(qkv[(2 * part + at) as usize]);
-        }
-        sync_cube();
-        let mut scores = Array::<f32>::new(comptime!(keys as usize));
-        let mut highest = most;
-        #[unroll]
-        for key in 0..keys {
-            let mut products = Vector::<f32, N>::new(f32::new(0.0));
-            #[unroll]
-            for i in 0..width {
-                products = fma(q[i as usize], key_tile[(key * width + i) as usize], products);
-            }
-            let mut score = f32::new(0.0);
-            #[unroll]
-            for i in 0..N::value() {
-                score += products.extract(i);
-            }
-            score = select(first + key < length, score, f32::new(-1e30));
-            scores[key as usize] = score;
-            highest = max(highest, score);
-        }
-        let shrunk = f32::exp(most - highest);
-        most = highest;
-        sum *= shrunk;
-        #[unroll]
-        for i in 0..width {
-            sums[i as usize] *= Vector::new(shrunk);
-        }
-        #[unroll]
-        for key in 0..keys {
-            let weight = f32::exp(scores[key as usize] - highest);
-            sum += weight;
-            #[unroll]
-            for i in 0..width {
-                sums[i as usize] = fma(Vector::new(weight), value_tile[(key * width + i) as usize], sums[i as usize]);
-            }
-        }
-        sync_cube();
-        first += keys;
-    }
-    if query < length {
-        #[unroll]
-        for i in 0..width {
-            let value = sums[i as usize] * Vector::new(f32::new(1.0) / sum);
-            out[(base + query * hidden + i) as usize] = Vector::cast_from(value);
-        }
-    }
+fn groups(rows: usize) -> [usize; 3] {
+    let wide = rows.clamp(1, MOST_GROUPS);
+    [wide, rows.div_ceil(wide), 1]
 }

@@ -2,14 +2,14 @@
 //!
 //! As [`packed`](super::packed) is for a processor; `on_gpu/tests.rs` holds it to [`Model`](super::Model).
 
-use burn::cubecl::prelude::Client;
+use std::sync::Arc;
 
 use super::Output;
 use super::config::{ModelConfig, Task};
 use super::weights::{SideBySide, Values, WeightSource};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::kernels::gpu::{Buffer, Linear, Queue, Table};
+use crate::kernels::gpu::{Buffer, Driver, Linear, Queue, Table};
 use crate::kernels::{Activation, Matrix};
 
 /// How weights and values are format.
@@ -110,10 +110,10 @@ impl GpuModel {
         config: &ModelConfig,
         source: &mut dyn WeightSource,
         format: GpuFormat,
-        client: Client,
+        driver: Arc<Driver>,
     ) -> Result<Self> {
         config.validate()?;
-        let queue = Queue::new(client, format.values_in_half);
+        let queue = Queue::new(driver, format.values_in_half);
         let (width, h) = (config.embedding_size, config.hidden_size);
         let words = source.take_values("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
         let words_of = match &words {
@@ -170,13 +170,7 @@ impl GpuModel {
             Some(Head { pooler: None, classifier }) => read(&self.queue.apply(classifier, &x, None, 1), labels, |n| *n),
             Some(Head { pooler: Some((pooler, activation)), classifier }) => {
                 // Sequences without tokens have no first one, and no answer.
-                let mut next = 0;
-                let firsts = lengths.iter().filter(|n| **n > 0).map(|&n| {
-                    next += n as u32;
-                    next - n as u32
-                });
-                let firsts = self.queue.numbers(&firsts.collect::<Vec<_>>());
-                let first = self.queue.take(&x, self.config.hidden_size, &firsts);
+                let first = self.queue.firsts(&x, self.config.hidden_size, lengths);
                 let pooled = self.queue.apply(pooler, &first, Some(*activation), 1);
                 read(&self.queue.apply(classifier, &pooled, None, 1), labels, |n| *n.min(&1))
             }
@@ -188,7 +182,7 @@ impl GpuModel {
         let (queue, config) = (&self.queue, &self.config);
         let epsilon = config.layer_norm_eps as f32;
         let norm = |x: &Buffer, residual: &Buffer, norm: &Norm| {
-            queue.add_norm(x, residual, None, [&norm.gamma, &norm.beta], epsilon)
+            queue.add_norm(x, residual, [&norm.gamma, &norm.beta], epsilon)
         };
         let first = config.first_position();
         let (ids, places): (Vec<u32>, Vec<u32>) =
@@ -196,7 +190,7 @@ impl GpuModel {
         let sequences = queue.sequences(batch.lengths());
         let words = queue.rows(&self.word_embeddings, &queue.numbers(&ids));
         let parameters = [&self.norm.gamma, &self.norm.beta];
-        let mut x = queue.add_norm(&words, &self.positions, Some(&queue.numbers(&places)), parameters, epsilon);
+        let mut x = queue.add_norm_of(&words, &self.positions, &places, parameters, epsilon);
         if let Some(project) = &self.project {
             x = queue.apply(project, &x, None, 1);
         }

@@ -41,9 +41,9 @@ impl WeightSource for Widened {
     }
 }
 
-fn client() -> Option<Client> {
+fn driver() -> Option<Arc<Driver>> {
     match open(Wanted::Named(String::new()), GpuLimits::default()) {
-        Ok(adapter) => Some(adapter.client),
+        Ok(adapter) => Some(adapter.driver),
         Err(error) => {
             println!("skipped: {error}");
             None
@@ -99,12 +99,12 @@ fn largest(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
 
 #[test]
 fn every_architecture_and_precision_is_the_composed_model() {
-    let Some(client) = client() else { return };
+    let Some(driver) = driver() else { return };
     for (name, Checkpoint { config, weights, .. }) in checkpoints() {
         let batch = batch(&config);
         let output = if config.task == Task::Encoder { Output::States } else { Output::Logits };
         let found = |source: &mut dyn WeightSource, format| {
-            let model = GpuModel::load(&config, source, format, client.clone()).unwrap();
+            let model = GpuModel::load(&config, source, format, driver.clone()).unwrap();
             model.outputs(&batch, output, &mut || Ok(())).unwrap()
         };
         let expected = composed(&config, &mut weights.clone(), &batch, output);
@@ -129,12 +129,12 @@ fn gpu_has_half() -> bool {
 
 #[test]
 fn neither_batch_nor_parts_of_a_table_change_a_bit() {
-    let Some(client) = client() else { return };
+    let Some(driver) = driver() else { return };
     for (name, Checkpoint { config, weights, .. }) in checkpoints().filter(|(name, _)| name.ends_with("encoder")) {
         let batch = batch(&config);
         let states = |batch: &Batch, most_bytes| {
             let format = GpuFormat { most_bytes, ..FLOATS };
-            let model = GpuModel::load(&config, &mut Quantized(weights.clone()), format, client.clone()).unwrap();
+            let model = GpuModel::load(&config, &mut Quantized(weights.clone()), format, driver.clone()).unwrap();
             model.outputs(batch, Output::States, &mut || Ok(())).unwrap()
         };
         let whole = states(&batch, u64::MAX);
@@ -150,9 +150,9 @@ fn neither_batch_nor_parts_of_a_table_change_a_bit() {
 
 #[test]
 fn a_call_may_be_ended_between_layers() {
-    let Some(client) = client() else { return };
+    let Some(driver) = driver() else { return };
     let (_, Checkpoint { config, mut weights, .. }) = checkpoints().next().unwrap();
-    let model = GpuModel::load(&config, &mut weights, FLOATS, client).unwrap();
+    let model = GpuModel::load(&config, &mut weights, FLOATS, driver).unwrap();
     let mut left = 1;
     let error = model.outputs(&batch(&config), Output::States, &mut || {
         left -= 1;
