@@ -7,13 +7,17 @@
 #
 # Either is audited by scripts/android_audit.py, which has to refuse what is planted for it, too. Once scripts/kotlin.sh has run; without
 # the NDK it needs root and debootstrap, as scripts/chroot.sh does. `scripts/android.sh ABI...` does some of arm64-v8a armeabi-v7a x86_64 x86.
+# `scripts/android.sh --gpu ABI...` makes and audits the libraries that compute on a GPU too, in target/android/gpu, and no archive.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=target/android classes=target/kotlin/android/maven/classes
 [ -d "$classes" ] || { echo "$classes is not there; try: scripts/kotlin.sh" >&2; exit 1; }
+gpu= kind=library jni=$out/jni
+if [ "${1:-}" = --gpu ]; then gpu=wgpu kind=gpu-library jni=$out/gpu; shift; fi
 if [ $# -eq 0 ]; then set -- arm64-v8a armeabi-v7a x86_64 x86; fi
-rm -rf "$out/jni" "$out/jna" "$out/planted" "$out"/*.aar
-mkdir -p "$out/jni" "$out/planted"
+rm -rf "$jni" "$out/planted"
+[ -n "$gpu" ] || rm -rf "$out/jna" "$out"/*.aar
+mkdir -p "$jni" "$out/planted"
 python3 scripts/android_audit.py unwinder >"$out/unwinder"
 # A library of each name that the NDK has one of, with the names alone; and what the audit has to refuse: a function of Android 9, pages of
 # 4 KB.
@@ -82,17 +86,18 @@ for abi; do
         rust=(scripts/chroot.sh env)
         build=/checkout/$out/build
     fi
+    features=$features${gpu:+${features:+,}$gpu}
     link+=(-C link-arg=-Wl,-z,max-page-size=16384 -C link-arg=-Wl,--pack-dyn-relocs=android)
     # The standard library of these targets is compiled too, which the stable compiler does where it is told that it may.
     "${rust[@]}" RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$build" cargo rustc --quiet -p ampoule-bindings --lib --crate-type cdylib \
         --profile dist ${features:+--features "$features"} -Zbuild-std=std,panic_unwind --target "$target" -- "${link[@]}"
-    mkdir -p "$out/jni/$abi"
-    cp "$out/build/$target/dist/libampoule_bindings.so" "$out/jni/$abi/"
-    python3 scripts/android_audit.py library "$abi" "$out/jni/$abi/libampoule_bindings.so"
-    scripts/size.sh "$target" "$features" "$out/jni/$abi/libampoule_bindings.so"
+    mkdir -p "$jni/$abi"
+    cp "$out/build/$target/dist/libampoule_bindings.so" "$jni/$abi/"
+    python3 scripts/android_audit.py "$kind" "$abi" "$jni/$abi/libampoule_bindings.so"
+    scripts/size.sh "$target" "${features/,/ }" "$jni/$abi/libampoule_bindings.so"
     if [ -z "${ANDROID_NDK_HOME:-}" ]; then
         for planted in newer pages; do
-            if python3 scripts/android_audit.py library "$abi" "$out/planted/$planted-$abi.so" >"$out/planted/said"; then
+            if python3 scripts/android_audit.py "$kind" "$abi" "$out/planted/$planted-$abi.so" >"$out/planted/said"; then
                 echo "the audit let $out/planted/$planted-$abi.so pass" >&2
                 exit 1
             fi
@@ -101,6 +106,7 @@ for abi; do
         done
     fi
 done
+[ -z "$gpu" ] || exit 0
 echo "== JNA's own libraries"
 jna=$(sed -n 's/.*"\(net.java.dev.jna:jna:[0-9.]*\)@aar".*/\1/p' bindings/android/build.gradle.kts)
 mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy "-Dartifact=$jna:aar" -DoutputDirectory="$PWD/$out/jna" >&2

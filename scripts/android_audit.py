@@ -1,6 +1,7 @@
 """Packs the Android archive, and looks at what is in it: what a phone would be asked for, and whether it is all there.
 
     android_audit.py library ABI FILE...      libraries: pages, undefined names, exported names, weight
+    android_audit.py gpu-library ABI FILE...  the same of those that compute on a GPU too, which may weigh more
     android_audit.py foreign ABI FILE...      libraries of others: pages, undefined names
     android_audit.py pack FILE.aar JNI CLASSES
     android_audit.py aar FILE.aar ABI...      the archive's layout
@@ -22,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Of bionic, up to API 26; see bindings/android/bionic.py.
 OLD_ENOUGH = {"LIBC", "LIBC_N", "LIBC_O"}
 PAGE = 0x4000
-MOST_BYTES = 4_000_000
+MOST_BYTES = {"library": 4_000_000, "gpu-library": 10_000_000}
 UNWINDER = [
     "_Unwind_" + name
     for name in (
@@ -43,7 +44,7 @@ def called():
     return set(re.findall(r"external fun (\w+)\(", source))
 
 
-def broken_in_library(abi, path, is_ours):
+def broken_in_library(abi, path, most_bytes):
     segments = [int(a, 16) for a in re.findall(r"^ +LOAD .* (0x[0-9a-f]+)$", readelf("-l", path), re.M)]
     if not segments:
         yield "it has no segment to load"
@@ -63,15 +64,15 @@ def broken_in_library(abi, path, is_ours):
         # A weak name is one that the library does without.
         elif fields[4] == "GLOBAL" and name not in UNWINDER and known.get(name) not in OLD_ENOUGH:
             yield f"{name}: not among the functions that bionic has had since API 26 or earlier"
-    if not is_ours:
+    if not most_bytes:
         return
     for name in sorted(called() - exported):
         yield f"{name}: Kotlin calls it, and it is not exported"
     # What uniffi leaves for its generator is data.
     for name in sorted(name for name in exported - called() if not name.startswith("UNIFFI_META_")):
         yield f"{name}: exported, and Kotlin does not call it"
-    if (size := pathlib.Path(path).stat().st_size) > MOST_BYTES:
-        yield f"{size} bytes: more than {MOST_BYTES}"
+    if (size := pathlib.Path(path).stat().st_size) > most_bytes:
+        yield f"{size} bytes: more than {most_bytes}"
 
 
 def pack(path, jni, classes):
@@ -135,9 +136,9 @@ def main(verb, *arguments):
     if verb == "pack":
         pack(*arguments)
         return True
-    if verb in ("library", "foreign"):
+    if verb in ("library", "gpu-library", "foreign"):
         abi, *files = arguments
-        found = [f"{file}: {broken}" for file in files for broken in broken_in_library(abi, file, verb == "library")]
+        found = [f"{file}: {broken}" for file in files for broken in broken_in_library(abi, file, MOST_BYTES.get(verb))]
     else:
         path, *abis = arguments
         found = [f"{path}: {broken}" for broken in broken_in_archive(path, abis)]

@@ -11,15 +11,10 @@ skip() { echo "skipped: $1"; }
 
 echo "== NdArray and wgpu compile, and NdArray gives the answers of transformers"
 cargo test --release --workspace --features ampoule/ndarray --test backends
-if vulkaninfo --summary >/dev/null 2>&1; then
-    cargo test --release --workspace --features ampoule/autodiff-wgpu --test backends
-    cargo test --release --workspace --features ampoule/autodiff-wgpu --test gpu -- --nocapture --include-ignored
-    cargo test --release --workspace --features ampoule/autodiff-wgpu --lib -- --nocapture a_gpu_makes | tee "$temporary/gpu"
-    ! grep "skipped: there is no GPU" "$temporary/gpu"
-else
-    cargo check --workspace --features ampoule/autodiff-wgpu
-    skip "no Vulkan device, hardware or software (mesa-vulkan-drivers), to run wgpu on"
-fi
+scripts/gpu.sh --nocapture --include-ignored
+cargo test --release --workspace --features ampoule/autodiff-wgpu --test backends
+cargo test --release --workspace --features ampoule/autodiff-wgpu --lib -- --nocapture a_gpu_makes | tee "$temporary/gpu"
+! grep "skipped: there is no GPU" "$temporary/gpu"
 
 echo "== twenty kills"
 AMPOULE_KILLS=20 cargo test --release --workspace --test commands -- --nocapture a_killed_run

@@ -101,8 +101,8 @@ fn the_processor_answers_first_and_the_gpu_once_it_has_proved_itself() {
     }
     let sentences = sentences(60);
     let options = Options { gpu_from_tokens: Some(1), ..on(Device::GpuOrCpu) };
-    let extractor = Extractor::embedded(&options).unwrap();
     let integers = Extractor::embedded(&Options::default()).unwrap().extract_batch(&sentences).unwrap();
+    let extractor = Extractor::embedded(&options).unwrap();
     let (mut before, mut after, end) = (0, 0, Instant::now() + Duration::from_secs(600));
     // Until both have computed each sentence; the device changes somewhere between two calls.
     for i in (0..sentences.len()).cycle() {
@@ -330,7 +330,7 @@ fn a_model_beyond_the_limits_is_refused_before_it_is_sent() {
     }
     let all = GpuLimits::default();
     for (gpu_limits, told) in [
-        (GpuLimits { buffer_bytes: 1 << 20, ..all }, "a buffer of the GPU at most 1048576"),
+        (GpuLimits { buffer_bytes: 1 << 16, ..all }, "a buffer of the GPU at most 65536"),
         (GpuLimits { memory_bytes: 4 << 20, ..all }, "bytes of the GPU, and may have 4194304"),
     ] {
         let error = Extractor::embedded(&Options { gpu_limits, ..on(Device::Gpu) }).err().unwrap();

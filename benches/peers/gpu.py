@@ -3,17 +3,17 @@
     gpu.py run --gpu --ampoule --train --vocabulary --work --out    writes OUT.csv as it goes
     gpu.py report --out                                            the table of an OUT.csv
 
-`--gpu` and `--train` are the benches of these names, `--ampoule` the command line, all built with the feature `wgpu`:
+`--gpu` and `--train` are the benches of these names, `--ampoule` the command line; without `--train` no steps of training are timed:
 
     cargo bench --features wgpu --bench gpu --no-run
     cargo bench -p ampoule-distill --features ampoule/autodiff-wgpu --bench train --no-run
-    cargo build --release -p ampoule-cli --features wgpu
+    cargo build --release -p ampoule-cli
 
 The model is MiniLM-L6's shape with random weights, its tokens those of `--vocabulary`, a folder with MiniLM-L6's tokenizer. Token ids go
 in and last hidden states come back to the processor, of torch too. Torch computes as it does by default (scaled dot product attention,
 float32 without TF32) and in float16. `gpu.py worker FOLDER TYPE` is torch in a process of its own. A worker is ready when its model is
-open: ours then has compiled its kernels for the golden cases, in int8 and f16, and compares `cold`, with an empty cache of the driver's,
-with `warm`, with the same one once more."""
+open: ours has compiled its kernels then, and computed its golden cases; `cold` with an empty cache of the driver's, `warm` with the same one
+once more."""
 
 import argparse, csv, json, os, pathlib, random, shutil, statistics, subprocess, sys, time
 
@@ -140,10 +140,12 @@ def run(a):
     draw = random.Random(0)
 
     def compare(what, calls, rounds, **more):
-        """The same calls by turns, in an order drawn anew; times of the calls together."""
-        times = {worker: [] for worker in workers}
+        """The same calls by turns, in an order drawn anew; times of the calls together. The processor has the small ones alone."""
+        is_small = sum(map(sum, calls)) <= 1024
+        those = [worker for worker in workers if is_small or worker.engine != "ampoule-cpu"]
+        times = {worker: [] for worker in those}
         for turn in range(rounds + 1):  # one to warm up
-            for worker in draw.sample(workers, len(workers)):
+            for worker in draw.sample(those, len(those)):
                 answers = [worker.ask(call) for call in calls]
                 if turn > 0:
                     times[worker].append(sum(answer["ms"] for answer in answers))
@@ -157,9 +159,6 @@ def run(a):
         for tokens in TOKENS:
             if not is_late(0.6):
                 compare("latency", [[tokens] * batch], 20 if batch * tokens <= 4096 else 8, batch=batch, tokens=tokens)
-    for worker in [worker for worker in workers if worker.engine == "ampoule-cpu"]:
-        worker.end()
-        workers.remove(worker)
     lengths = [draw.randint(8, 64) for _ in range(SENTENCES)]
     if not is_late(0.7):
         calls = [sorted(lengths)[at : at + 100] for at in range(0, SENTENCES, 100)]
