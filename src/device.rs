@@ -346,7 +346,10 @@ pub fn training_device(requested: Device) -> Result<BurnDevice> {
         #[cfg(feature = "autodiff-wgpu")]
         Device::Gpu => crate::gpu::training_device(),
         #[cfg(not(feature = "autodiff-wgpu"))]
-        Device::Gpu => Err(Error::new(ErrorKind::DeviceUnavailable, NO_GPU)),
+        Device::Gpu => Err(Error::new(
+            ErrorKind::DeviceUnavailable,
+            "this build trains on no GPU; build with the feature `autodiff-wgpu`, or `wgpu` of the command line, or use the device `cpu`",
+        )),
         other => Err(Error::invalid_input(format!("training on {other:?}; name `cpu` or `gpu`"))),
     }
 }

@@ -20,7 +20,7 @@
 //!
 //! Features: `flex`, on by default (Burn's Flex back end, which computes where no kernel does: 32-bit ARM, x86-64 without AVX2; apps
 //! for 64-bit phones do without it, and then nothing of Burn is in them); off by default `embedded` (the bundle that the example uses, in the binary), `checkpoint` (Hugging Face
-//! folders in and out), `wgpu` (GPUs), `ndarray` (Burn's NdArray back end), `autodiff` (for `ampoule-distill`).
+//! folders in and out), `wgpu` (GPUs), `autodiff-wgpu` (training on them), `ndarray` (Burn's NdArray back end), `autodiff` (for `ampoule-distill`).
 
 mod batch;
 pub mod bundle;

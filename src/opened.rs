@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::batch::Batch;
+#[cfg(feature = "wgpu")]
+use crate::bundle::Dtype;
 use crate::bundle::{Bundle, Golden, Pooling, Precision, is_temperature};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
@@ -47,7 +49,7 @@ pub struct ModelReport {
     /// Bytes of the file's tensors, which what is held of them comes near to where kernels run; the word embedding of a mapped file stays
     /// in the file.
     pub weight_bytes: u64,
-    /// Bytes that are kept between calls, and freed by `trim`. None are where Burn computes.
+    /// Bytes that are kept between calls on the processor, and freed by `trim`. None are where Burn computes; a GPU's are not counted.
     pub workspace_bytes: u64,
     /// How its GPU stands, where it has one.
     pub gpu: Option<GpuReport>,
@@ -151,11 +153,28 @@ enum Held {
 }
 
 impl Held {
-    /// Of a value of the tensor of this name.
+    /// Whether all matrices are in f16: what is kept wider would be rounded.
+    #[cfg(feature = "wgpu")]
+    fn is_in_half(&self) -> bool {
+        match self {
+            Held::Bundle(bundle) => {
+                let mut matrices = bundle.info().tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+                matrices.all(|tensor| tensor.dtype == Dtype::F16)
+            }
+            #[cfg(feature = "checkpoint")]
+            Held::Checkpoint(_) => false,
+        }
+    }
+
+    /// Of a value of the tensor of this name, on a GPU.
     #[cfg(feature = "wgpu")]
     fn bytes(&self, name: &str) -> u64 {
         match self {
-            Held::Bundle(bundle) => bundle.info().tensor(name).map_or(4, |tensor| tensor.dtype.size() as u64),
+            Held::Bundle(bundle) => match bundle.info().tensor(name).map(|tensor| tensor.dtype) {
+                Some(Dtype::I8) => 1,
+                Some(Dtype::F16) if self.is_in_half() => 2,
+                _ => 4,
+            },
             #[cfg(feature = "checkpoint")]
             Held::Checkpoint(_) => 4,
         }
@@ -596,11 +615,8 @@ fn on_gpu(
     let (driver, limits, config_of) = (adapter.driver, adapter.limits, config.clone());
     // What a bundle in f16 is computed in, where the adapter can; else f32.
     let is_half = precision == Precision::F16 && limits.f16;
-    let format = GpuFormat {
-        weights_in_half: precision == Precision::F16,
-        values_in_half: is_half,
-        most_bytes: limits.buffer_bytes,
-    };
+    let format =
+        GpuFormat { weights_in_half: held.is_in_half(), values_in_half: is_half, most_bytes: limits.buffer_bytes };
     let left = driver.clone();
     let load: Box<gpu::Load> = Box::new(move || {
         let model = match held {

@@ -43,8 +43,7 @@ pub struct Options {
     pub gpu_check_every: u64,
     /// What of the GPU is used at most.
     pub gpu_limits: GpuLimits,
-    /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is. A GPU pads to a few shapes, which
-    /// may double them.
+    /// The most tokens, padding counted, that are computed at once; bounds memory. At least one window is.
     pub max_batch_tokens: usize,
     /// The most tokens of a window, special tokens counted: 3 to as many as the bundle asks for, else as the model has positions; 0 for
     /// the most.

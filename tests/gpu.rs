@@ -38,6 +38,7 @@ fn sentences(count: usize) -> Vec<String> {
 }
 
 fn same(found: &[Vec<Entity>], expected: &[Vec<Entity>], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let places = |all: &[Entity]| all.iter().map(|e| (e.label.clone(), e.range.clone())).collect::<Vec<_>>();
         assert_eq!(places(found), places(expected), "sentence {i}");
@@ -201,7 +202,7 @@ fn a_bundle_in_f16_is_computed_in_f16() {
     }
 }
 
-/// CubeCL alone would read these files and variables, and write where they say.
+/// Files and variables that Burn's runtime on GPUs, which builds that train hold, would heed, and write where they say.
 #[test]
 #[cfg(feature = "checkpoint")]
 fn nothing_is_read_or_written_that_was_not_named() {

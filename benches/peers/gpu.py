@@ -141,7 +141,7 @@ def run(a):
 
     def compare(what, calls, rounds, **more):
         """The same calls by turns, in an order drawn anew; times of the calls together. The processor has the small ones alone."""
-        is_small = sum(map(sum, calls)) <= 1024
+        is_small = sum(map(sum, calls)) <= 4096
         those = [worker for worker in workers if is_small or worker.engine != "ampoule-cpu"]
         times = {worker: [] for worker in those}
         for turn in range(rounds + 1):  # one to warm up

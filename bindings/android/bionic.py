@@ -20,6 +20,7 @@ PACKAGES = [
     "io.github.webrtc-sdk:android:144.7559.14:aar",
     "org.matrix.rustcomponents:sdk-android:0.1.83:aar",
     "org.bitcoindevkit:bdk-android:2.3.1:aar",
+    "org.opencv:opencv:4.10.0:aar",
 ]
 # What is said here and not read. C programs for 64 bits call mmap, which there is the same function, so no package has the other name;
 # bionic has had both since its first release for 64 bits, API 21. No package calls sched_getaffinity for x86, where it is as old as for the

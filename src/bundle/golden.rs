@@ -8,7 +8,7 @@ use crate::model::{ModelConfig, Task};
 /// The most tokens of all cases, each as long as the longest: computing them together takes no more memory than a long note.
 pub const MAX_GOLDEN_TOKENS: usize = 4096;
 
-/// Tokens of the cases that are written, as far as the model takes so many: below and above what kernels take at once, and what GPUs pad to.
+/// Tokens of the cases that are written, as far as the model takes so many: below and above what kernels take at once.
 const LENGTHS: [usize; 4] = [3, 16, 33, 130];
 
 /// Sequences of token ids with the answers of a bundle's model, which stand in the bundle.

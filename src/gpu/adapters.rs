@@ -42,6 +42,9 @@ const API: Backends = Backends::DX12;
 #[cfg(not(any(target_vendor = "apple", windows)))]
 const API: Backends = Backends::VULKAN;
 
+/// Bytes that a workgroup of our kernels shares.
+const LEAST_SHARED: u32 = 16 << 10;
+
 /// Buffers are bound in multiples of these bytes.
 const ALIGNMENT: u64 = 256;
 
@@ -156,6 +159,12 @@ fn open_here(wanted: &Wanted, limits: GpuLimits) -> Result<Adapter> {
 /// The device that is open on this adapter within these limits, or a new one.
 fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, String> {
     let there = found.adapter.limits();
+    let has_all = there.max_compute_invocations_per_workgroup.min(there.max_compute_workgroup_size_x) >= 256
+        && there.max_storage_buffers_per_shader_stage >= 6
+        && limits.shared_memory_bytes.min(there.max_compute_workgroup_storage_size) >= LEAST_SHARED;
+    if !has_all {
+        return Err(format!("its workgroups are too small: they need 256 units and {LEAST_SHARED} bytes to share"));
+    }
     let buffer_bytes = limits.buffer_bytes.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size);
     let within = GpuLimits {
         f16: limits.f16 && found.adapter.features().contains(Features::SHADER_F16),
@@ -170,13 +179,22 @@ fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, Stri
     let is_it = |open: &&Adapter| open.name == found.name && open.limits == within;
     let known = {
         let mut open = lock(&OPEN);
-        open.retain(|open| !open.is_lost.load(Ordering::Relaxed));
+        // One may have been lost while nobody computed on it.
+        for open in open.iter() {
+            let is_sound = catch_unwind(AssertUnwindSafe(|| {
+                open.driver.clean();
+                open.driver.check().is_ok()
+            }));
+            open.is_lost.fetch_or(!is_sound.unwrap_or(false), Ordering::Relaxed);
+        }
+        // To take down what hangs may take for ever.
+        open.extract_if(.., |open| open.is_lost.load(Ordering::Relaxed)).for_each(std::mem::forget);
         open.iter().find(is_it).cloned()
     };
     let adapter = match known {
         Some(adapter) => adapter,
         None => {
-            let begun = catch_unwind(AssertUnwindSafe(|| begin(found, within)));
+            let begun = catch_unwind(AssertUnwindSafe(|| begin(found, within, Features::empty())));
             let (device, queue) = begun.unwrap_or_else(|_| Err(PANICKED.to_owned()))?;
             let driver = Arc::new(Driver::new(device, queue));
             let opened = Adapter { driver, name: found.name.clone(), limits: within, is_lost: Arc::default() };
@@ -187,10 +205,13 @@ fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, Stri
     Ok(Adapter { limits: GpuLimits { memory_bytes: limits.memory_bytes, ..within }, ..adapter })
 }
 
-fn begin(found: &Found, limits: GpuLimits) -> std::result::Result<(wgpu::Device, wgpu::Queue), String> {
-    // CubeCL, which trains, believes in all that the adapter has, so a device gets all that needs no promise of ours.
-    let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
-    let mut features = found.adapter.features() - withheld;
+/// A device with these features, where the adapter has them.
+fn begin(
+    found: &Found,
+    limits: GpuLimits,
+    features: Features,
+) -> std::result::Result<(wgpu::Device, wgpu::Queue), String> {
+    let mut features = features & found.adapter.features();
     features.set(Features::SHADER_F16, limits.f16);
     let mut required = found.adapter.limits();
     required.max_compute_workgroup_storage_size = limits.shared_memory_bytes;
@@ -229,9 +250,7 @@ pub(crate) fn training_device() -> Result<burn::tensor::Device> {
         config.streaming.max_streams = 1;
         CubeClRuntimeConfig::try_set(config);
     });
-    let open = || -> std::result::Result<burn::tensor::Device, String> {
-        let machine = machine()?;
-        let found = machine.found.first().ok_or("no GPU adapter was found")?;
+    let open_on = |machine: &Machine, found: &Found| -> std::result::Result<burn::tensor::Device, String> {
         let all = found.adapter.limits();
         let limits = GpuLimits {
             f16: found.adapter.features().contains(Features::SHADER_F16),
@@ -239,7 +258,9 @@ pub(crate) fn training_device() -> Result<burn::tensor::Device> {
             buffer_bytes: all.max_storage_buffer_binding_size.min(all.max_buffer_size),
             memory_bytes: u64::MAX,
         };
-        let (device, queue) = begin(found, limits)?;
+        // CubeCL believes in all that the adapter has, so the device gets all that needs no promise of ours.
+        let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
+        let (device, queue) = begin(found, limits, Features::all() - withheld)?;
         let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
         let backend = adapter.get_info().backend;
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
@@ -247,8 +268,15 @@ pub(crate) fn training_device() -> Result<burn::tensor::Device> {
         let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
         try_init_device_with_api::<Api>(setup, options).map(Into::into).map_err(|e| e.to_string())
     };
-    let opened = catch_unwind(open).unwrap_or_else(|_| Err(PANICKED.to_owned()));
-    opened.map_err(|why| unavailable(format!("no GPU could be opened: {why}; train on the device `cpu`")))
+    let mut why = "no GPU adapter was found".to_owned();
+    for found in machine().map(|machine| machine.found.as_slice()).unwrap_or_default() {
+        let opened = catch_unwind(|| open_on(machine()?, found));
+        match opened.unwrap_or_else(|_| Err(PANICKED.to_owned())) {
+            Ok(device) => return Ok(device),
+            Err(failure) => why = format!("{}: {failure}", found.name),
+        }
+    }
+    Err(unavailable(format!("no GPU could be opened: {why}; train on the device `cpu`")))
 }
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ pub(crate) struct Demand {
     window: u64,
     /// Bytes of the widest values of a batch.
     batch: u64,
+    /// Values of an attention head.
+    head: usize,
 }
 
 #[cfg(any(feature = "wgpu", test))]
@@ -86,7 +88,15 @@ impl Demand {
         let is_held_as_it_is =
             |name: &str| name.contains("LayerNorm") || name.contains("position") || name.contains("type");
         let bytes = |name: &str, shape: &[usize]| {
-            let each = if name.ends_with(".bias") || is_held_as_it_is(name) { 4 } else { bytes(name) };
+            let each = match name.rsplit_once(".self.") {
+                _ if name.ends_with(".bias") || is_held_as_it_is(name) => 4,
+                // The three are held as the widest of them is.
+                Some((attention, _)) => ["query", "key", "value"]
+                    .map(|part| bytes(&format!("{attention}.self.{part}.weight")))
+                    .into_iter()
+                    .fold(1, u64::max),
+                None => bytes(name),
+            };
             each * shape.iter().map(|&n| n as u64).product::<u64>()
         };
         let others = all.iter().filter(|(name, _)| name != "embeddings.word_embeddings.weight");
@@ -97,6 +107,7 @@ impl Demand {
             matrix: largest.map_or((String::new(), 0), |(name, shape)| (name.clone(), bytes(name, shape))),
             window: values(window_tokens),
             batch: values(batch_tokens.max(window_tokens)),
+            head: config.hidden_size / config.num_attention_heads.max(1),
         }
     }
 
@@ -118,8 +129,13 @@ impl Demand {
                 self.window, limits.buffer_bytes
             ));
         }
-        // The widest values, those that they are made from, and what is made of them.
-        let all = self.weights.saturating_add(self.batch.saturating_mul(3));
+        if self.head > MOST_OF_A_HEAD {
+            return refused(format!(
+                "its attention heads have {} values, and a GPU's at most {MOST_OF_A_HEAD}; use the device `cpu`",
+                self.head
+            ));
+        }
+        let all = self.weights.saturating_add(self.batch.saturating_mul(VALUES));
         if all > limits.memory_bytes {
             return refused(format!(
                 "the model needs {all} bytes of the GPU, and may have {}; use the device `cpu`, or one with fewer `max_batch_tokens`",
@@ -130,13 +146,26 @@ impl Demand {
     }
 }
 
+/// How many times the widest values of a batch are needed: the values between, buffers that are larger than what is in them, and what comes
+/// back.
+#[cfg(any(feature = "wgpu", test))]
+const VALUES: u64 = 6;
+
+/// The widest attention head: a unit keeps its query and its sums in registers.
+#[cfg(any(feature = "wgpu", test))]
+const MOST_OF_A_HEAD: usize = 512;
+
+/// The most sequences, and tokens, of a batch: what every GPU takes at once.
+const MOST_SEQUENCES: usize = 65_535;
+const MOST_TOKENS: usize = 64 * 65_535;
+
 /// The widest of the values that are computed of a token.
 fn width(config: &ModelConfig) -> u64 {
     let widths = [3 * config.hidden_size, config.intermediate_size, config.embedding_size, config.id2label.len()];
     widths.into_iter().fold(1, |most, width| most.max(width as u64))
 }
 
-/// How long a batch may take before the device counts as hung. Kernels of a new shape are compiled within it.
+/// How long a batch may take before the device counts as hung. Kernels are compiled within it, when they are first needed.
 #[cfg(feature = "wgpu")]
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -504,7 +533,8 @@ impl<'a> Device<'a> {
     ) -> Result<Vec<Vec<f32>>> {
         let [rows, length] = batch.dims();
         let values = width(&self.plan.config).saturating_mul(4 * length.max(1) as u64);
-        let most = usize::try_from(self.plan.buffer_bytes / values).unwrap_or(rows).max(1);
+        let most = usize::try_from(self.plan.buffer_bytes / values).unwrap_or(rows);
+        let most = most.min(MOST_SEQUENCES).min(MOST_TOKENS / length.max(1)).max(1);
         let mut outputs = Vec::with_capacity(rows);
         for first in (0..rows).step_by(most) {
             let part = batch.rows(first..rows.min(first + most));

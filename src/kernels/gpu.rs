@@ -14,14 +14,23 @@ use half::slice::HalfFloatSliceExt;
 use wgpu::{BufferUsages, PollType};
 
 use super::{Activation, Matrix};
+use crate::error::{Error, ErrorKind, Result};
 
 /// An open GPU, what was compiled for it, and what it said of itself.
 pub(crate) struct Driver {
     device: wgpu::Device,
     queue: wgpu::Queue,
     compiled: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
-    /// Its first error, in words of ours: a driver's own may hold anything.
-    failure: Arc<Mutex<Option<&'static str>>>,
+    failure: Arc<Mutex<Option<Failure>>>,
+}
+
+/// What a device said of itself, in words of ours: a driver's own may hold anything.
+#[derive(Clone, Copy)]
+enum Failure {
+    /// Whoever finds it goes without; the device goes on.
+    OutOfMemory,
+    /// Its first other error, after which nothing is believed.
+    Failed(&'static str),
 }
 
 /// A kernel and what it is compiled for.
@@ -66,22 +75,43 @@ impl Driver {
     pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let failure = Arc::new(Mutex::new(None));
         let (of_errors, of_loss) = (failure.clone(), failure.clone());
+        let tell = |failure: &Mutex<Option<Failure>>, new| match &mut *lock(failure) {
+            Some(Failure::Failed(_)) => {}
+            known => *known = Some(new),
+        };
         device.on_uncaptured_error(Arc::new(move |error| {
-            let what = match error {
-                wgpu::Error::OutOfMemory { .. } => "it is out of memory",
-                wgpu::Error::Validation { .. } => "it refused what it was asked to do",
-                wgpu::Error::Internal { .. } => "its driver failed",
+            let new = match error {
+                wgpu::Error::OutOfMemory { .. } => Failure::OutOfMemory,
+                wgpu::Error::Validation { .. } => Failure::Failed("it refused what it was asked to do"),
+                wgpu::Error::Internal { .. } => Failure::Failed("its driver failed"),
             };
-            lock(&of_errors).get_or_insert(what);
+            tell(&of_errors, new);
         }));
-        device.set_device_lost_callback(move |_, _| {
-            lock(&of_loss).get_or_insert("the device was lost");
-        });
+        device.set_device_lost_callback(move |_, _| tell(&of_loss, Failure::Failed("the device was lost")));
         Driver { device, queue, compiled: Mutex::default(), failure }
     }
 
-    fn check(&self) -> Result<(), &'static str> {
-        lock(&self.failure).map_or(Ok(()), Err)
+    /// # Errors
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it had no memory for something, and
+    /// [`Internal`](ErrorKind::Internal) where it failed, which is so for all that compute on it.
+    pub(crate) fn check(&self) -> Result<()> {
+        let mut failure = lock(&self.failure);
+        match *failure {
+            None => Ok(()),
+            Some(Failure::Failed(why)) => Err(Error::internal(why)),
+            Some(Failure::OutOfMemory) => {
+                *failure = None;
+                Err(Error::new(ErrorKind::DeviceUnavailable, "it is out of memory"))
+            }
+        }
+    }
+
+    /// Waits for what was sent.
+    fn wait(&self, sent: wgpu::SubmissionIndex) -> Result<()> {
+        let wait = PollType::Wait { submission_index: Some(sent), timeout: Some(PATIENCE) };
+        let waited = self.device.poll(wait);
+        self.check()?;
+        waited.map(|_| ()).map_err(|e| Error::internal(e.to_string()))
     }
 
     /// Lets it free what nobody holds any more.
@@ -148,6 +178,8 @@ struct Free(wgpu::Buffer, u64);
 pub(crate) struct Buffer {
     place: Arc<Place>,
     len: usize,
+    /// Whether they are values between kernels, in f16 where the queue's are; else of four bytes each.
+    is_between: bool,
 }
 
 struct Place {
@@ -274,7 +306,7 @@ impl Queue {
             view.slice(..bytes.len()).copy_from_slice(bytes);
         }
         buffer.unmap();
-        Buffer { place: Arc::new(Place { buffer, free: None }), len }
+        Buffer { place: Arc::new(Place { buffer, free: None }), len, is_between: false }
     }
 
     fn words(&self, bytes: &[u8], per_word: usize, scales: Option<&[f32]>) -> Words {
@@ -302,7 +334,8 @@ impl Queue {
         let mut free = lock(&self.free);
         // Not one of more than twice the size, which a longer text may need.
         let fits = |Free(buffer, _): &Free| (size..=size.max(1 << 16).saturating_mul(2)).contains(&buffer.size());
-        let buffer = match free.iter().position(fits) {
+        let fitting = free.iter().enumerate().filter(|(_, free)| fits(free)).min_by_key(|(_, free)| free.0.size());
+        let buffer = match fitting.map(|(at, _)| at) {
             Some(at) => free.swap_remove(at).0,
             None => {
                 // So that texts of about a length find it.
@@ -316,7 +349,7 @@ impl Queue {
                 })
             }
         };
-        Buffer { place: Arc::new(Place { buffer, free: Some((self.free.clone(), reads)) }), len }
+        Buffer { place: Arc::new(Place { buffer, free: Some((self.free.clone(), reads)) }), len, is_between: true }
     }
 
     /// Records a kernel over so many workgroups.
@@ -359,12 +392,35 @@ impl Queue {
         }
     }
 
+    /// Waits until what was uploaded is where it belongs: until then the driver has it twice.
+    ///
+    /// # Errors
+    /// As [`Driver::check`].
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.driver.wait(self.driver.queue.submit([]))
+    }
+
+    /// Leaves out what was recorded and not sent.
+    pub(crate) fn forget(&self) {
+        let work = &mut *self.work.borrow_mut();
+        work.recorded = None;
+        work.arguments.clear();
+    }
+
     /// Waits for these values, in parts of these lengths.
-    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Vec<Vec<f32>>, String> {
+    ///
+    /// # Errors
+    /// As [`Driver::check`].
+    ///
+    /// # Panics
+    /// If they are no values between kernels.
+    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Vec<Vec<f32>>> {
+        assert!(values.is_between);
         let Driver { device, queue, .. } = &*self.driver;
         let work = &mut *self.work.borrow_mut();
         let size = self.bytes(values.len);
-        let staging = match work.staging.take().filter(|staging| staging.size() >= size) {
+        let fits = |staging: &wgpu::Buffer| (size..=size.max(1 << 20).saturating_mul(4)).contains(&staging.size());
+        let staging = match work.staging.take().filter(fits) {
             Some(staging) => staging,
             None => device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
@@ -374,15 +430,18 @@ impl Queue {
             }),
         };
         work.recorded(device);
-        work.send(queue, Some((&values.place.buffer, &staging, size)));
+        let sent = work.send(queue, Some((&values.place.buffer, &staging, size)));
         self.driver.check()?;
+        let failed = |why: &dyn std::fmt::Display| Error::internal(format!("its answer cannot be read: {why}"));
         let (mapped, is_mapped) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, ..size, move |result| drop(mapped.send(result)));
-        device.poll(PollType::Wait { submission_index: None, timeout: Some(PATIENCE) }).map_err(|e| e.to_string())?;
-        self.driver.check()?;
-        is_mapped.try_recv().map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        if let Some(sent) = sent {
+            self.driver.wait(sent)?;
+        }
+        // Another model's thread may be the one that is about to tell.
+        is_mapped.recv_timeout(PATIENCE).map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         let outputs = {
-            let view = staging.get_mapped_range(..size).map_err(|e| e.to_string())?;
+            let view = staging.get_mapped_range(..size).map_err(|e| failed(&e))?;
             let mut rest: &[u8] = &view;
             let size = if self.is_half { 2 } else { 4 };
             let part = |len: usize| {
@@ -429,15 +488,15 @@ impl Queue {
         factors: Option<&[f32]>,
     ) -> Linear {
         let (rows, scales) = (row_bytes(matrix, inputs, in_half), scales(matrix));
-        let outputs = bias.len();
+        let (outputs, per_word) = (bias.len(), per_word(matrix, in_half));
         assert!(rows.len() == outputs && factors.is_none_or(|factors| factors.len() == inputs));
+        assert!(rows.iter().all(|row| row.len() == 4 * inputs.div_ceil(per_word)) && inputs > 0);
         let mut words = vec![0u32; rows.first().map_or(0, |row| row.len() / 4) * outputs];
         for (n, row) in rows.iter().enumerate() {
             for (word, to) in row.as_chunks().0.iter().zip(words[n..].iter_mut().step_by(outputs)) {
                 *to = u32::from_le_bytes(*word);
             }
         }
-        let per_word = per_word(matrix, in_half);
         assert!(per_word != 4 || scales.len() == outputs);
         Linear {
             words: self.words(bytemuck::cast_slice(&words), per_word, (per_word == 4).then_some(&scales)),
@@ -457,13 +516,18 @@ impl Queue {
         let count = (most_bytes / rows.first().map_or(4, Vec::len)).clamp(1, rows.len().max(1));
         let per_word = per_word(matrix, in_half);
         assert!(per_word != 4 || scales.len() == rows.len());
+        assert!(rows.iter().all(|row| row.len() == 4 * width.div_ceil(per_word)) && width > 0);
         let mut scales = scales.chunks(count);
         let parts = rows.chunks(count).map(|rows| self.words(&rows.concat(), per_word, scales.next()));
         Table { parts: parts.collect(), rows: count, width }
     }
 
     /// The rows of `table` of these numbers, `[numbers, width]`. A number beyond the table has no row, and whatever values.
+    ///
+    /// # Panics
+    /// If `numbers` are none.
     pub(crate) fn rows(&self, table: &Table, numbers: &Buffer) -> Buffer {
+        assert!(!numbers.is_between);
         let out = self.empty(numbers.len * table.width);
         for (part, Words { words, per_word, scales }) in table.parts.iter().enumerate() {
             let rows = words.len / table.width.div_ceil(*per_word);
@@ -486,7 +550,7 @@ impl Queue {
             (tokens - n) as u32
         });
         let firsts: Vec<u32> = firsts.collect();
-        assert!(x.len == tokens * width);
+        assert!(x.len == tokens * width && x.is_between);
         let out = self.empty(firsts.len() * width);
         let arguments = [width as u32, firsts.len() as u32];
         self.record(self.kernel("take"), &arguments, &[x, &self.numbers(&firsts), &out], groups(firsts.len()));
@@ -500,7 +564,7 @@ impl Queue {
     pub(crate) fn apply(&self, layer: &Linear, x: &Buffer, activation: Option<Activation>, parts: usize) -> Buffer {
         let Linear { words: Words { words, per_word, scales }, inputs, outputs, bias, factors } = layer;
         let rows = x.len / (*inputs).max(1);
-        assert!(x.len == rows * inputs && outputs.is_multiple_of(parts));
+        assert!(x.len == rows * inputs && x.is_between && outputs.is_multiple_of(parts));
         let out = self.empty(rows * outputs);
         let has_factors = factors.is_some();
         let kernel = Kernel { per_word: *per_word, activation, has_factors, ..self.kernel("linear") };
@@ -529,7 +593,7 @@ impl Queue {
     pub(crate) fn attend(&self, qkv: &Buffer, hidden: usize, heads: usize, sequences: &Sequences) -> Buffer {
         let Sequences { starts, count, tokens, longest } = sequences;
         let width = hidden / heads.max(1);
-        assert!(qkv.len == 3 * tokens * hidden && heads * width == hidden && width > 0);
+        assert!(qkv.len == 3 * tokens * hidden && qkv.is_between && heads * width == hidden && width > 0);
         let out = self.empty(tokens * hidden);
         let kernel = Kernel { width, ..self.kernel("attention") };
         let arguments = [(tokens * hidden) as u32, hidden as u32, (1.0 / (width as f32).sqrt()).to_bits()];
@@ -542,7 +606,7 @@ impl Queue {
     /// # Panics
     /// If the lengths do not belong together.
     pub(crate) fn add_norm(&self, x: &Buffer, residual: &Buffer, parameters: [&Buffer; 2], epsilon: f32) -> Buffer {
-        assert!(x.len == residual.len);
+        assert!(x.len == residual.len && residual.is_between);
         self.norm(x, residual, None, parameters, epsilon)
     }
 
@@ -559,7 +623,8 @@ impl Queue {
         epsilon: f32,
     ) -> Buffer {
         let width = parameters[0].len;
-        assert!(x.len == numbers.len() * width && numbers.iter().all(|&n| (n as usize + 1) * width <= rows.len));
+        assert!(x.len == numbers.len() * width && !rows.is_between);
+        assert!(numbers.iter().all(|&n| (n as usize + 1) * width <= rows.len));
         self.norm(x, rows, Some(&self.numbers(numbers)), parameters, epsilon)
     }
 
@@ -572,7 +637,8 @@ impl Queue {
         epsilon: f32,
     ) -> Buffer {
         let (rows, width) = (x.len / gamma.len.max(1), gamma.len);
-        assert!(x.len == rows * width && beta.len == width && rows > 0);
+        assert!(x.len == rows * width && x.is_between && beta.len == width && rows > 0);
+        assert!(!gamma.is_between && !beta.is_between);
         let out = self.empty(x.len);
         let kernel = Kernel { has_places: places.is_some(), ..self.kernel("add_norm") };
         let arguments = [rows as u32, width as u32, epsilon.to_bits()];
@@ -591,9 +657,13 @@ impl Work {
         })
     }
 
-    /// Sends what was recorded, and then a copy of so many bytes.
-    fn send(&mut self, queue: &wgpu::Queue, copy: Option<(&wgpu::Buffer, &wgpu::Buffer, u64)>) {
-        let Some((mut encoder, pass)) = self.recorded.take() else { return };
+    /// Sends what was recorded, if anything was, and then a copy of so many bytes.
+    fn send(
+        &mut self,
+        queue: &wgpu::Queue,
+        copy: Option<(&wgpu::Buffer, &wgpu::Buffer, u64)>,
+    ) -> Option<wgpu::SubmissionIndex> {
+        let (mut encoder, pass) = self.recorded.take()?;
         drop(pass);
         if let Some((from, to, size)) = copy {
             encoder.copy_buffer_to_buffer(from, 0, to, 0, size);
@@ -602,7 +672,7 @@ impl Work {
             queue.write_buffer(slots, 0, &self.arguments);
         }
         self.arguments.clear();
-        queue.submit([encoder.finish()]);
+        Some(queue.submit([encoder.finish()]))
     }
 }
 
@@ -614,3 +684,6 @@ fn groups(rows: usize) -> [usize; 3] {
     let wide = rows.clamp(1, MOST_GROUPS);
     [wide, rows.div_ceil(wide), 1]
 }
+
+#[cfg(test)]
+mod tests;

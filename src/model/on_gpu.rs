@@ -8,11 +8,11 @@ use super::Output;
 use super::config::{ModelConfig, Task};
 use super::weights::{SideBySide, Values, WeightSource};
 use crate::batch::Batch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::gpu::{Buffer, Driver, Linear, Queue, Table};
 use crate::kernels::{Activation, Matrix};
 
-/// How weights and values are format.
+/// How weights and values are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GpuFormat {
     /// Whether weights that are floats are held in f16.
@@ -131,15 +131,21 @@ impl GpuModel {
             }
         }
         let positions = queue.floats(&positions);
+        queue.settle()?;
         let mut loader = Loader { source, queue: &queue, in_half: format.weights_in_half };
         let norm = loader.norm("embeddings.LayerNorm", width)?;
         let project = match width == h {
             true => None,
             false => Some(loader.linear(&["embeddings_project"], h, width)?),
         };
-        let layers = (0..config.num_hidden_layers).map(|i| loader.layer(config, &format!("encoder.layer.{i}")));
+        let layers = (0..config.num_hidden_layers).map(|i| {
+            let layer = loader.layer(config, &format!("encoder.layer.{i}"))?;
+            queue.settle()?;
+            Ok(layer)
+        });
         let layers = layers.collect::<Result<_>>()?;
         let head = loader.head(config)?;
+        queue.settle()?;
         Ok(GpuModel { config: config.clone(), word_embeddings, positions, norm, project, layers, head, queue })
     }
 
@@ -159,10 +165,9 @@ impl GpuModel {
         if lengths.iter().all(|&n| n == 0) {
             return Ok(vec![Vec::new(); lengths.len()]);
         }
-        let x = self.hidden_states(batch, check)?;
+        let x = self.hidden_states(batch, check).inspect_err(|_| self.queue.forget())?;
         let read = |values: &Buffer, width: usize, rows: fn(&usize) -> usize| {
-            let failed = |why: String| Error::internal(format!("cannot read the result from the device: {why}"));
-            self.queue.read(values, lengths.iter().map(|n| width * rows(n))).map_err(failed)
+            self.queue.read(values, lengths.iter().map(|n| width * rows(n)))
         };
         let labels = self.config.id2label.len();
         match head {

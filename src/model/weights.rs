@@ -166,6 +166,10 @@ impl WeightSource for Weights {
         if tensor.shape != shape {
             return Err(Error::corrupt(format!("tensor {name:?}: expected {shape:?}, found {:?}", tensor.shape)));
         }
+        if tensor.data.len() != shape.iter().product::<usize>() {
+            let found = tensor.data.len();
+            return Err(Error::corrupt(format!("tensor {name:?}: expected {shape:?}, found {found} values")));
+        }
         check_finite(name, &tensor.data)?;
         Ok(tensor.data)
     }

@@ -407,7 +407,9 @@ fn what_a_gpu_cannot_hold_is_refused_with_what_to_try() {
         let error = demand.check(limits).unwrap_err();
         assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains(told), "{error}");
     }
-    demand.check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + 3 * demand.batch, ..all }).unwrap();
+    demand
+        .check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + VALUES * demand.batch, ..all })
+        .unwrap();
 }
 
 /// As one whose process was stopped for longer than its patience.

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use super::*;
 use crate::Checkpoint;
 use crate::bundle::quantize_rows;
+use crate::error::Error;
 use crate::gpu::{GpuLimits, Wanted, open};
 use crate::model::weights::Int8;
 use crate::model::{Model, Weights};
@@ -153,12 +154,14 @@ fn a_call_may_be_ended_between_layers() {
     let Some(driver) = driver() else { return };
     let (_, Checkpoint { config, mut weights, .. }) = checkpoints().next().unwrap();
     let model = GpuModel::load(&config, &mut weights, FLOATS, driver).unwrap();
+    let whole = model.outputs(&batch(&config), Output::States, &mut || Ok(())).unwrap();
     let mut left = 1;
     let error = model.outputs(&batch(&config), Output::States, &mut || {
         left -= 1;
         if left < 0 { Err(Error::new(crate::ErrorKind::Cancelled, "enough")) } else { Ok(()) }
     });
     assert_eq!(error.unwrap_err().kind(), crate::ErrorKind::Cancelled);
+    assert!(model.outputs(&batch(&config), Output::States, &mut || Ok(())).unwrap() == whole);
     let error = model.outputs(&batch(&config), Output::Logits, &mut || Ok(())).unwrap_err();
     assert_eq!(error.kind(), crate::ErrorKind::Incompatible);
     let nothing = model.outputs(&Batch::new::<&[u32]>(&[&[], &[]], 0), Output::States, &mut || Ok(())).unwrap();
