@@ -181,11 +181,11 @@ fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, Stri
         let mut open = lock(&OPEN);
         // One may have been lost while nobody computed on it.
         for open in open.iter() {
-            let is_sound = catch_unwind(AssertUnwindSafe(|| {
+            let failed = catch_unwind(AssertUnwindSafe(|| {
                 open.driver.clean();
-                open.driver.check().is_ok()
+                open.driver.has_failed()
             }));
-            open.is_lost.fetch_or(!is_sound.unwrap_or(false), Ordering::Relaxed);
+            open.is_lost.fetch_or(failed.unwrap_or(true), Ordering::Relaxed);
         }
         // To take down what hangs may take for ever.
         open.extract_if(.., |open| open.is_lost.load(Ordering::Relaxed)).for_each(std::mem::forget);

@@ -94,7 +94,7 @@ impl Driver {
     /// # Errors
     /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it had no memory for something, and
     /// [`Internal`](ErrorKind::Internal) where it failed, which is so for all that compute on it.
-    pub(crate) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let mut failure = lock(&self.failure);
         match *failure {
             None => Ok(()),
@@ -104,6 +104,11 @@ impl Driver {
                 Err(Error::new(ErrorKind::DeviceUnavailable, "it is out of memory"))
             }
         }
+    }
+
+    /// Whether it computes no more.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(*lock(&self.failure), Some(Failure::Failed(_)))
     }
 
     /// Waits for what was sent.

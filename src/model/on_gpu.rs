@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Output;
 use super::config::{ModelConfig, Task};
-use super::weights::{SideBySide, Values, WeightSource};
+use super::weights::{SideBySide, Values, WeightSource, take_positions};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::kernels::gpu::{Buffer, Driver, Linear, Queue, Table};
@@ -122,15 +122,7 @@ impl GpuModel {
         };
         let most_bytes = usize::try_from(format.most_bytes).unwrap_or(usize::MAX);
         let word_embeddings = queue.table(&words_of, format.weights_in_half, width, most_bytes);
-        let rows = config.max_position_embeddings;
-        let mut positions = source.take("embeddings.position_embeddings.weight", &[rows, width])?;
-        if config.type_vocab_size > 0 {
-            let types = source.take("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width])?;
-            for row in positions.chunks_mut(width) {
-                row.iter_mut().zip(&types).for_each(|(x, y)| *x += y);
-            }
-        }
-        let positions = queue.floats(&positions);
+        let positions = queue.floats(&take_positions(source, config)?);
         queue.settle()?;
         let mut loader = Loader { source, queue: &queue, in_half: format.weights_in_half };
         let norm = loader.norm("embeddings.LayerNorm", width)?;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::Output;
 use super::config::{ModelConfig, Task};
-use super::weights::{Int8, SideBySide, Values, WeightSource};
+use super::weights::{Int8, SideBySide, Values, WeightSource, take_positions};
 #[cfg(feature = "autodiff")]
 use super::{FrozenOutputs, HiddenState};
 use crate::batch::Batch;
@@ -143,14 +143,7 @@ impl PackedModel {
         config.validate()?;
         let (width, h) = (config.embedding_size, config.hidden_size);
         let word_embeddings = source.take_values("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
-        let rows = config.max_position_embeddings;
-        let mut positions = source.take("embeddings.position_embeddings.weight", &[rows, width])?;
-        if config.type_vocab_size > 0 {
-            let types = source.take("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width])?;
-            for row in positions.chunks_mut(width) {
-                row.iter_mut().zip(&types).for_each(|(x, y)| *x += y);
-            }
-        }
+        let positions = take_positions(source, config)?;
         let norm = Norm::load(source, "embeddings.LayerNorm", width, config)?;
         let project = match width == h {
             true => None,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
 
+use super::config::ModelConfig;
 use crate::bundle::{SharedBytes, dequantize_rows};
 use crate::error::{Error, Result};
 use crate::kernels::Matrix;
@@ -92,6 +93,19 @@ impl Values {
             }
         }
     }
+}
+
+/// The embeddings of positions, `[positions, embedding]`, that of the one token type added.
+pub(crate) fn take_positions(source: &mut dyn WeightSource, config: &ModelConfig) -> Result<Vec<f32>> {
+    let (rows, width) = (config.max_position_embeddings, config.embedding_size);
+    let mut positions = source.take("embeddings.position_embeddings.weight", &[rows, width])?;
+    if config.type_vocab_size > 0 {
+        let types = source.take("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width])?;
+        for row in positions.chunks_mut(width) {
+            row.iter_mut().zip(&types).for_each(|(x, y)| *x += y);
+        }
+    }
+    Ok(positions)
 }
 
 /// Linear layers that read the same, as one whose outputs are theirs in turn.
