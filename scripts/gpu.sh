@@ -10,7 +10,7 @@ export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 # Of all packages, so that their features are those of the other tests and nothing is compiled twice.
-cargo test --release --workspace --quiet --features ampoule/wgpu --lib -- --nocapture --test-threads 1 gpu | tee "$output"
+cargo test --release --workspace --quiet --features ampoule/wgpu --lib -- --nocapture --test-threads 1 gpu:: | tee "$output"
 cargo test --release --workspace --quiet --features ampoule/wgpu --test gpu -- --nocapture "$@" | tee -a "$output"
 if grep "skipped: .*GPU" "$output"; then
     echo "there is a Vulkan driver, and no adapter of it" >&2

@@ -119,7 +119,7 @@ def run(a):
         cache.mkdir()
         for start in ["cold", "warm"]:
             worker = Worker("ampoule", precision, [a.gpu, models[precision], "gpu"], cache)
-            first = [worker.ask([64]) for _ in range(1)][0]["ms"]
+            first = worker.ask([64])["ms"]
             gpu = worker.ready["report"].get("gpu") or {}
             keep(what="open", engine="ampoule", precision=precision, start=start, seconds=worker.ready["opened_s"],
                  first_ms=first, adapter=gpu.get("adapter"), computes_in=gpu.get("precision"),

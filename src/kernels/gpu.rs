@@ -75,19 +75,18 @@ impl Driver {
     pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let failure = Arc::new(Mutex::new(None));
         let (of_errors, of_loss) = (failure.clone(), failure.clone());
-        let tell = |failure: &Mutex<Option<Failure>>, new| match &mut *lock(failure) {
-            Some(Failure::Failed(_)) => {}
-            known => *known = Some(new),
-        };
         device.on_uncaptured_error(Arc::new(move |error| {
-            let new = match error {
-                wgpu::Error::OutOfMemory { .. } => Failure::OutOfMemory,
-                wgpu::Error::Validation { .. } => Failure::Failed("it refused what it was asked to do"),
-                wgpu::Error::Internal { .. } => Failure::Failed("its driver failed"),
+            let known = &mut *lock(&of_errors);
+            *known = match (*known, error) {
+                (Some(Failure::Failed(why)), _) => Some(Failure::Failed(why)),
+                // A buffer that was not had is refused wherever it is used.
+                (Some(Failure::OutOfMemory), wgpu::Error::Validation { .. }) => Some(Failure::OutOfMemory),
+                (_, wgpu::Error::OutOfMemory { .. }) => Some(Failure::OutOfMemory),
+                (_, wgpu::Error::Validation { .. }) => Some(Failure::Failed("it refused what it was asked to do")),
+                (_, wgpu::Error::Internal { .. }) => Some(Failure::Failed("its driver failed")),
             };
-            tell(&of_errors, new);
         }));
-        device.set_device_lost_callback(move |_, _| tell(&of_loss, Failure::Failed("the device was lost")));
+        device.set_device_lost_callback(move |_, _| *lock(&of_loss) = Some(Failure::Failed("the device was lost")));
         Driver { device, queue, compiled: Mutex::default(), failure }
     }
 

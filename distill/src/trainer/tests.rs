@@ -69,8 +69,8 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
 /// Every kind of term, noise, dropout and quantization-aware training; a few steps, since each is a little off the one before.
 #[test]
 fn a_gpu_makes_the_steps_that_the_processor_makes() {
-    if ampoule::gpu_adapters().is_empty() {
-        println!("skipped: there is no GPU, or this build is without the feature `wgpu`");
+    if let Err(error) = ampoule::training_device(ampoule::Device::Gpu) {
+        println!("skipped: there is no GPU to train on: {error}");
         return;
     }
     let text = "the pain of aspirin";

@@ -184,3 +184,30 @@ fn an_answer_waits_for_nobody_elses() {
         }
     });
 }
+
+/// Of a device of its own: it is asked for more than it has.
+#[test]
+fn a_model_beyond_the_memory_fails_and_the_device_goes_on() {
+    let limits = GpuLimits { buffer_bytes: 1 << 20, ..GpuLimits::default() };
+    let Ok(adapter) = open(Wanted::Named(String::new()), limits) else {
+        return println!("skipped: there is no GPU, hardware or software");
+    };
+    let queue = Queue::new(adapter.driver, false);
+    let of_errors = queue.driver.failure.clone();
+    let works = |queue: &Queue| {
+        let x = sent(queue, &values(12, 1), 3);
+        read(queue, &x) == values(12, 1)
+    };
+    assert!(works(&queue));
+    *lock(&of_errors) = Some(Failure::OutOfMemory);
+    // Beyond what a buffer may have: refused, as everything is that is made of what was not had.
+    queue.floats(&vec![0.0; 1 << 19]);
+    let error = queue.settle().unwrap_err();
+    assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains("out of memory"), "{error}");
+    assert!(!queue.driver.has_failed() && works(&queue));
+    queue.floats(&vec![0.0; 1 << 19]);
+    assert_eq!(queue.settle().unwrap_err().kind(), ErrorKind::Internal);
+    assert!(queue.driver.has_failed());
+    // The next model gets another.
+    assert!(works(&Queue::new(open(Wanted::Named(String::new()), limits).unwrap().driver, false)));
+}
