@@ -3,7 +3,10 @@
 # `scripts/gpu.sh --include-ignored` takes minutes longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-drivers() { find /usr/share/vulkan/icd.d /etc/vulkan/icd.d -name '*.json' 2>/dev/null | grep . >/dev/null && ldconfig -p | grep libvulkan >/dev/null; }
+drivers() {
+    { find /usr/share/vulkan/icd.d /etc/vulkan/icd.d -name '*.json' 2>/dev/null || true; } | grep . >/dev/null &&
+        PATH=$PATH:/usr/sbin:/sbin ldconfig -p | grep libvulkan >/dev/null
+}
 drivers || { apt-get -q update && apt-get -qy install libvulkan1 mesa-vulkan-drivers; } >&2 || true
 drivers || { echo "skipped: there is no Vulkan driver, and none could be installed"; exit 0; }
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}

@@ -18,8 +18,8 @@ if [ -n "${AMPOULE_WRITE:-}" ]; then
 fi
 known=$(awk -F, -v t="$target" -v f="$features" '$1 == t && $2 == f { print $3 }' "$ledger")
 if [ -z "$known" ]; then
-    echo "skipped: $ledger has no row for $target; AMPOULE_WRITE=1 $0 $* writes one"
+    echo "skipped: $ledger has no row for $target; AMPOULE_WRITE=1 $0 ${*@Q} writes one"
 elif [ $((bytes * 20)) -gt $((known * 21)) ]; then
-    echo "more than a twentieth over the $known bytes in $ledger; if that is meant: AMPOULE_WRITE=1 $0 $*" >&2
+    echo "more than a twentieth over the $known bytes in $ledger; if that is meant: AMPOULE_WRITE=1 $0 ${*@Q}" >&2
     exit 1
 fi

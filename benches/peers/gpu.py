@@ -1,21 +1,23 @@
 """A GPU by wgpu beside torch-CUDA on the same one, in one run of at most nine minutes, the smallest figures first.
 
-    gpu.py run --gpu --ampoule --train --vocabulary --work --out    writes OUT.csv as it goes
-    gpu.py report --out                                            the table of an OUT.csv
+    gpu.py run --gpu FILE --ampoule FILE [--train FILE] --vocabulary FOLDER --work FOLDER --out NAME   writes NAME.csv as it goes
+    gpu.py report --out NAME                                                                          the table of a NAME.csv
 
-`--gpu` and `--train` are the benches of these names, `--ampoule` the command line; without `--train` no steps of training are timed:
+`--gpu` and `--train` are the benches of these names, `--ampoule` the command line; without `--train` no steps of training are timed. Cargo
+prints where they are:
 
-    cargo bench --features wgpu --bench gpu --no-run
+    cargo bench -p ampoule --features wgpu --bench gpu --no-run
     cargo bench -p ampoule-distill --features ampoule/autodiff-wgpu --bench train --no-run
     cargo build --release -p ampoule-cli
 
-The model is MiniLM-L6's shape with random weights, its tokens those of `--vocabulary`, a folder with MiniLM-L6's tokenizer. Token ids go
+The model is MiniLM-L6's shape with random weights, its tokens those of `--vocabulary`, a folder with MiniLM-L6's tokenizer (and its `vocab.txt`, to
+train). Needs torch and transformers. Token ids go
 in and last hidden states come back to the processor, of torch too. Torch computes as it does by default (scaled dot product attention,
 float32 without TF32) and in float16. `gpu.py worker FOLDER TYPE` is torch in a process of its own. A worker is ready when its model is
 open: ours has compiled its kernels then, and computed its golden cases; `cold` with an empty cache of the driver's, `warm` with the same one
 once more."""
 
-import argparse, csv, json, os, pathlib, random, shutil, statistics, subprocess, sys, time
+import argparse, csv, datetime, json, os, pathlib, random, shutil, statistics, subprocess, sys, time
 
 TOKENS, BATCHES, SENTENCES, STEPS = [16, 32, 64, 128, 256, 512], [1, 8, 32], 10_000, 20
 OURS, THEIRS = ["f32", "f16", "int8"], ["float32", "float16"]
@@ -95,7 +97,7 @@ def run(a):
     a.work.mkdir(parents=True, exist_ok=True)
 
     def keep(**row):
-        rows.append(row)
+        rows.append({"date": datetime.date.today().isoformat()} | row)
         print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
         columns = dict.fromkeys(k for row in rows for k in row)
         with open(a.out.with_name(f"{a.out.name}.csv"), "w", newline="") as file:
@@ -132,7 +134,7 @@ def run(a):
         try:
             worker = Worker("torch", kind, [sys.executable, os.path.abspath(__file__), "worker", folder, kind])
             keep(what="open", engine="torch", precision=kind, start="warm", seconds=worker.ready["opened_s"],
-                 first_ms=worker.ask([64])["ms"], adapter=worker.ready["report"]["adapter"])
+                 first_ms=worker.ask([64])["ms"], adapter=worker.ready["report"]["adapter"], torch=worker.ready["report"]["torch"])
             workers.append(worker)
         except (RuntimeError, KeyError) as error:
             print(f"no torch in {kind}: {error}", file=sys.stderr)
@@ -191,9 +193,9 @@ def training(a, folder, keep):
 def report(rows):
     """Medians, and ours over torch's in the same precision; int8 over torch's float16."""
     lines = [f"{'':12} {'tokens':>7} {'f32':>8} {'torch':>8} {'ratio':>6} {'f16':>8} {'torch':>8} {'ratio':>6} {'int8':>8} {'ratio':>6} {'CPU int8':>9}"]
-    for key in dict.fromkeys((row["what"], row["batch"], row["tokens"]) for row in rows if row["what"] != "open"):
+    for key in dict.fromkeys((row["what"], row.get("batch"), row.get("tokens")) for row in rows if row["what"] != "open"):
         of = {(row["engine"], row["precision"]): float(row["ms_median"]) for row in rows
-              if (row["what"], row["batch"], row["tokens"]) == key}
+              if (row["what"], row.get("batch"), row.get("tokens")) == key}
         nan = float("nan")
         f32, f16, int8 = (of.get(("ampoule", p), nan) for p in OURS)
         t32, t16 = (of.get(("torch", p), of.get(("torch", "f32"), nan) if p == "float32" else nan) for p in THEIRS)
@@ -218,5 +220,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=480)
     a = parser.parse_args()
     if a.verb == "run":
+        if missing := [name for name in ("gpu", "ampoule", "vocabulary", "work") if not getattr(a, name)]:
+            parser.error(f"run needs --{' --'.join(missing)}")
         run(a)
     print(report(list(csv.DictReader(open(a.out.with_name(f"{a.out.name}.csv"))))))
