@@ -118,12 +118,14 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
         --target armv7-unknown-linux-gnueabihf -p ampoule --features checkpoint,embedded,flex --lib --test runtime --test bundle_attacks --test offsets
     echo "== Android, link-checked"
     scripts/android.sh
+    scripts/android.sh --gpu arm64-v8a
     echo "== WebAssembly"
     sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
     echo "== the page"
     scripts/web.sh
     echo "== iPhones and their simulator: compiled"
     scripts/ios.sh
+    scripts/ios.sh --gpu
 else
     skip "no root or no debootstrap, so no ARM, no Android, no WebAssembly, no page and nothing for iPhones"
 fi
