@@ -270,7 +270,7 @@ pub(crate) fn training_device() -> Result<burn::tensor::Device> {
     };
     let mut why = "no GPU adapter was found".to_owned();
     for found in machine().map(|machine| machine.found.as_slice()).unwrap_or_default() {
-        let opened = catch_unwind(|| open_on(machine()?, found));
+        let opened = catch_unwind(AssertUnwindSafe(|| open_on(machine()?, found)));
         match opened.unwrap_or_else(|_| Err(PANICKED.to_owned())) {
             Ok(device) => return Ok(device),
             Err(failure) => why = format!("{}: {failure}", found.name),
