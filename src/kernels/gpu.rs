@@ -237,24 +237,40 @@ pub(crate) struct Table {
     width: usize,
 }
 
-/// Bytes of each row's words, padded to a whole one.
-fn row_bytes(matrix: &Matrix, columns: usize, in_half: bool) -> Vec<Vec<u8>> {
-    let columns = columns.max(1);
-    let mut rows: Vec<Vec<u8>> = match matrix {
-        Matrix::Int8(parts) => {
-            let rows = parts.iter().flat_map(|(integers, _)| integers.chunks(columns));
-            rows.map(|row| bytemuck::cast_slice(row).to_vec()).collect()
-        }
-        Matrix::F32(parts) => {
-            let rows = parts.iter().flat_map(|part| part.chunks(columns));
-            match in_half {
-                true => rows.map(|row| row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()).collect(),
-                false => rows.map(|row| row.iter().flat_map(|x| x.to_le_bytes()).collect()).collect(),
-            }
+/// The words of all rows, each row padded to whole ones, and the bytes of a row.
+///
+/// # Panics
+/// If a part is not of whole rows.
+fn row_bytes(matrix: &Matrix, columns: usize, in_half: bool) -> (Vec<u8>, usize) {
+    let size = (4 / per_word(matrix, in_half) * columns).next_multiple_of(4);
+    let mut bytes = Vec::new();
+    let mut add = |len: usize, row: &mut dyn FnMut(usize, &mut Vec<u8>)| {
+        assert!(columns > 0 && len.is_multiple_of(columns), "rows of a matrix");
+        bytes.reserve(len / columns * size);
+        for first in (0..len).step_by(columns) {
+            let end = bytes.len() + size;
+            row(first, &mut bytes);
+            bytes.resize(end, 0);
         }
     };
-    rows.iter_mut().for_each(|row| row.resize(row.len().next_multiple_of(4), 0));
-    rows
+    match matrix {
+        Matrix::Int8(parts) => {
+            for (integers, _) in parts {
+                add(integers.len(), &mut |at, to| {
+                    to.extend_from_slice(bytemuck::cast_slice(&integers[at..][..columns]))
+                });
+            }
+        }
+        Matrix::F32(parts) => {
+            for part in parts {
+                add(part.len(), &mut |at, to| match in_half {
+                    true => to.extend(part[at..][..columns].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+                    false => to.extend(part[at..][..columns].iter().flat_map(|x| x.to_le_bytes())),
+                });
+            }
+        }
+    }
+    (bytes, size)
 }
 
 fn per_word(matrix: &Matrix, in_half: bool) -> usize {
@@ -491,12 +507,11 @@ impl Queue {
         bias: &[f32],
         factors: Option<&[f32]>,
     ) -> Linear {
-        let (rows, scales) = (row_bytes(matrix, inputs, in_half), scales(matrix));
+        let ((rows, size), scales) = (row_bytes(matrix, inputs, in_half), scales(matrix));
         let (outputs, per_word) = (bias.len(), per_word(matrix, in_half));
-        assert!(rows.len() == outputs && factors.is_none_or(|factors| factors.len() == inputs));
-        assert!(rows.iter().all(|row| row.len() == 4 * inputs.div_ceil(per_word)) && inputs > 0);
-        let mut words = vec![0u32; rows.first().map_or(0, |row| row.len() / 4) * outputs];
-        for (n, row) in rows.iter().enumerate() {
+        assert!(rows.len() == outputs * size && factors.is_none_or(|factors| factors.len() == inputs));
+        let mut words = vec![0u32; size / 4 * outputs];
+        for (n, row) in rows.chunks(size).enumerate() {
             for (word, to) in row.as_chunks().0.iter().zip(words[n..].iter_mut().step_by(outputs)) {
                 *to = u32::from_le_bytes(*word);
             }
@@ -516,13 +531,12 @@ impl Queue {
     /// # Panics
     /// If the lengths do not belong together.
     pub(crate) fn table(&self, matrix: &Matrix, in_half: bool, width: usize, most_bytes: usize) -> Table {
-        let (rows, scales) = (row_bytes(matrix, width, in_half), scales(matrix));
-        let count = (most_bytes / rows.first().map_or(4, Vec::len)).clamp(1, rows.len().max(1));
+        let ((rows, size), scales) = (row_bytes(matrix, width, in_half), scales(matrix));
+        let count = (most_bytes / size).clamp(1, (rows.len() / size).max(1));
         let per_word = per_word(matrix, in_half);
-        assert!(per_word != 4 || scales.len() == rows.len());
-        assert!(rows.iter().all(|row| row.len() == 4 * width.div_ceil(per_word)) && width > 0);
+        assert!(per_word != 4 || scales.len() * size == rows.len());
         let mut scales = scales.chunks(count);
-        let parts = rows.chunks(count).map(|rows| self.words(&rows.concat(), per_word, scales.next()));
+        let parts = rows.chunks(count * size).map(|rows| self.words(rows, per_word, scales.next()));
         Table { parts: parts.collect(), rows: count, width }
     }
 
