@@ -7,7 +7,7 @@ compares bindings/THIRD-PARTY.txt with what Cargo.lock says; with AMPOULE_WRITE 
 
     scripts/licences.py web FILE
 
-writes the same of the page's module.
+writes the same of the page's modules.
 """
 
 import json
@@ -25,7 +25,8 @@ TARGETS = [
 ]
 # The most that a package may have: 32-bit ones compute by Burn's Flex.
 LIBRARY = ["--package", "ampoule-bindings", "--features", "flex"]
-PAGE = ["--manifest-path", "examples/web/Cargo.toml", "--package", "ampoule-web"]
+# That for the GPU has more.
+PAGE = ["--manifest-path", "examples/web/Cargo.toml", "--package", "ampoule-web", "--features", "webgpu"]
 FILES = re.compile(r"(licen[sc]e|copying|notice|unlicense|copyright)", re.IGNORECASE)
 # Where a crate brings no text and no other of its repository does.
 STANDARD = {"Apache-2.0": lambda texts: (ROOT / "LICENSE-APACHE").read_text(),

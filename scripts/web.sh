@@ -2,7 +2,7 @@
 # Builds the page of examples/web into target/web/page, whose files any server may hold, and tests it in Chromium beside the command line:
 #   scripts/web.sh          both
 #   scripts/web.sh build    the first alone
-# The module is compiled by the root of scripts/chroot.sh, and weighed by scripts/size.sh; a page over 20 MB fails. Leaves pictures of the
+# The modules are compiled by the root of scripts/chroot.sh, and weighed by scripts/size.sh; a page over 20 MB fails. Leaves pictures of the
 # page in target/web/pictures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,23 +24,29 @@ scripts/chroot.sh bash -c 'set -euo pipefail
     flags="-C target-feature=+simd128 --remap-path-prefix=/cargo=crates --remap-path-prefix=/checkout=ampoule"
     export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS=$flags
     cargo build --quiet --locked -p ampoule-web-bindgen
-    cargo build --quiet --locked --release --target wasm32-unknown-unknown -p ampoule-web
-    "$CARGO_TARGET_DIR/debug/ampoule-web-bindgen" "$CARGO_TARGET_DIR/wasm32-unknown-unknown/release/ampoule_web.wasm" ../../target/web/glue
-    # What the compiler uses and every browser with vectors has, and nothing newer.
-    wasm-opt -O3 --mvp-features --enable-simd --enable-bulk-memory --enable-bulk-memory-opt --enable-nontrapping-float-to-int \
-        --enable-sign-ext --enable-mutable-globals --enable-multivalue --enable-reference-types --enable-call-indirect-overlong \
-        --strip-debug --strip-producers ../../target/web/glue/ampoule_bg.wasm -o ../../target/web/page/ampoule.wasm'
+    # The processor, and the GPU.
+    for name in ampoule ampoule_webgpu; do
+        features=; [ $name = ampoule ] || features=webgpu
+        cargo build --quiet --locked --release --target wasm32-unknown-unknown -p ampoule-web --features "$features"
+        "$CARGO_TARGET_DIR/debug/ampoule-web-bindgen" "$CARGO_TARGET_DIR/wasm32-unknown-unknown/release/ampoule_web.wasm" \
+            ../../target/web/glue $name
+        # What the compiler uses and every browser with vectors has, and nothing newer.
+        wasm-opt -O3 --mvp-features --enable-simd --enable-bulk-memory --enable-bulk-memory-opt --enable-nontrapping-float-to-int \
+            --enable-sign-ext --enable-mutable-globals --enable-multivalue --enable-reference-types --enable-call-indirect-overlong \
+            --strip-debug --strip-producers ../../target/web/glue/${name}_bg.wasm -o ../../target/web/page/$name.wasm
+    done'
 cp examples/web/page/* LICENSE-MIT LICENSE-APACHE NOTICE "$page"
-cp "$out/glue/ampoule.js" "$page"
+cp "$out"/glue/ampoule*.js "$page"
 cp models/clinical-en.int8.safetensors "$page"
 cp models/README.md "$page/clinical-en.md"
 scripts/licences.py web "$page/THIRD-PARTY.txt"
 scripts/chroot.sh node examples/web/assemble.mjs target/web/page
 scripts/size.sh "wasm32-unknown-unknown (page)" "" "$page/ampoule.wasm"
+scripts/size.sh "wasm32-unknown-unknown (page)" webgpu "$page/ampoule_webgpu.wasm"
 whole=$(cat "$page"/* | wc -c)
 echo "the page with its bundle: $whole bytes"
 [ "$whole" -le 20000000 ] || { echo "the page is heavier than 20 MB" >&2; exit 1; }
-! grep -qaE '/(root|home|checkout|cargo)/' "$page/ampoule.wasm" || { echo "the module names folders of this machine" >&2; exit 1; }
+! grep -qaE '/(root|home|checkout|cargo)/' "$page"/*.wasm || { echo "a module names folders of this machine" >&2; exit 1; }
 [ "${1:-}" != build ] || exit 0
 
 if ! node -e 'process.exit(process.versions.node.split(".")[0] >= 20 ? 0 : 1)' 2>/dev/null || ! command -v npm >/dev/null; then
@@ -58,4 +64,4 @@ if ! cmp -s examples/web/tests/package-lock.json "$tools/package-lock.json"; the
     cp examples/web/tests/package.json examples/web/tests/package-lock.json "$tools"
     npm ci --silent --ignore-scripts --prefix "$tools" || { rm "$tools/package-lock.json"; exit 1; }
 fi
-node examples/web/tests/page.mjs "$page" "$tools"
+for test in page gpu; do node examples/web/tests/$test.mjs "$page" "$tools"; done

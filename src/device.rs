@@ -139,6 +139,28 @@ pub const MAX_THREADS: usize = 1024;
 
 impl Engine {
     pub(crate) fn start(options: &Options) -> Result<Self> {
+        #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+        return Self::start_with(options, || crate::gpu::open(wanted(options), options.gpu_limits));
+        #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+        return Self::start_with(options, || Err(Error::new(ErrorKind::DeviceUnavailable, IN_A_PAGE)));
+        #[cfg(not(feature = "wgpu"))]
+        Self::start_with(options)
+    }
+
+    /// The same in a page, where nobody can wait.
+    #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+    pub(crate) async fn start_in_page(options: &Options) -> Result<Self> {
+        let adapter = match options.device {
+            Device::Gpu => Some(crate::gpu::open(wanted(options), options.gpu_limits).await?),
+            _ => None,
+        };
+        Self::start_with(options, || adapter.ok_or_else(|| Error::new(ErrorKind::DeviceUnavailable, IN_A_PAGE)))
+    }
+
+    fn start_with(
+        options: &Options,
+        #[cfg(feature = "wgpu")] adapter: impl FnOnce() -> Result<crate::gpu::Adapter>,
+    ) -> Result<Self> {
         let requested = options.device;
         let threads = match options.threads {
             _ if IS_ONE_THREAD => 1,
@@ -149,12 +171,12 @@ impl Engine {
         #[cfg(feature = "wgpu")]
         let (gpu, Choice { place, computes_on, name, reason }) = match requested {
             Device::Gpu => {
-                let adapter = gpu(options)?;
+                let adapter = adapter()?;
                 let (place, name) = (Place::Gpu, format!("wgpu: {}", adapter.name));
                 let reason = "asked for".to_owned();
                 (Some(adapter), Choice { place, computes_on: Device::Gpu, name, reason })
             }
-            Device::GpuOrCpu => match gpu(options) {
+            Device::GpuOrCpu => match adapter() {
                 Ok(adapter) => {
                     let reason = format!("until the GPU {} has proved itself", adapter.name);
                     (Some(adapter), cpu(reason)?)
@@ -327,11 +349,15 @@ fn ndarray() -> Result<Choice> {
 
 const NO_GPU: &str = "this build is without GPU support; build with the feature `wgpu`, or use the device `cpu`";
 
+#[cfg(all(feature = "wgpu", target_family = "wasm"))]
+const IN_A_PAGE: &str =
+    "a page has the device `gpu` by `Extractor::from_bundle_in_page` alone; use that, or the device `cpu`";
+
 /// The adapter that the options name, or the first that is hardware.
 #[cfg(feature = "wgpu")]
-fn gpu(options: &Options) -> Result<crate::gpu::Adapter> {
+fn wanted(options: &Options) -> crate::gpu::Wanted {
     use crate::gpu::Wanted;
-    crate::gpu::open(options.adapter.clone().map_or(Wanted::Hardware, Wanted::Named), options.gpu_limits)
+    options.adapter.clone().map_or(Wanted::Hardware, Wanted::Named)
 }
 
 /// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for; a software adapter where there is no hardware.

@@ -14,7 +14,7 @@ use crate::model::{ModelConfig, Output, Task};
 use crate::opened::{ModelReport, Opened, check_temperature};
 use crate::options::{CancelToken, Limits, Options};
 use crate::self_check::SelfCheck;
-use crate::text::Tokenizer;
+use crate::text::{Tokenizer, Window};
 
 /// A word as the model judges it, before tags are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +74,16 @@ impl Extractor {
     /// As [`Extractor::open`].
     pub fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
         Self::from_opened(Opened::from_bundle(bundle, options)?)
+    }
+
+    /// As [`Extractor::from_bundle`], in a page, where nobody can wait for a GPU. With [`Device::Gpu`](crate::Device::Gpu) the model is read by
+    /// [`Extractor::extract_each_in_page`] alone; a page that would rather have the processor than none opens that by itself.
+    ///
+    /// # Errors
+    /// As [`Extractor::open`].
+    #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+    pub async fn from_bundle_in_page(bundle: Bundle, options: &Options) -> Result<Self> {
+        Self::from_opened(Opened::from_bundle_in_page(bundle, options).await?)
     }
 
     /// Uses a checkpoint in memory.
@@ -171,15 +181,37 @@ impl Extractor {
     /// # Errors
     /// As [`Extractor::extract`].
     pub fn extract_each(&self, text: &str, mut each: impl FnMut(Entity) -> ControlFlow<()> + Send) -> Result<()> {
-        // Breaking ends the computation by an error that goes no further than here.
         let mut broken = false;
-        let result = self.run(&[text], &mut |_, entity| match each(entity) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => {
-                broken = true;
-                Err(Error::new(ErrorKind::Cancelled, "the caller has enough"))
-            }
-        });
+        let result = self.run(&[text], &mut |_, entity| unless_broken(each(entity), &mut broken));
+        if broken { Ok(()) } else { result }
+    }
+
+    /// As [`Extractor::extract_each`], in a page, where nobody can wait for a GPU; the whole text is cut into windows before the first is
+    /// computed.
+    ///
+    /// # Errors
+    /// As [`Extractor::extract`].
+    #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+    pub async fn extract_each_in_page(
+        &self,
+        text: &str,
+        mut each: impl FnMut(Entity) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let limit = self.limits.begin();
+        limit.check()?;
+        let mut broken = false;
+        let mut each = |entity| unless_broken(each(entity), &mut broken);
+        let mut note = Note::new(self, text, self.opened.temperature);
+        let mut words = Words { tags: self.opened.config.id2label.len(), last: None };
+        let result = async {
+            let mut each_word = |_, range, logits: &[f32]| note.push(range, logits, &mut each);
+            let mut each_window =
+                |index, window: &Window, logits: &[f32]| words.push(index, window, logits, &mut each_word);
+            self.opened.windows_in_page(text, &limit, Output::Logits, &mut each_window).await?;
+            words.finish(&mut each_word)?;
+            note.finish(&mut each)
+        };
+        let result = result.await;
         if broken { Ok(()) } else { result }
     }
 
@@ -258,33 +290,65 @@ impl Extractor {
     fn words(&self, texts: &[&str], each: &mut EachWord) -> Result<()> {
         let limit = self.limits.begin();
         limit.check()?;
-        let tags = self.opened.config.id2label.len();
-        // The last word so far, whose later sub-words may still arrive.
-        let mut last: Option<(usize, Range<usize>, Vec<f32>)> = None;
+        let mut words = Words { tags: self.opened.config.id2label.len(), last: None };
         self.opened.install(&limit, || {
             let texts = texts.iter().copied();
             self.opened.windows(texts, &limit, false, Output::Logits, &mut |index, window, logits| {
-                for i in window.keep.clone() {
-                    let token = &window.tokens[i];
-                    if let (false, Some((of, range, _))) = (token.starts_word, &mut last)
-                        && *of == index
-                    {
-                        range.end = range.end.max(token.range.end);
-                        continue;
-                    }
-                    // The leading special token has the first row.
-                    let row = logits[(i + 1) * tags..(i + 2) * tags].to_vec();
-                    if let Some((index, range, row)) = last.replace((index, token.range.clone(), row)) {
-                        each(index, range, &row)?;
-                    }
-                }
-                Ok(())
+                words.push(index, window, logits, &mut *each)
             })?;
-            match last.take() {
-                Some((index, range, row)) => each(index, range, &row),
-                None => Ok(()),
-            }
+            words.finish(&mut *each)
         })
+    }
+}
+
+/// The words of texts, put together of their windows' sub-words.
+struct Words {
+    tags: usize,
+    /// The last so far, whose later sub-words may still arrive.
+    last: Option<(usize, Range<usize>, Vec<f32>)>,
+}
+
+impl Words {
+    fn push(
+        &mut self,
+        index: usize,
+        window: &Window,
+        logits: &[f32],
+        mut each: impl FnMut(usize, Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        for i in window.keep.clone() {
+            let token = &window.tokens[i];
+            if let (false, Some((of, range, _))) = (token.starts_word, &mut self.last)
+                && *of == index
+            {
+                range.end = range.end.max(token.range.end);
+                continue;
+            }
+            // The leading special token has the first row.
+            let row = logits[(i + 1) * self.tags..(i + 2) * self.tags].to_vec();
+            if let Some((index, range, row)) = self.last.replace((index, token.range.clone(), row)) {
+                each(index, range, &row)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, mut each: impl FnMut(usize, Range<usize>, &[f32]) -> Result<()>) -> Result<()> {
+        match self.last {
+            Some((index, range, row)) => each(index, range, &row),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Breaking ends a computation by an error that goes no further than who broke it.
+fn unless_broken(flow: ControlFlow<()>, broken: &mut bool) -> Result<()> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => {
+            *broken = true;
+            Err(Error::new(ErrorKind::Cancelled, "the caller has enough"))
+        }
     }
 }
 

@@ -3,16 +3,32 @@
 #[cfg(feature = "wgpu")]
 mod adapters;
 #[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
+mod demand;
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+mod open;
+#[cfg(all(feature = "wgpu", target_family = "wasm"))]
+mod page;
+#[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
+mod proven;
+#[cfg(all(any(feature = "wgpu", all(test, feature = "flex")), not(target_family = "wasm")))]
 mod worker;
 
 use serde::Serialize;
 
+#[cfg(feature = "wgpu")]
+pub(crate) use self::adapters::{Adapter, Wanted};
+#[cfg(feature = "wgpu")]
+pub(crate) use self::demand::Demand;
 #[cfg(feature = "autodiff-wgpu")]
-pub(crate) use self::adapters::training_device;
+pub(crate) use self::open::training_device;
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+pub(crate) use self::open::{names, open};
+#[cfg(all(feature = "wgpu", target_family = "wasm"))]
+pub(crate) use self::page::{Gpu, names, open};
 #[cfg(feature = "wgpu")]
-pub(crate) use self::adapters::{Adapter, Wanted, names, open};
-#[cfg(feature = "wgpu")]
-pub(crate) use self::worker::{CpuTime, Demand, Gpu, Load, PATIENCE, Plan};
+pub(crate) use self::proven::{CpuTime, Load, PATIENCE, Plan};
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+pub(crate) use self::worker::Gpu;
 use crate::bundle::Precision;
 use crate::self_check::SelfCheck;
 

@@ -64,6 +64,10 @@ const VECTORS: usize = 2;
 #[derive(Clone, Copy)]
 pub struct Kernel(&'static Arm);
 
+/// What a GPU computes of each sequence, once it is there: at once where a thread can wait for it, and in a page when its browser says so.
+#[cfg(any(feature = "wgpu", all(test, feature = "flex")))]
+pub(crate) type Answer = std::pin::Pin<Box<dyn Future<Output = crate::error::Result<Vec<Vec<f32>>>> + Send>>;
+
 type AddNorm = unsafe fn(&[f32], &mut [f32], &[f32], &[f32], f32);
 type Attend = unsafe fn(&[f32], [usize; 3], &mut Vec<f32>, &mut [f32]);
 

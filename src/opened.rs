@@ -29,8 +29,8 @@ use crate::model::Weights;
 use crate::model::{GpuFormat, GpuModel};
 use crate::model::{ModelConfig, Output, PackedModel, Task, WeightSource};
 use crate::options::{Instant, Limit, Options};
-use crate::self_check::{self, Reference, SelfCheck};
-use crate::text::{Token, Tokenizer, Window, Windower};
+use crate::self_check::{self, Comparison, Reference, SelfCheck};
+use crate::text::{Tokenizer, Window, Windower};
 
 /// Takes a window of the text of this index, and its output.
 pub(crate) type EachWindow<'a> = dyn FnMut(usize, &Window, &[f32]) -> Result<()> + 'a;
@@ -316,6 +316,109 @@ fn fastest(config: &ModelConfig, held: &mut Held, engine: &mut Engine) -> Result
     Ok(model)
 }
 
+impl Parts {
+    fn of(bundle: &Bundle) -> Result<Self> {
+        let metadata = bundle.metadata();
+        Ok(Parts {
+            config: metadata.config.clone(),
+            tokenizer: Tokenizer::from_json(&bundle.tokenizer_json()?)?,
+            precision: bundle.precision(),
+            weight_bytes: bundle.info().tensors.iter().map(|t| t.bytes as u64).sum(),
+            pooling: metadata.pooling,
+            temperature: metadata.temperature,
+            max_window_tokens: metadata.max_tokens.unwrap_or(metadata.config.max_tokens()),
+            golden: Golden::read(bundle)?,
+        })
+    }
+
+    /// Refuses what does not belong together, or to these options; gives the most tokens of a window.
+    fn check(&self, options: &Options) -> Result<usize> {
+        self.tokenizer.check_rows(self.config.vocab_size)?;
+        check_temperature(options.temperature.unwrap_or(self.temperature))?;
+        let most = self.max_window_tokens;
+        match options.max_window_tokens {
+            0 => Ok(most),
+            n if (SPECIAL + 1..=most).contains(&n) => Ok(n),
+            n => Err(Error::invalid_input(format!(
+                "windows of {n} tokens: this model takes {} to {most}, or 0 for as many as it takes",
+                SPECIAL + 1
+            ))),
+        }
+    }
+
+    fn opened(self, model: Computes, window_tokens: usize, engine: Engine, options: &Options) -> Opened {
+        Opened {
+            temperature: options.temperature.unwrap_or(self.temperature),
+            config: self.config,
+            tokenizer: self.tokenizer,
+            window_tokens,
+            options: options.clone(),
+            pooling: self.pooling,
+            turns: Turns::new(engine.report.threads),
+            engine,
+            model,
+            precision: self.precision,
+            weight_bytes: self.weight_bytes,
+            golden: self.golden,
+            computed_tokens: AtomicU64::new(0),
+        }
+    }
+
+    /// What it asks of a GPU.
+    #[cfg(feature = "wgpu")]
+    fn demand(&self, held: &Held, window_tokens: usize, options: &Options) -> Demand {
+        let cases = self.golden.iter().flat_map(|golden| &golden.cases).map(|case| case.ids.len());
+        let longest = cases.fold(window_tokens, usize::max);
+        Demand::of(&self.config, &|name| held.bytes(name), options.max_batch_tokens, longest)
+    }
+
+    /// What a GPU is to do, where the processor takes as long as `cpu` says if it is there too.
+    #[cfg(feature = "wgpu")]
+    fn on_gpu(
+        &self,
+        adapter: gpu::Adapter,
+        window_tokens: usize,
+        held: Held,
+        cpu: Option<Box<CpuTime>>,
+        options: &Options,
+    ) -> (Plan, Box<gpu::Load>) {
+        let (driver, limits, config) = (adapter.driver, adapter.limits, self.config.clone());
+        // What a bundle in f16 is computed in, where the adapter can; else f32.
+        let is_half = self.precision == Precision::F16 && limits.f16;
+        let format =
+            GpuFormat { weights_in_half: held.is_in_half(), values_in_half: is_half, most_bytes: limits.buffer_bytes };
+        #[cfg(not(target_family = "wasm"))]
+        let clean: Box<dyn Fn() + Send + Sync> = {
+            let left = driver.clone();
+            Box::new(move || left.clean())
+        };
+        let load: Box<gpu::Load> = Box::new(move || {
+            let model = match held {
+                Held::Bundle(bundle) => GpuModel::load(&config, &mut bundle.weights(), format, driver)?,
+                #[cfg(feature = "checkpoint")]
+                Held::Checkpoint(mut weights) => GpuModel::load(&config, &mut weights, format, driver)?,
+            };
+            Ok(Box::new(move |batch, output, check| model.outputs(batch, output, check)))
+        });
+        let plan = Plan {
+            adapter: adapter.name,
+            config: self.config.clone(),
+            golden: self.golden.clone(),
+            reference: if is_half { Reference::HalfFloats } else { Reference::Floats },
+            cpu,
+            from_tokens: options.gpu_from_tokens,
+            check_every: options.gpu_check_every,
+            patience: gpu::PATIENCE,
+            buffer_bytes: limits.buffer_bytes,
+            window_tokens,
+            is_lost: adapter.is_lost,
+            #[cfg(not(target_family = "wasm"))]
+            clean,
+        };
+        (plan, load)
+    }
+}
+
 impl Opened {
     /// Opens a bundle or, with the feature `checkpoint`, a Hugging Face folder.
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Self> {
@@ -340,18 +443,20 @@ impl Opened {
     }
 
     pub(crate) fn from_bundle(bundle: Bundle, options: &Options) -> Result<Self> {
-        let metadata = bundle.metadata();
-        let parts = Parts {
-            config: metadata.config.clone(),
-            tokenizer: Tokenizer::from_json(&bundle.tokenizer_json()?)?,
-            precision: bundle.precision(),
-            weight_bytes: bundle.info().tensors.iter().map(|t| t.bytes as u64).sum(),
-            pooling: metadata.pooling,
-            temperature: metadata.temperature,
-            max_window_tokens: metadata.max_tokens.unwrap_or(metadata.config.max_tokens()),
-            golden: Golden::read(&bundle)?,
-        };
-        Self::new(parts, Held::Bundle(Arc::new(bundle)), options)
+        Self::new(Parts::of(&bundle)?, Held::Bundle(Arc::new(bundle)), options)
+    }
+
+    /// The same in a page, where nobody can wait for a GPU.
+    #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+    pub(crate) async fn from_bundle_in_page(bundle: Bundle, options: &Options) -> Result<Self> {
+        let (parts, held) = (Parts::of(&bundle)?, Held::Bundle(Arc::new(bundle)));
+        let window_tokens = parts.check(options)?;
+        let mut engine = Engine::start_in_page(options).await?;
+        let Some(adapter) = engine.gpu.take() else { return Self::new(parts, held, options) };
+        parts.demand(&held, window_tokens, options).check(adapter.limits)?;
+        let (plan, load) = parts.on_gpu(adapter, window_tokens, held, None, options);
+        let model = Computes::Gpu(Gpu::open(plan, load).await?, None);
+        Ok(parts.opened(model, window_tokens, engine, options))
     }
 
     #[cfg(feature = "checkpoint")]
@@ -371,59 +476,23 @@ impl Opened {
     }
 
     fn new(parts: Parts, mut held: Held, options: &Options) -> Result<Self> {
-        let Parts { config, tokenizer, precision, weight_bytes, pooling, temperature, max_window_tokens: most, golden } =
-            parts;
-        tokenizer.check_rows(config.vocab_size)?;
-        let temperature = options.temperature.unwrap_or(temperature);
-        check_temperature(temperature)?;
-        let window_tokens = match options.max_window_tokens {
-            0 => most,
-            n if (SPECIAL + 1..=most).contains(&n) => n,
-            n => {
-                return Err(Error::invalid_input(format!(
-                    "windows of {n} tokens: this model takes {} to {most}, or 0 for as many as it takes",
-                    SPECIAL + 1
-                )));
-            }
-        };
+        let window_tokens = parts.check(options)?;
         let mut engine = Engine::start(options)?;
-        #[cfg(feature = "wgpu")]
+        #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
         let model = match engine.gpu.take() {
-            Some(adapter) => {
-                let cases = golden.iter().flat_map(|golden| &golden.cases).map(|case| case.ids.len());
-                let longest = cases.fold(window_tokens, usize::max);
-                let demand = Demand::of(&config, &|name| held.bytes(name), options.max_batch_tokens, longest);
-                match demand.check(adapter.limits) {
-                    Ok(()) => {
-                        on_gpu(adapter, &config, window_tokens, held, &mut engine, golden.as_ref(), precision, options)?
-                    }
-                    Err(error) if options.device == Device::GpuOrCpu => {
-                        engine.report.reason = error.to_string();
-                        in_place(&config, &mut held, &mut engine, options, true)?
-                    }
-                    Err(error) => return Err(error),
+            Some(adapter) => match parts.demand(&held, window_tokens, options).check(adapter.limits) {
+                Ok(()) => beside_gpu(adapter, &parts, window_tokens, held, &mut engine, options)?,
+                Err(error) if options.device == Device::GpuOrCpu => {
+                    engine.report.reason = error.to_string();
+                    in_place(&parts.config, &mut held, &mut engine, options, true)?
                 }
-            }
-            None => in_place(&config, &mut held, &mut engine, options, true)?,
+                Err(error) => return Err(error),
+            },
+            None => in_place(&parts.config, &mut held, &mut engine, options, true)?,
         };
-        #[cfg(not(feature = "wgpu"))]
-        let model = in_place(&config, &mut held, &mut engine, options, true)?;
-        let turns = Turns::new(engine.report.threads);
-        Ok(Opened {
-            config,
-            tokenizer,
-            window_tokens,
-            options: options.clone(),
-            pooling,
-            temperature,
-            engine,
-            turns,
-            model,
-            precision,
-            weight_bytes,
-            golden,
-            computed_tokens: AtomicU64::new(0),
-        })
+        #[cfg(not(all(feature = "wgpu", not(target_family = "wasm"))))]
+        let model = in_place(&parts.config, &mut held, &mut engine, options, true)?;
+        Ok(parts.opened(model, window_tokens, engine, options))
     }
 
     pub(crate) fn report(&self) -> ModelReport {
@@ -454,8 +523,12 @@ impl Opened {
             _ => Reference::of(&self.engine.place, self.precision),
         };
         let checked = self.install(limit, || {
-            let mut compute = |batch: &Batch| model.outputs(batch, output, limit);
-            self_check::check(golden, &self.config, reference, &mut compute).map(Some)
+            let mut comparison = Comparison::new(golden, &self.config, reference);
+            for cases in comparison.batches() {
+                let outputs = model.outputs(&comparison.batch(&cases), output, limit)?;
+                comparison.compare(&cases, &outputs)?;
+            }
+            comparison.finish().map(Some)
         });
         checked.map_err(|error| match error.kind() {
             ErrorKind::DeviceUnavailable => Error::new(
@@ -508,19 +581,53 @@ impl Opened {
         output: Output,
         each: &mut EachWindow,
     ) -> Result<()> {
+        self.batches(texts, limit, also_empty, &mut |windows| {
+            let outputs = self.outputs(&self.batch(&windows), output, limit)?;
+            let mut answered = windows.iter().zip(&outputs);
+            answered.try_for_each(|((text, window), values)| each(*text, window, values))
+        })
+    }
+
+    /// The same in a page, where nobody can wait: the whole text is cut first.
+    #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+    pub(crate) async fn windows_in_page(
+        &self,
+        text: &str,
+        limit: &Limit,
+        output: Output,
+        each: &mut EachWindow<'_>,
+    ) -> Result<()> {
+        let mut batches = Vec::new();
+        self.batches([text], limit, false, &mut |windows| {
+            batches.push(windows);
+            Ok(())
+        })?;
+        for windows in batches {
+            let batch = self.batch(&windows);
+            let outputs = match &self.model {
+                Computes::Gpu(gpu, _) => gpu.answer(&batch, output, limit).await,
+                model => model.outputs(&batch, output, limit),
+            };
+            let outputs = self.counted(&batch, outputs)?;
+            let mut answered = windows.iter().zip(&outputs);
+            answered.try_for_each(|((text, window), values)| each(*text, window, values))?;
+        }
+        Ok(())
+    }
+
+    /// Cuts `texts` into windows and hands over batches of them, each window with its text's index.
+    fn batches<'t>(
+        &self,
+        texts: impl IntoIterator<Item = &'t str>,
+        limit: &Limit,
+        also_empty: bool,
+        each: &mut dyn FnMut(Vec<(usize, Window)>) -> Result<()>,
+    ) -> Result<()> {
         let mut pending: Vec<(usize, Window)> = Vec::new();
         let mut longest = 0;
-        let mut flush = |pending: &mut Vec<(usize, Window)>| -> Result<()> {
-            if pending.is_empty() {
-                return Ok(());
-            }
-            let sequences: Vec<Vec<u32>> = pending.iter().map(|(_, window)| self.sequence(&window.tokens)).collect();
-            let batch = Batch::new(&sequences, self.config.pad_token_id);
-            let outputs = self.outputs(&batch, output, limit)?;
-            for ((text, window), values) in pending.drain(..).zip(&outputs) {
-                each(text, &window, values)?;
-            }
-            Ok(())
+        let mut flush = |pending: &mut Vec<(usize, Window)>| match pending.is_empty() {
+            true => Ok(()),
+            false => each(std::mem::take(pending)),
         };
         for (text_index, text) in texts.into_iter().enumerate() {
             let windows = Cell::new(0);
@@ -548,18 +655,25 @@ impl Opened {
         flush(&mut pending)
     }
 
-    /// Token ids of one window between the special tokens.
-    fn sequence(&self, tokens: &[Token]) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(tokens.len() + SPECIAL);
-        ids.push(self.tokenizer.cls_id());
-        ids.extend(tokens.iter().map(|t| t.id));
-        ids.push(self.tokenizer.sep_id());
-        ids
+    /// Token ids of each window between the special tokens.
+    fn batch(&self, windows: &[(usize, Window)]) -> Batch {
+        let sequence = |(_, window): &(usize, Window)| {
+            let mut ids = Vec::with_capacity(window.tokens.len() + SPECIAL);
+            ids.push(self.tokenizer.cls_id());
+            ids.extend(window.tokens.iter().map(|t| t.id));
+            ids.push(self.tokenizer.sep_id());
+            ids
+        };
+        let sequences: Vec<Vec<u32>> = windows.iter().map(sequence).collect();
+        Batch::new(&sequences, self.config.pad_token_id)
     }
 
     /// What is wanted of each sequence. Runs within [`Opened::install`].
     pub(crate) fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        let outputs = self.model.outputs(batch, output, limit);
+        self.counted(batch, self.model.outputs(batch, output, limit))
+    }
+
+    fn counted(&self, batch: &Batch, outputs: Result<Vec<Vec<f32>>>) -> Result<Vec<Vec<f32>>> {
         self.computed_tokens.fetch_add(batch.lengths().iter().sum::<usize>() as u64, Ordering::Relaxed);
         let outputs = outputs?;
         match outputs.iter().all(|values| magnitude(values).is_finite()) {
@@ -584,24 +698,21 @@ fn in_place(
 }
 
 /// The model on a GPU, beside that in the engine's place where that is the processor.
-#[cfg(feature = "wgpu")]
-#[allow(clippy::too_many_arguments)]
-fn on_gpu(
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+fn beside_gpu(
     adapter: gpu::Adapter,
-    config: &ModelConfig,
+    parts: &Parts,
     window_tokens: usize,
     mut held: Held,
     engine: &mut Engine,
-    golden: Option<&Golden>,
-    precision: Precision,
     options: &Options,
 ) -> Result<Computes> {
     let cpu = match &engine.place {
         Place::Gpu => None,
-        _ => Some(Arc::new(in_place(config, &mut held, engine, options, false)?)),
+        _ => Some(Arc::new(in_place(&parts.config, &mut held, engine, options, false)?)),
     };
     let cpu_time = cpu.clone().map(|cpu| -> Box<CpuTime> {
-        let (engine, output) = (engine.clone(), self_check::wanted(config));
+        let (engine, output) = (engine.clone(), self_check::wanted(&parts.config));
         Box::new(move |batch| {
             let mut least = Duration::MAX;
             for _ in 0..MEASURED_RUNS {
@@ -612,34 +723,7 @@ fn on_gpu(
             Ok(least)
         })
     });
-    let (driver, limits, config_of) = (adapter.driver, adapter.limits, config.clone());
-    // What a bundle in f16 is computed in, where the adapter can; else f32.
-    let is_half = precision == Precision::F16 && limits.f16;
-    let format =
-        GpuFormat { weights_in_half: held.is_in_half(), values_in_half: is_half, most_bytes: limits.buffer_bytes };
-    let left = driver.clone();
-    let load: Box<gpu::Load> = Box::new(move || {
-        let model = match held {
-            Held::Bundle(bundle) => GpuModel::load(&config_of, &mut bundle.weights(), format, driver)?,
-            #[cfg(feature = "checkpoint")]
-            Held::Checkpoint(mut weights) => GpuModel::load(&config_of, &mut weights, format, driver)?,
-        };
-        Ok(Box::new(move |batch, output, check| model.outputs(batch, output, check)))
-    });
-    let plan = Plan {
-        adapter: adapter.name,
-        config: config.clone(),
-        golden: golden.cloned(),
-        reference: if is_half { Reference::HalfFloats } else { Reference::Floats },
-        cpu: cpu_time,
-        from_tokens: options.gpu_from_tokens,
-        check_every: options.gpu_check_every,
-        patience: gpu::PATIENCE,
-        buffer_bytes: limits.buffer_bytes,
-        window_tokens,
-        is_lost: adapter.is_lost,
-        clean: Box::new(move || left.clean()),
-    };
+    let (plan, load) = parts.on_gpu(adapter, window_tokens, held, cpu_time, options);
     let gpu = Gpu::start(plan, load)?;
     if cpu.is_none() {
         gpu.wait()?;

@@ -96,29 +96,46 @@ fn answer(config: &ModelConfig, output: &[f32]) -> Vec<f32> {
     (0..width).map(|column| mean(column) as f32).collect()
 }
 
-/// Compares what `compute` gives of batches with the cases.
-///
-/// # Errors
-/// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it differs; those of `compute`.
-pub(crate) fn check(
-    golden: &Golden,
-    config: &ModelConfig,
+/// What is computed beside the golden cases, batch by batch.
+pub(crate) struct Comparison<'a> {
+    golden: &'a Golden,
+    config: &'a ModelConfig,
     reference: Reference,
-    compute: &mut dyn FnMut(&Batch) -> Result<Vec<Vec<f32>>>,
-) -> Result<SelfCheck> {
-    let allowed = reference.allowed(golden);
-    let (mut largest_difference, mut squares, mut values) = (0f32, 0f64, 0usize);
-    let wrong = |what: String| Error::new(ErrorKind::DeviceUnavailable, what);
-    let mut compare = |cases: &[usize]| -> Result<()> {
-        let sequences: Vec<&[u32]> = cases.iter().map(|&i| golden.cases[i].ids.as_slice()).collect();
-        let outputs = compute(&Batch::new(&sequences, config.pad_token_id))?;
-        for (&i, output) in cases.iter().zip(&outputs) {
-            let case = &golden.cases[i];
-            let expected = match reference {
+    allowed: f32,
+    largest: f32,
+    squares: f64,
+    values: usize,
+}
+
+impl<'a> Comparison<'a> {
+    pub(crate) fn new(golden: &'a Golden, config: &'a ModelConfig, reference: Reference) -> Self {
+        let allowed = reference.allowed(golden);
+        Comparison { golden, config, reference, allowed, largest: 0.0, squares: 0.0, values: 0 }
+    }
+
+    /// The batches that have to be computed, in this order, each by the numbers of its cases: errors of a device's second answer show only then.
+    pub(crate) fn batches(&self) -> Vec<Vec<usize>> {
+        let all: Vec<usize> = (0..self.golden.cases.len()).collect();
+        let backwards: Vec<usize> = all.iter().rev().copied().collect();
+        let alone = |cases: &[usize]| cases.iter().map(|&case| vec![case]).collect::<Vec<_>>();
+        [alone(&all), vec![backwards.clone()], alone(&backwards)].concat()
+    }
+
+    pub(crate) fn batch(&self, cases: &[usize]) -> Batch {
+        let sequences: Vec<&[u32]> = cases.iter().map(|&i| self.golden.cases[i].ids.as_slice()).collect();
+        Batch::new(&sequences, self.config.pad_token_id)
+    }
+
+    /// # Errors
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where an output differs.
+    pub(crate) fn compare(&mut self, cases: &[usize], outputs: &[Vec<f32>]) -> Result<()> {
+        for (&i, output) in cases.iter().zip(outputs) {
+            let case = &self.golden.cases[i];
+            let expected = match self.reference {
                 Reference::Integers => &case.integers,
                 Reference::Floats | Reference::HalfFloats => &case.floats,
             };
-            let found = answer(config, output);
+            let found = answer(self.config, output);
             let scale = scale(expected);
             let wrong = |what: String| {
                 wrong(format!("golden case {i} ({} tokens, {} at once): {what}", case.ids.len(), cases.len()))
@@ -128,29 +145,35 @@ pub(crate) fn check(
             }
             for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
                 let difference = (found - expected).abs() / scale;
-                if difference.is_nan() || difference > allowed {
+                if difference.is_nan() || difference > self.allowed {
                     return Err(wrong(format!("value {at}: expected {expected}, found {found}")));
                 }
-                largest_difference = largest_difference.max(difference);
-                squares += f64::from(difference).powi(2);
+                self.largest = self.largest.max(difference);
+                self.squares += f64::from(difference).powi(2);
             }
-            values += found.len();
+            self.values += found.len();
         }
         Ok(())
-    };
-    let all: Vec<usize> = (0..golden.cases.len()).collect();
-    let backwards: Vec<usize> = all.iter().rev().copied().collect();
-    all.iter().try_for_each(|&i| compare(&[i]))?;
-    compare(&backwards)?;
-    backwards.iter().try_for_each(|&i| compare(&[i]))?;
-    let rms_difference = (squares / values.max(1) as f64).sqrt() as f32;
-    if rms_difference > allowed / 10.0 {
-        return Err(wrong(format!(
-            "golden cases: a root mean square difference of {rms_difference:.1e}, at most {:.0e} is right",
-            allowed / 10.0
-        )));
     }
-    Ok(SelfCheck { cases: golden.cases.len(), reference, largest_difference, rms_difference, allowed })
+
+    /// # Errors
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where outputs differ by too much on the whole.
+    pub(crate) fn finish(self) -> Result<SelfCheck> {
+        let Comparison { golden, reference, allowed, largest, squares, values, .. } = self;
+        let rms = (squares / values.max(1) as f64).sqrt() as f32;
+        if rms > allowed / 10.0 {
+            return Err(wrong(format!(
+                "golden cases: a root mean square difference of {rms:.1e}, at most {:.0e} is right",
+                allowed / 10.0
+            )));
+        }
+        let cases = golden.cases.len();
+        Ok(SelfCheck { cases, reference, largest_difference: largest, rms_difference: rms, allowed })
+    }
+}
+
+fn wrong(what: String) -> Error {
+    Error::new(ErrorKind::DeviceUnavailable, what)
 }
 
 /// A bundle's weights, all of them floats.

@@ -4,16 +4,17 @@
 //! Shapes are arguments, so that a kernel is compiled once, whatever the texts. Sums are in f32 and in one order, so that an answer does
 //! not depend on what else is in its batch. No workgroup shares more than 16 KiB, and none asks for subgroups.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use wgpu::{BufferUsages, PollType};
 
-use super::{Activation, Matrix};
+use super::{Activation, Answer, Matrix};
 use crate::error::{Error, ErrorKind, Result};
 
 /// An open GPU, what was compiled for it, and what it said of itself.
@@ -106,11 +107,12 @@ impl Driver {
     }
 
     /// Whether it computes no more.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn has_failed(&self) -> bool {
         matches!(*lock(&self.failure), Some(Failure::Failed(_)))
     }
 
-    /// Waits for what was sent.
+    /// Waits for what was sent; in a page, where nobody can, not at all.
     fn wait(&self, sent: wgpu::SubmissionIndex) -> Result<()> {
         let wait = PollType::Wait { submission_index: Some(sent), timeout: Some(PATIENCE) };
         let waited = self.device.poll(wait);
@@ -118,7 +120,37 @@ impl Driver {
         waited.map(|_| ()).map_err(|e| Error::internal(e.to_string()))
     }
 
+    /// Makes so many bytes of a buffer readable once what was sent has been computed; the inner error is that of the buffer.
+    async fn map(
+        &self,
+        staging: &wgpu::Buffer,
+        size: u64,
+        sent: Option<wgpu::SubmissionIndex>,
+    ) -> Result<std::result::Result<(), wgpu::BufferAsyncError>> {
+        type Told = (Option<std::result::Result<(), wgpu::BufferAsyncError>>, Option<Waker>);
+        let told = Arc::new(Mutex::new(Told::default()));
+        let tell = told.clone();
+        staging.map_async(wgpu::MapMode::Read, ..size, move |result| {
+            let (told, waker) = &mut *lock(&tell);
+            *told = Some(result);
+            waker.take().into_iter().for_each(Waker::wake);
+        });
+        if let Some(sent) = sent {
+            self.wait(sent)?;
+        }
+        // In a page nothing was waited for; elsewhere another model's thread may be the one that is about to tell.
+        let mapped = poll_fn(|context| {
+            let (told, waker) = &mut *lock(&told);
+            *waker = Some(context.waker().clone());
+            told.take().map_or(Poll::Pending, Poll::Ready)
+        });
+        let mapped = mapped.await;
+        self.check()?;
+        Ok(mapped)
+    }
+
     /// Lets it free what nobody holds any more.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn clean(&self) {
         // What is wrong with it is found out by the next that asks it for something.
         let _ = self.device.poll(PollType::Poll);
@@ -157,8 +189,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Queue {
     driver: Arc<Driver>,
     is_half: bool,
-    work: RefCell<Work>,
-    free: Arc<Mutex<Vec<Free>>>,
+    work: Mutex<Work>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 /// What was not sent yet.
@@ -168,6 +200,12 @@ struct Work {
     /// Arguments of its kernels, [`SLOT`] bytes each, and where they will be.
     arguments: Vec<u8>,
     slots: Option<wgpu::Buffer>,
+}
+
+/// Buffers that are used again.
+#[derive(Default)]
+struct Kept {
+    free: Vec<Free>,
     /// By which values come back.
     staging: Option<wgpu::Buffer>,
     /// Answers so far.
@@ -190,13 +228,13 @@ struct Place {
     buffer: wgpu::Buffer,
     /// Where it goes when it is dropped, if it is to be used again. Kernels run in the order in which they were recorded, so that may be
     /// before they have run.
-    free: Option<(Arc<Mutex<Vec<Free>>>, u64)>,
+    kept: Option<(Arc<Mutex<Kept>>, u64)>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((free, reads)) = &self.free {
-            lock(free).push(Free(self.buffer.clone(), *reads));
+        if let Some((kept, reads)) = &self.kept {
+            lock(kept).free.push(Free(self.buffer.clone(), *reads));
         }
     }
 }
@@ -309,7 +347,7 @@ const KEPT: u64 = 8;
 
 impl Queue {
     pub(crate) fn new(driver: Arc<Driver>, is_half: bool) -> Self {
-        Queue { driver, is_half, work: RefCell::default(), free: Arc::default() }
+        Queue { driver, is_half, work: Mutex::default(), kept: Arc::default() }
     }
 
     /// A buffer with these bytes.
@@ -326,7 +364,7 @@ impl Queue {
             view.slice(..bytes.len()).copy_from_slice(bytes);
         }
         buffer.unmap();
-        Buffer { place: Arc::new(Place { buffer, free: None }), len, is_between: false }
+        Buffer { place: Arc::new(Place { buffer, kept: None }), len, is_between: false }
     }
 
     fn words(&self, bytes: &[u8], per_word: usize, scales: Option<&[f32]>) -> Words {
@@ -350,8 +388,8 @@ impl Queue {
 
     /// A buffer for values between kernels.
     fn empty(&self, len: usize) -> Buffer {
-        let (size, reads) = (self.bytes(len), self.work.borrow().reads);
-        let mut free = lock(&self.free);
+        let size = self.bytes(len);
+        let Kept { free, reads, .. } = &mut *lock(&self.kept);
         // Not one of more than twice the size, which a longer text may need.
         let fits = |Free(buffer, _): &Free| (size..=size.max(1 << 16).saturating_mul(2)).contains(&buffer.size());
         let fitting = free.iter().enumerate().filter(|(_, free)| fits(free)).min_by_key(|(_, free)| free.0.size());
@@ -369,13 +407,13 @@ impl Queue {
                 })
             }
         };
-        Buffer { place: Arc::new(Place { buffer, free: Some((self.free.clone(), reads)) }), len, is_between: true }
+        Buffer { place: Arc::new(Place { buffer, kept: Some((self.kept.clone(), *reads)) }), len, is_between: true }
     }
 
     /// Records a kernel over so many workgroups.
     fn record(&self, kernel: Kernel, arguments: &[u32], buffers: &[&Buffer], groups: [usize; 3]) {
         let Driver { device, queue, .. } = &*self.driver;
-        let work = &mut *self.work.borrow_mut();
+        let work = &mut *lock(&self.work);
         let slots = work.slots.get_or_insert_with(|| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
@@ -422,65 +460,64 @@ impl Queue {
 
     /// Leaves out what was recorded and not sent.
     pub(crate) fn forget(&self) {
-        let work = &mut *self.work.borrow_mut();
+        let work = &mut *lock(&self.work);
         work.recorded = None;
         work.arguments.clear();
     }
 
-    /// Waits for these values, in parts of these lengths.
+    /// Sends what was recorded; these values come back in parts of these lengths.
     ///
     /// # Errors
-    /// As [`Driver::check`].
+    /// As [`Driver::check`], here and later.
     ///
     /// # Panics
     /// If they are no values between kernels.
-    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn read(&self, values: &Buffer, parts: impl Iterator<Item = usize>) -> Result<Answer> {
         assert!(values.is_between);
         let Driver { device, queue, .. } = &*self.driver;
-        let work = &mut *self.work.borrow_mut();
-        let size = self.bytes(values.len);
+        let (size, parts) = (self.bytes(values.len), parts.collect::<Vec<_>>());
         let fits = |staging: &wgpu::Buffer| (size..=size.max(1 << 20).saturating_mul(4)).contains(&staging.size());
-        let staging = match work.staging.take().filter(fits) {
-            Some(staging) => staging,
-            None => device.create_buffer(&wgpu::BufferDescriptor {
+        let staging = lock(&self.kept).staging.take().filter(fits).unwrap_or_else(|| {
+            device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
                 size,
                 usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
                 mapped_at_creation: false,
-            }),
+            })
+        });
+        let sent = {
+            let work = &mut *lock(&self.work);
+            work.recorded(device);
+            work.send(queue, Some((&values.place.buffer, &staging, size)))
         };
-        work.recorded(device);
-        let sent = work.send(queue, Some((&values.place.buffer, &staging, size)));
         self.driver.check()?;
-        let failed = |why: &dyn std::fmt::Display| Error::internal(format!("its answer cannot be read: {why}"));
-        let (mapped, is_mapped) = std::sync::mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, ..size, move |result| drop(mapped.send(result)));
-        if let Some(sent) = sent {
-            self.driver.wait(sent)?;
-        }
-        // Another model's thread may be the one that is about to tell.
-        is_mapped.recv_timeout(PATIENCE).map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        let outputs = {
-            let view = staging.get_mapped_range(..size).map_err(|e| failed(&e))?;
-            let mut rest: &[u8] = &view;
-            let size = if self.is_half { 2 } else { 4 };
-            let part = |len: usize| {
-                let these = rest.split_off(..(len * size).min(rest.len())).unwrap_or_default();
-                if !self.is_half {
-                    return bytemuck::pod_collect_to_vec(these);
-                }
-                let halves: Vec<f16> = bytemuck::pod_collect_to_vec(these);
-                let mut values = vec![0.0; halves.len()];
-                halves.convert_to_f32_slice(&mut values);
-                values
+        let (driver, kept, is_half) = (self.driver.clone(), self.kept.clone(), self.is_half);
+        Ok(Box::pin(async move {
+            let failed = |why: &dyn std::fmt::Display| Error::internal(format!("its answer cannot be read: {why}"));
+            driver.map(&staging, size, sent).await?.map_err(|e| failed(&e))?;
+            let outputs = {
+                let view = staging.get_mapped_range(..size).map_err(|e| failed(&e))?;
+                let mut rest: &[u8] = &view;
+                let part = |len: usize| {
+                    let size = if is_half { 2 } else { 4 };
+                    let these = rest.split_off(..(len * size).min(rest.len())).unwrap_or_default();
+                    if !is_half {
+                        return bytemuck::pod_collect_to_vec(these);
+                    }
+                    let halves: Vec<f16> = bytemuck::pod_collect_to_vec(these);
+                    let mut values = vec![0.0; halves.len()];
+                    halves.convert_to_f32_slice(&mut values);
+                    values
+                };
+                parts.into_iter().map(part).collect()
             };
-            parts.map(part).collect()
-        };
-        staging.unmap();
-        work.staging = Some(staging);
-        work.reads += 1;
-        lock(&self.free).retain(|Free(_, reads)| reads + KEPT >= work.reads);
-        Ok(outputs)
+            staging.unmap();
+            let Kept { free, staging: kept, reads } = &mut *lock(&kept);
+            *kept = Some(staging);
+            *reads += 1;
+            free.retain(|Free(_, used)| used + KEPT >= *reads);
+            Ok(outputs)
+        }))
     }
 
     fn kernel(&self, entry: &'static str) -> Kernel {

@@ -2,6 +2,7 @@
 //!
 //! As [`packed`](super::packed) is for a processor; `on_gpu/tests.rs` holds it to [`Model`](super::Model).
 
+use std::future::ready;
 use std::sync::Arc;
 
 use super::Output;
@@ -10,7 +11,7 @@ use super::weights::{SideBySide, Values, WeightSource, take_positions};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::kernels::gpu::{Buffer, Driver, Linear, Queue, Table};
-use crate::kernels::{Activation, Matrix};
+use crate::kernels::{Activation, Answer, Matrix};
 
 /// How weights and values are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,13 +142,13 @@ impl GpuModel {
         Ok(GpuModel { config: config.clone(), word_embeddings, positions, norm, project, layers, head, queue })
     }
 
-    /// What is wanted of each sequence. `check` may end the computation between layers.
+    /// What is wanted of each sequence, sent to be computed. `check` may end that between layers.
     pub(crate) fn outputs(
         &self,
         batch: &Batch,
         output: Output,
         check: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Vec<Vec<f32>>> {
+    ) -> Result<Answer> {
         let head = match (output, &self.head) {
             (Output::States, _) => None,
             (Output::Logits, Some(head)) => Some(head),
@@ -155,7 +156,7 @@ impl GpuModel {
         };
         let lengths = batch.lengths();
         if lengths.iter().all(|&n| n == 0) {
-            return Ok(vec![Vec::new(); lengths.len()]);
+            return Ok(Box::pin(ready(Ok(vec![Vec::new(); lengths.len()]))));
         }
         let x = self.hidden_states(batch, check).inspect_err(|_| self.queue.forget())?;
         let read = |values: &Buffer, width: usize, rows: fn(&usize) -> usize| {

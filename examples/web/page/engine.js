@@ -1,11 +1,14 @@
 // Who opens bundles and reads notes: one Worker at a time.
 //
-// A Worker that computes hears nothing, and memory to share with it is given to pages alone whose server asks for that. So a call that is
-// overtaken gets a moment to end, which is enough for all but long notes, and then its Worker is ended and another opened: that takes a tenth
-// of a second, since module and bundle are at hand. A Worker whose module trapped is replaced in the same way.
+// A Worker that computes on the processor hears nothing, and memory to share with it is given to pages alone whose server asks for that. So a
+// call that is overtaken gets a moment to end, which is enough for all but long notes, and then its Worker is ended and another opened: that
+// takes a tenth of a second, since module and bundle are at hand. A Worker whose module trapped is replaced in the same way. One that waits
+// for a GPU hears that it is to stop, and is given longer, as a GPU proves itself whenever it is opened.
 
-/** Milliseconds that an overtaken call may go on after the last key. */
-const GRACE = 150;
+/** Milliseconds that an overtaken call may go on after the last key, by the processor and by a GPU. */
+const [GRACE, GPU_GRACE] = [150, 3000];
+/** Milliseconds without a word after which a GPU counts as hung. */
+const PATIENCE = 60_000;
 
 /** The module trapped. */
 export class Stopped extends Error {}
@@ -13,11 +16,15 @@ export class Stopped extends Error {}
 /** A Worker with a bundle open, which reads one note after another. */
 class Reader {
   #worker = new Worker("worker.js", { type: "module" });
+  #isGpu;
   #pending;
+  #hung;
 
-  constructor() {
+  constructor(isGpu) {
+    this.#isGpu = isGpu;
     this.#worker.onmessage = ({ data }) => {
       const { resolve, reject, found } = this.#pending;
+      this.#watch(Boolean(data.entities));
       if (data.entities) found(data.entities);
       else if (data.stopped) reject(new Stopped());
       else if (data.failed) reject(new Error(data.failed));
@@ -26,12 +33,13 @@ class Reader {
     this.#worker.onerror = (event) => {
       // Its message may quote what was being done.
       event.preventDefault();
+      this.#watch(false);
       this.#pending.reject(new Stopped());
     };
   }
 
   static async open(source, prove) {
-    const reader = new Reader();
+    const reader = new Reader(source.isGpu);
     try {
       reader.about = await reader.#ask({ open: source, prove });
       return reader;
@@ -45,7 +53,14 @@ class Reader {
     return this.#ask({ note }, found);
   }
 
+  /** Asks for an early end of what is read, and gives the milliseconds that it may take. */
+  stop() {
+    this.#worker.postMessage({ stop: true });
+    return this.#isGpu ? GPU_GRACE : GRACE;
+  }
+
   close() {
+    this.#watch(false);
     this.#worker.terminate();
     this.#pending.reject(new Error("closed"));
   }
@@ -53,8 +68,14 @@ class Reader {
   #ask(message, found) {
     return new Promise((resolve, reject) => {
       this.#pending = { resolve, reject, found };
+      this.#watch(true);
       this.#worker.postMessage(message);
     });
+  }
+
+  #watch(isOn) {
+    clearTimeout(this.#hung);
+    if (isOn && this.#isGpu) this.#hung = setTimeout(() => this.#pending.reject(new Error("it did not answer in time.")), PATIENCE);
   }
 }
 
@@ -67,7 +88,8 @@ export class Engine {
 
   /**
    * Opens a bundle in place of the one that is open, which stays if this fails.
-   * @param {{glue: string, module: WebAssembly.Module, bundle: ArrayBuffer}} source glue is the URL of the module's JavaScript
+   * @param {{glue: string, module: WebAssembly.Module, bundle: ArrayBuffer, isGpu: boolean, software: boolean}} source glue is the URL
+   *   of the module's JavaScript; software may be in a GPU's place
    * @returns what Model.about gives, or null where a later bundle was opened meanwhile; an Error says what is wrong with the bundle
    */
   async open(source) {
@@ -93,17 +115,19 @@ export class Engine {
     const isOvertaken = () => turn !== this.#turn;
     const running = this.#running;
     if (running) {
-      await Promise.race([running, new Promise((resolve) => setTimeout(resolve, GRACE))]);
+      const grace = running.reader.stop();
+      await Promise.race([running.ended, new Promise((resolve) => setTimeout(resolve, grace))]);
       if (isOvertaken()) return null;
       if (this.#running === running) this.#replace();
     }
     const reader = await this.#opened();
     if (isOvertaken()) return null;
     const answer = reader.read(note, (entities) => isOvertaken() || found(entities));
-    const ended = answer.catch((error) => error instanceof Stopped && this.#replace()).then(() => {
-      if (this.#running === ended) this.#running = undefined;
+    const now = { reader };
+    now.ended = answer.catch((error) => error instanceof Stopped && this.#replace()).then(() => {
+      if (this.#running === now) this.#running = undefined;
     });
-    this.#running = ended;
+    this.#running = now;
     try {
       const milliseconds = await answer;
       return isOvertaken() ? null : milliseconds;

@@ -2,8 +2,12 @@ import { Engine, Stopped } from "./engine.js";
 import { MarkedNote } from "./marked.js";
 import sizes from "./sizes.js";
 
-/** What the page brings, made by scripts/web.sh; the first bundle is a file of the repository's models/, the second its card. */
-const [GLUE, MODULE, BUNDLE, CARD] = ["./ampoule.js", "ampoule.wasm", "clinical-en.int8.safetensors", "clinical-en.md"];
+/** What the page brings, made by scripts/web.sh; the bundle is a file of the repository's models/, with its card. */
+const [BUNDLE, CARD] = ["clinical-en.int8.safetensors", "clinical-en.md"];
+/** A module for each device, and its JavaScript; the GPU's are fetched when it is chosen. */
+const MODULES = { cpu: ["./ampoule.js", "ampoule.wasm"], gpu: ["./ampoule_webgpu.js", "ampoule_webgpu.wasm"] };
+/** With `?software` in the page's address, a processor may stand in for a GPU, which is slower than the one by itself. */
+const SOFTWARE = new URLSearchParams(location.search).has("software");
 const EXAMPLE = "Started on lisinopril 10 mg for hypertension; developed angioedema two days later. Lisinopril was stopped, and "
   + "methylprednisolone and diphenhydramine were given. History of type 2 diabetes treated with metformin, and of chronic kidney disease. "
   + "No fever or rash.";
@@ -13,7 +17,10 @@ const [STALE, QUIET] = [100, 700];
 const at = (id) => document.getElementById(id);
 const engine = new Engine();
 const marked = new MarkedNote(at("marked"));
+const modules = {};
 let own;
+/** What is open: its name, its bytes, and the device, `cpu` or `gpu`. */
+let open;
 let labels;
 let stale;
 let announcing;
@@ -50,6 +57,7 @@ async function read() {
     complain("");
     tell(note, milliseconds);
   } catch (error) {
+    if (open.device === "gpu") return fallBack(error);
     show();
     count();
     at("facts").textContent = "";
@@ -79,19 +87,29 @@ function tell(note, milliseconds) {
   const all = [...marked.counts.values()].reduce((sum, n) => sum + n, 0);
   const time = milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds).toLocaleString("en");
   const found = `${all.toLocaleString("en")} ${all === 1 ? "entity" : "entities"}`;
-  at("facts").textContent = note ? `${found} in ${time} ms` : "";
+  at("facts").textContent = note ? `${found} in ${time} ms by the ${open.device === "gpu" ? "GPU" : "processor"}` : "";
   const each = [...marked.counts].map(([label, n]) => `${label} ${n}`).join(", ");
   announcing = setTimeout(() => {
     at("announcement").textContent = note ? `${found}: ${each}.` : "";
   }, QUIET);
 }
 
-async function use(source, name) {
-  const about = await engine.open(source);
-  if (!about) return;
+/** What is told of the device, at its switch. */
+function tellDevice(message) {
+  at("device").textContent = message;
+}
+
+/** @returns whether it is what is open now; a later one may have overtaken it */
+async function use(wanted) {
+  const { name, bytes, device: kind } = wanted;
+  const [glue] = MODULES[kind];
+  const about = await engine.open({ glue, module: modules[kind], bundle: bytes, isGpu: kind === "gpu", software: SOFTWARE });
+  if (!about) return false;
+  open = wanted;
   labels = about.labels;
+  at(kind).checked = true;
   at("bundle-name").textContent = name;
-  at("default").hidden = source === own.source;
+  at("default").hidden = bytes === own.bytes;
   const { bundle, report, kernels, self_check: check } = about;
   const { device } = report;
   const facts = {
@@ -103,9 +121,9 @@ async function use(source, name) {
     "Producer": bundle.producer,
     "Licence": bundle.licence,
     "SHA-256": `${bundle.sha256}, checked`,
-    "Computed by": `${device.name}, ${device.threads === 1 ? "one thread" : `${device.threads} threads`}: ${device.reason}`,
-    "Self-check": `passed: ${kernels.join(" and ")} compute the same on this device`
-      + (check ? `, and the model answers its ${check.cases} golden cases` : ""),
+    "Computed by": kind === "gpu" ? `${about.gpu}, in ${report.gpu.precision}`
+      : `${device.name}, ${device.threads === 1 ? "one thread" : `${device.threads} threads`}: ${device.reason}`,
+    "Self-check": tellCheck(kernels, check),
     "Version": `Ampoule ${about.version}`,
   };
   at("about").replaceChildren(...Object.entries(facts).flatMap(([term, fact]) => {
@@ -113,12 +131,22 @@ async function use(source, name) {
     [dt.textContent, dd.textContent] = [term, fact];
     return [dt, dd];
   }));
-  const card = source === own.source ? own.card : (bundle.card ?? "");
+  const card = bytes === own.bytes ? own.card : (bundle.card ?? "");
   at("card").textContent = card;
   at("card").hidden = !card;
   at("limits").textContent = card.split("\n## ").find((part) => part.startsWith("What it must not be used for"))
     ?.split("\n").slice(1).join(" ").trim() ?? "The bundle does not say.";
   await read();
+  return true;
+}
+
+function tellCheck(kernels, check) {
+  const same = kernels.length > 0 ? [`${kernels.join(" and ")} compute the same on this device`] : [];
+  const near = (x) => x.toExponential(0);
+  const golden = check ? [`the model answers its ${check.cases} golden cases, within ${near(check.largest_difference)} of their values `
+    + `(${near(check.allowed)} is allowed)`] : [];
+  const all = [...same, ...golden];
+  return all.length > 0 ? `passed: ${all.join(", and ")}` : "the bundle has no golden cases, so that nothing was proved";
 }
 
 /** The files, with the progress of all of them. */
@@ -126,7 +154,9 @@ async function load(names) {
   const sum = names.reduce((bytes, name) => bytes + sizes[name], 0);
   let loaded = 0;
   return Promise.all(names.map(async (name) => {
-    const response = await fetch(name);
+    const response = await fetch(name).catch(() => {
+      throw new Error(`${name} could not be fetched; try again when this device is online.`);
+    });
     if (!response.ok) throw new Error(`${name}: the server answers ${response.status}.`);
     const bytes = new Uint8Array(sizes[name]);
     let end = 0;
@@ -161,10 +191,10 @@ async function keepForOffline() {
 async function start() {
   try {
     if (!String.prototype.toWellFormed) throw new WebAssembly.CompileError();
-    const [module, bundle, card] = await load([MODULE, BUNDLE, CARD]);
-    const source = { glue: GLUE, module: await WebAssembly.compile(module), bundle };
-    own = { source, card: new TextDecoder().decode(card) };
-    await use(source, BUNDLE);
+    const [module, bytes, card] = await load([MODULES.cpu[1], BUNDLE, CARD]);
+    modules.cpu = await WebAssembly.compile(module);
+    own = { name: BUNDLE, bytes, card: new TextDecoder().decode(card) };
+    await use({ name: BUNDLE, bytes, device: "cpu" });
   } catch (error) {
     complain(error instanceof WebAssembly.CompileError
       ? "This browser is too old: it needs Chrome 111, Firefox 119, Safari 16.4, or later."
@@ -176,10 +206,10 @@ async function start() {
   at("note").addEventListener("input", read);
   at("example").addEventListener("click", () => type(EXAMPLE));
   at("clear").addEventListener("click", () => type(""));
-  const choose = async (name, source) => {
+  const choose = async (name, read) => {
     complain("");
     try {
-      await use(await source(), name);
+      await use({ name, bytes: await read(), device: open.device });
     } catch (error) {
       at("bundle").value = "";
       complain(`${name} was not opened: ${reason(error)}`);
@@ -187,14 +217,52 @@ async function start() {
   };
   at("default").addEventListener("click", () => {
     at("bundle").value = "";
-    choose(BUNDLE, () => own.source);
+    choose(BUNDLE, () => own.bytes);
   });
   at("bundle").addEventListener("change", () => {
     const [file] = at("bundle").files;
-    if (file) choose(file.name, async () => ({ ...own.source, bundle: await file.arrayBuffer() }));
+    if (file) choose(file.name, () => file.arrayBuffer());
   });
+  at("cpu").addEventListener("change", () => {
+    tellDevice("");
+    use({ ...open, device: "cpu" });
+  });
+  at("gpu").addEventListener("change", openGpu);
   for (const control of document.querySelectorAll(":disabled")) control.disabled = false;
+  if (!navigator.gpu) {
+    at("gpu").disabled = true;
+    tellDevice("This browser has no WebGPU.");
+  }
   keepForOffline();
+}
+
+/** The processor reads what the GPU could not. */
+async function fallBack(error) {
+  tellDevice(`The GPU failed, and the processor reads on: ${reason(error)}`);
+  try {
+    await use({ ...open, device: "cpu" });
+  } catch (worse) {
+    complain(`The note was not read: ${reason(worse)}`);
+  }
+}
+
+/** Until the GPU has proved itself, the processor reads on. */
+async function openGpu() {
+  tellDevice("Opening the GPU; the processor reads meanwhile.");
+  try {
+    if (!modules.gpu) {
+      at("loaded").textContent = "Loading the module for the GPU";
+      at("loading").hidden = false;
+      const [module] = await load([MODULES.gpu[1]]);
+      modules.gpu = await WebAssembly.compile(module);
+    }
+    if (await use({ ...open, device: "gpu" })) tellDevice("");
+  } catch (error) {
+    at(open.device).checked = true;
+    tellDevice(`The GPU is not used: ${reason(error)}`);
+  } finally {
+    at("loading").hidden = true;
+  }
 }
 
 function type(text) {

@@ -1,5 +1,5 @@
-// Keeps the page's files, all of one version, and answers with them from then on. scripts/web.sh puts VERSION, POLICY and FILES (names and
-// digests) before this.
+// Keeps the page's files, all of one version, and answers with them from then on. scripts/web.sh puts VERSION, POLICY, FILES (names and
+// digests) and LATER (names of those that are kept once they are asked for) before this.
 
 // Caches are the whole host's, on which another page may be of another version.
 const OURS = `ampoule-${self.registration.scope}-`;
@@ -30,7 +30,8 @@ self.addEventListener("install", (event) => {
     await caches.delete(KEPT);
     throw error;
   };
-  event.waitUntil(Promise.all(Object.keys(FILES).map(keep)).catch(forget));
+  const now = Object.keys(FILES).filter((name) => !LATER.includes(name));
+  event.waitUntil(Promise.all(now.map(keep)).catch(forget));
 });
 
 self.addEventListener("activate", (event) => {
@@ -48,6 +49,10 @@ self.addEventListener("fetch", (event) => {
   if (request.method !== "GET" || !request.url.startsWith(scope)) return;
   const name = request.url.slice(scope.length).replace(/[?#].*/, "") || "index.html";
   if (!Object.hasOwn(FILES, name)) return;
-  const answer = async () => (await (await caches.open(KEPT)).match(name)) ?? fetch(request);
+  const answer = async () => {
+    const cache = await caches.open(KEPT);
+    if (LATER.includes(name) && !(await cache.match(name))) await keep(name);
+    return (await cache.match(name)) ?? fetch(request);
+  };
   event.respondWith(answer());
 });

@@ -1,11 +1,18 @@
 //! Devices that fail in every way that is known of phones', each a real model that one thing is done to.
 
+use std::future::ready;
 use std::sync::Barrier;
+use std::sync::atomic::AtomicU32;
 
 use burn::tensor::Device as BurnDevice;
 
+use super::super::demand::width;
+use super::super::proven::{Compute, LENGTHS, meaningless};
 use super::*;
-use crate::model::{HostTensor, Model, Task, Weights};
+use crate::bundle::Golden;
+use crate::kernels::Answer;
+use crate::model::{HostTensor, Model, ModelConfig, Task, Weights};
+use crate::options::Instant;
 
 /// What goes wrong with a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,27 +59,35 @@ fn weights(config: &ModelConfig) -> Weights {
     Weights(config.tensors().into_iter().map(tensor).collect())
 }
 
+/// What a device gives of a batch.
+fn computed(compute: &Compute, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+    block_on(compute(batch, Output::Logits, &mut || Ok(()))?)
+}
+
 /// What the model answers, on the processor.
 fn right(config: &ModelConfig) -> Box<Compute> {
     let device = BurnDevice::flex();
     let model = Model::load(config, &mut weights(config), &device).unwrap();
-    Box::new(move |batch, output, check| crate::opened::composed(&model, &device, batch, output, check))
+    Box::new(move |batch, output, check| {
+        let outputs = crate::opened::composed(&model, &device, batch, output, check);
+        outputs.map(|outputs| -> Answer { Box::pin(ready(Ok(outputs))) })
+    })
 }
 
 fn golden(config: &ModelConfig) -> Golden {
     let mut golden = Golden::unanswered(config, crate::bundle::Precision::F32);
-    let mut right = right(config);
+    let right = right(config);
     for case in &mut golden.cases {
         let batch = Batch::new(&[&case.ids], config.pad_token_id);
-        case.floats = right(&batch, Output::Logits, &mut || Ok(())).unwrap().remove(0);
+        case.floats = computed(&right, &batch).unwrap().remove(0);
     }
     golden
 }
 
 fn faulty(config: &ModelConfig, fault: Fault) -> Box<Compute> {
-    let (mut right, mut calls) = (right(config), 0);
+    let (right, calls) = (right(config), AtomicU32::new(0));
     Box::new(move |batch, output, check| {
-        calls += 1;
+        let calls = calls.fetch_add(1, Ordering::Relaxed) + 1;
         match fault {
             Fault::Panic(from) if calls >= from => panic!("a driver's words"),
             Fault::Lost(from) if calls >= from => return Err(Error::internal("device lost")),
@@ -80,7 +95,7 @@ fn faulty(config: &ModelConfig, fault: Fault) -> Box<Compute> {
             Fault::Hang(from) if calls >= from => std::thread::sleep(Duration::from_secs(10)),
             _ => {}
         }
-        let mut outputs = right(batch, output, check)?;
+        let mut outputs = block_on(right(batch, output, check)?)?;
         let mut change = |f: fn(usize, f32) -> f32| {
             outputs.iter_mut().for_each(|values| values.iter_mut().enumerate().for_each(|(i, x)| *x = f(i, *x)));
         };
@@ -94,7 +109,7 @@ fn faulty(config: &ModelConfig, fault: Fault) -> Box<Compute> {
             Fault::Lane => change(|i, x| if i == 5 { -x } else { x }),
             _ => {}
         }
-        Ok(outputs)
+        Ok(Box::pin(ready(Ok(outputs))))
     })
 }
 
@@ -142,7 +157,7 @@ fn text(tokens: usize) -> Batch {
 }
 
 fn expected(tokens: usize) -> Vec<Vec<f32>> {
-    right(&config())(&text(tokens), Output::Logits, &mut || Ok(())).unwrap()
+    computed(&right(&config()), &text(tokens)).unwrap()
 }
 
 fn near(found: &[Vec<f32>], expected: &[Vec<f32>]) {
@@ -159,7 +174,7 @@ fn a_sound_device_answers_any_shape_and_says_so() {
     }
     let three = Batch::new(&[vec![1u32, 2, 3], vec![4], vec![5, 6]], 0);
     let found = gpu.outputs(&three, Output::Logits, &Limit::NONE).unwrap();
-    near(&found, &right(&config())(&three, Output::Logits, &mut || Ok(())).unwrap());
+    near(&found, &computed(&right(&config()), &three).unwrap());
     let report = gpu.report();
     // Of seven batches, the fourth brought a proof.
     assert_eq!((report.state, report.unverified_batches, &report.reason), (GpuState::Ready, 3, &None));
@@ -298,7 +313,7 @@ fn threads_end_with_their_models() {
     for _ in 0..20 {
         let (held, config) = (load.clone(), config());
         let load = move || -> Result<Box<Compute>> {
-            let mut compute = faulty(&config, Fault::None);
+            let compute = faulty(&config, Fault::None);
             Ok(Box::new(move |batch, output, check| {
                 let _held = &held;
                 compute(batch, output, check)
@@ -319,13 +334,13 @@ fn a_batch_is_computed_in_parts_that_fit_a_buffer() {
     let sequences: Vec<Vec<u32>> =
         (0..21).map(|i| (0..5 + i % 12).map(|j| ((i * 7 + j) % 60) as u32).collect()).collect();
     let batch = Batch::new(&sequences, config.pad_token_id);
-    let whole = right(&config)(&batch, Output::Logits, &mut || Ok(())).unwrap();
+    let whole = computed(&right(&config), &batch).unwrap();
     // Bytes of so many sequences of 16 tokens.
     for rows in [1, 2, 3, 8, 13, 100] {
         let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let (seen, config_of) = (most.clone(), config.clone());
         let watched: Box<Load> = Box::new(move || {
-            let mut compute = right(&config_of);
+            let compute = right(&config_of);
             Ok(Box::new(move |batch: &Batch, output, check: &mut dyn FnMut() -> Result<()>| {
                 seen.fetch_max(batch.dims()[0], Ordering::Relaxed);
                 compute(batch, output, check)
@@ -389,35 +404,12 @@ fn a_model_that_is_closed_leaves_its_device_clean_and_in_use() {
     }
 }
 
-#[test]
-fn what_a_gpu_cannot_hold_is_refused_with_what_to_try() {
-    let config = config();
-    let demand = Demand::of(&config, &|_| 4, 1024, 200);
-    let all = GpuLimits::default();
-    demand.check(all).unwrap();
-    // Queries, keys and values of 200 tokens.
-    assert_eq!(demand.window, 4 * 200 * 3 * 32);
-    let weights = config.tensors().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum::<u64>();
-    assert_eq!(demand.weights, weights);
-    for (limits, told) in [
-        (GpuLimits { buffer_bytes: demand.window - 1, ..all }, "a smaller `max_window_tokens`"),
-        (GpuLimits { buffer_bytes: 4 * 200 * 32 - 1, ..all }, "embeddings.position_embeddings.weight has 25600 bytes"),
-        (GpuLimits { memory_bytes: weights, ..all }, "fewer `max_batch_tokens`"),
-    ] {
-        let error = demand.check(limits).unwrap_err();
-        assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains(told), "{error}");
-    }
-    demand
-        .check(GpuLimits { buffer_bytes: demand.window, memory_bytes: weights + VALUES * demand.batch, ..all })
-        .unwrap();
-}
-
 /// As one whose process was stopped for longer than its patience.
 #[test]
 fn a_device_that_is_late_when_it_is_first_looked_at_is_not_lost() {
     let config_of = config();
     let slow: Box<Load> = Box::new(move || {
-        let mut compute = right(&config_of);
+        let compute = right(&config_of);
         Ok(Box::new(move |batch: &Batch, output, check: &mut dyn FnMut() -> Result<()>| {
             std::thread::sleep(Duration::from_millis(150));
             compute(batch, output, check)

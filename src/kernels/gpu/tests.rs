@@ -1,5 +1,7 @@
 //! Each kernel against plain loops, at sizes that fill no workgroup, no four and no word. Where there is no adapter, nothing runs.
 
+use pollster::block_on;
+
 use super::*;
 use crate::gpu::{GpuLimits, Wanted, open};
 use crate::kernels::{STEP, mix};
@@ -27,7 +29,7 @@ fn sent(queue: &Queue, values: &[f32], width: usize) -> Buffer {
 }
 
 fn read(queue: &Queue, buffer: &Buffer) -> Vec<f32> {
-    queue.read(buffer, std::iter::once(buffer.len)).unwrap().remove(0)
+    block_on(queue.read(buffer, std::iter::once(buffer.len)).unwrap()).unwrap().remove(0)
 }
 
 fn near(found: &[f32], expected: &[f64], what: &str) {

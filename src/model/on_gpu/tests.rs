@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
+use pollster::block_on;
 
 use super::*;
 use crate::Checkpoint;
@@ -98,6 +99,15 @@ fn largest(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, x| if x > most || x.is_nan() { x } else { most })
 }
 
+fn computed(
+    model: &GpuModel,
+    batch: &Batch,
+    output: Output,
+    check: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Vec<f32>>> {
+    block_on(model.outputs(batch, output, check)?)
+}
+
 #[test]
 fn every_architecture_and_precision_is_the_composed_model() {
     let Some(driver) = driver() else { return };
@@ -106,7 +116,7 @@ fn every_architecture_and_precision_is_the_composed_model() {
         let output = if config.task == Task::Encoder { Output::States } else { Output::Logits };
         let found = |source: &mut dyn WeightSource, format| {
             let model = GpuModel::load(&config, source, format, driver.clone()).unwrap();
-            model.outputs(&batch, output, &mut || Ok(())).unwrap()
+            computed(&model, &batch, output, &mut || Ok(())).unwrap()
         };
         let expected = composed(&config, &mut weights.clone(), &batch, output);
         let floats = largest(&found(&mut weights.clone(), FLOATS), &expected);
@@ -136,7 +146,7 @@ fn neither_batch_nor_parts_of_a_table_change_a_bit() {
         let states = |batch: &Batch, most_bytes| {
             let format = GpuFormat { most_bytes, ..FLOATS };
             let model = GpuModel::load(&config, &mut Quantized(weights.clone()), format, driver.clone()).unwrap();
-            model.outputs(batch, Output::States, &mut || Ok(())).unwrap()
+            computed(&model, batch, Output::States, &mut || Ok(())).unwrap()
         };
         let whole = states(&batch, u64::MAX);
         let row = config.embedding_size.next_multiple_of(4) as u64;
@@ -154,16 +164,16 @@ fn a_call_may_be_ended_between_layers() {
     let Some(driver) = driver() else { return };
     let (_, Checkpoint { config, mut weights, .. }) = checkpoints().next().unwrap();
     let model = GpuModel::load(&config, &mut weights, FLOATS, driver).unwrap();
-    let whole = model.outputs(&batch(&config), Output::States, &mut || Ok(())).unwrap();
+    let whole = computed(&model, &batch(&config), Output::States, &mut || Ok(())).unwrap();
     let mut left = 1;
-    let error = model.outputs(&batch(&config), Output::States, &mut || {
+    let error = computed(&model, &batch(&config), Output::States, &mut || {
         left -= 1;
         if left < 0 { Err(Error::new(crate::ErrorKind::Cancelled, "enough")) } else { Ok(()) }
     });
     assert_eq!(error.unwrap_err().kind(), crate::ErrorKind::Cancelled);
-    assert!(model.outputs(&batch(&config), Output::States, &mut || Ok(())).unwrap() == whole);
-    let error = model.outputs(&batch(&config), Output::Logits, &mut || Ok(())).unwrap_err();
+    assert!(computed(&model, &batch(&config), Output::States, &mut || Ok(())).unwrap() == whole);
+    let error = computed(&model, &batch(&config), Output::Logits, &mut || Ok(())).unwrap_err();
     assert_eq!(error.kind(), crate::ErrorKind::Incompatible);
-    let nothing = model.outputs(&Batch::new::<&[u32]>(&[&[], &[]], 0), Output::States, &mut || Ok(())).unwrap();
+    let nothing = computed(&model, &Batch::new::<&[u32]>(&[&[], &[]], 0), Output::States, &mut || Ok(())).unwrap();
     assert_eq!(nothing, [Vec::<f32>::new(), Vec::new()]);
 }
