@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::bundle::Bundle;
 use crate::device::DeviceReport;
 use crate::error::{Error, Result};
+use crate::gpu::GpuReport;
 use crate::model::{ModelConfig, Output, Task};
 use crate::opened::{ModelReport, Opened, check_temperature};
-use crate::options::{CancelToken, Limits, Options};
+use crate::options::{CancelToken, Computed, Limits, Options};
 use crate::self_check::SelfCheck;
 use crate::text::Tokenizer;
 
@@ -115,6 +116,20 @@ impl Classifier {
         self.opened.self_check(&self.limits.begin())
     }
 
+    /// What calls of this value and its clones computed, and where: each result's device, where each call has a [limited](Self::limited) one.
+    pub fn computed(&self) -> Computed {
+        self.limits.computed()
+    }
+
+    /// Waits until the GPU has come further in its warm-up than `done` of [`GpuReport::warm_up`], is ready, or has failed, and says how it
+    /// stands; none where there is none. An app that shows progress calls it again with what it got, and one that does not with [`usize::MAX`].
+    ///
+    /// # Errors
+    /// [`Cancelled`](crate::ErrorKind::Cancelled) when the token of the options was cancelled or the deadline passed.
+    pub fn wait_for_gpu(&self, done: usize) -> Result<Option<GpuReport>> {
+        self.opened.wait_for_gpu(done, &self.limits.begin())
+    }
+
     /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs.
     pub fn trim(&self) {
         self.opened.trim();
@@ -123,7 +138,7 @@ impl Classifier {
     /// The same model, shared, whose calls end by `cancel` and `deadline` in place of those of its options: so each call can have a token
     /// of its own.
     pub fn limited(&self, cancel: Option<CancelToken>, deadline: Option<Duration>) -> Self {
-        Classifier { limits: Limits { cancel, deadline }, ..self.clone() }
+        Classifier { limits: Limits::new(cancel, deadline), ..self.clone() }
     }
 
     /// Every label's probability, the likeliest first.

@@ -77,6 +77,8 @@ pub struct GpuReport {
     pub state: GpuState,
     /// Why it failed, or what was not proved.
     pub reason: Option<String>,
+    /// How far its warm-up has come.
+    pub warm_up: WarmUp,
     /// How near it came to the golden cases when it was opened; none before, and where the model has none.
     pub self_check: Option<SelfCheck>,
     /// How long texts took at warm-up, where [`Device::GpuOrCpu`](crate::Device::GpuOrCpu) chooses by them.
@@ -88,6 +90,17 @@ pub struct GpuReport {
     pub computed_tokens: u64,
     /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
     pub unverified_batches: u64,
+}
+
+/// Batches that a GPU computes before it is ready, those that prove it and those that are timed; the first compiles its kernels, and takes the
+/// longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WarmUp {
+    /// Those that it has computed.
+    pub done: usize,
+    /// All.
+    pub of: usize,
 }
 
 /// How long one text of so many tokens took, special tokens counted.

@@ -228,22 +228,35 @@ impl Computes {
 
     /// What is wanted of each sequence. Runs where it is called, within [`Engine::install`].
     fn outputs(&self, batch: &Batch, output: Output, limit: &Limit) -> Result<Vec<Vec<f32>>> {
-        match self {
-            Computes::Kernels(model) => model.outputs(batch, output, &mut || limit.check()),
+        let (outputs, on_gpu) = match self {
+            Computes::Kernels(model) => (model.outputs(batch, output, &mut || limit.check()), false),
             #[cfg(feature = "backend")]
-            Computes::Burn(model, device) => composed(model, device, batch, output, &mut || limit.check()),
+            Computes::Burn(model, device) => (composed(model, device, batch, output, &mut || limit.check()), false),
             #[cfg(feature = "wgpu")]
-            Computes::Gpu(gpu, None) => gpu.outputs(batch, output, limit),
+            Computes::Gpu(gpu, None) => (gpu.outputs(batch, output, limit), true),
             #[cfg(feature = "wgpu")]
             Computes::Gpu(gpu, Some(cpu)) => {
-                if gpu.takes(batch) {
-                    match gpu.outputs(batch, output, limit) {
-                        Err(error) if error.kind() == ErrorKind::DeviceUnavailable => {}
-                        answered => return answered,
-                    }
+                let answer = gpu.takes(batch).then(|| gpu.outputs(batch, output, limit));
+                let has_failed = |e: &Error| e.kind() == ErrorKind::DeviceUnavailable;
+                match answer.filter(|answer| !answer.as_ref().is_err_and(has_failed)) {
+                    Some(answer) => (answer, true),
+                    None => return cpu.outputs(batch, output, limit),
                 }
-                cpu.outputs(batch, output, limit)
             }
+        };
+        if outputs.is_ok() {
+            limit.count(batch.lengths().iter().sum(), on_gpu);
+        }
+        outputs
+    }
+
+    /// How its GPU stands, once it has come further than `done` or is ready.
+    #[cfg_attr(not(feature = "wgpu"), allow(unused_variables))]
+    fn wait_for_gpu(&self, done: usize, limit: &Limit) -> Result<Option<GpuReport>> {
+        match self {
+            #[cfg(feature = "wgpu")]
+            Computes::Gpu(gpu, _) => gpu.wait_beyond(done, limit).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -510,6 +523,10 @@ impl Opened {
         }
     }
 
+    pub(crate) fn wait_for_gpu(&self, done: usize, limit: &Limit) -> Result<Option<GpuReport>> {
+        self.model.wait_for_gpu(done, limit)
+    }
+
     pub(crate) fn trim(&self) {
         self.model.trim();
     }
@@ -605,7 +622,10 @@ impl Opened {
         for windows in batches {
             let batch = self.batch(&windows);
             let outputs = match &self.model {
-                Computes::Gpu(gpu, _) => gpu.answer(&batch, output, limit).await,
+                Computes::Gpu(gpu, _) => {
+                    let outputs = gpu.answer(&batch, output, limit).await;
+                    outputs.inspect(|_| limit.count(batch.lengths().iter().sum(), true))
+                }
                 model => model.outputs(&batch, output, limit),
             };
             let outputs = self.counted(&batch, outputs)?;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 // Std's panics where a module has no clock but its page's.
 #[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
 pub(crate) use std::time::Instant;
 #[cfg(all(target_family = "wasm", target_os = "unknown"))]
 pub(crate) use web_time::Instant;
+
+use serde::Serialize;
 
 use crate::bundle::Load;
 use crate::device::Device;
@@ -91,7 +93,7 @@ impl Default for Options {
 
 impl Options {
     pub(crate) fn limits(&self) -> Limits {
-        Limits { cancel: self.cancel.clone(), deadline: self.deadline }
+        Limits::new(self.cancel.clone(), self.deadline)
     }
 
     pub(crate) fn min_score_of(&self, label: &str) -> f32 {
@@ -136,17 +138,42 @@ impl CancelToken {
     }
 }
 
-/// What may end a model's calls early.
+/// Tokens that calls computed, special ones counted, by the device that did; windows of one text may be computed by both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Computed {
+    /// On the processor.
+    pub cpu_tokens: u64,
+    /// On the GPU.
+    pub gpu_tokens: u64,
+}
+
+/// Tokens so far, on processor and GPU.
+#[derive(Debug, Default)]
+struct Counts([AtomicU64; 2]);
+
+/// What may end a model's calls early, and what they came to.
 #[derive(Clone)]
 pub(crate) struct Limits {
-    pub(crate) cancel: Option<CancelToken>,
-    pub(crate) deadline: Option<Duration>,
+    cancel: Option<CancelToken>,
+    deadline: Option<Duration>,
+    counts: Arc<Counts>,
 }
 
 impl Limits {
+    pub(crate) fn new(cancel: Option<CancelToken>, deadline: Option<Duration>) -> Self {
+        Limits { cancel, deadline, counts: Arc::default() }
+    }
+
     /// The limit of a call that begins now.
     pub(crate) fn begin(&self) -> Limit {
-        Limit { cancel: self.cancel.clone(), end: self.deadline.and_then(|d| Instant::now().checked_add(d)) }
+        let end = self.deadline.and_then(|d| Instant::now().checked_add(d));
+        Limit { cancel: self.cancel.clone(), end, counts: Some(self.counts.clone()) }
+    }
+
+    pub(crate) fn computed(&self) -> Computed {
+        let [cpu_tokens, gpu_tokens] = self.counts.0.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Computed { cpu_tokens, gpu_tokens }
     }
 }
 
@@ -154,11 +181,19 @@ impl Limits {
 pub(crate) struct Limit {
     cancel: Option<CancelToken>,
     end: Option<Instant>,
+    counts: Option<Arc<Counts>>,
 }
 
 impl Limit {
     /// Ends nothing.
-    pub(crate) const NONE: Limit = Limit { cancel: None, end: None };
+    pub(crate) const NONE: Limit = Limit { cancel: None, end: None, counts: None };
+
+    /// So many tokens were computed, on a GPU or not.
+    pub(crate) fn count(&self, tokens: usize, on_gpu: bool) {
+        if let Some(counts) = &self.counts {
+            counts.0[usize::from(on_gpu)].fetch_add(tokens as u64, Ordering::Relaxed);
+        }
+    }
 
     /// Looked at between layers and between chunks of text.
     pub(crate) fn check(&self) -> Result<()> {

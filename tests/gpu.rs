@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ampoule::{Device, Entity, ErrorKind, Extractor, GpuLimits, GpuState, Options, gpu_adapters};
+use ampoule::{Computed, Device, Entity, ErrorKind, Extractor, GpuLimits, GpuState, Options, gpu_adapters};
 
 /// On whatever adapter there is.
 fn on(device: Device) -> Options {
@@ -107,13 +107,15 @@ fn the_processor_answers_first_and_the_gpu_once_it_has_proved_itself() {
     let (mut before, mut after, end) = (0, 0, Instant::now() + Duration::from_secs(600));
     // Until both have computed each sentence; the device changes somewhere between two calls.
     for i in (0..sentences.len()).cycle() {
-        let computed = extractor.report().gpu.unwrap().computed_tokens;
-        let found = extractor.extract(&sentences[i]).unwrap();
+        let call = extractor.limited(None, None);
+        let found = call.extract(&sentences[i]).unwrap();
         // Between integers and floats scores differ, spans and labels do not.
         same(&[found], &integers[i..=i], 0.1);
-        match extractor.report().gpu.unwrap().computed_tokens > computed {
-            true => after += 1,
-            false => before += 1,
+        let computed = call.computed();
+        match (computed.cpu_tokens, computed.gpu_tokens) {
+            (0, 1..) => after += 1,
+            (1.., 0) if after == 0 => before += 1,
+            _ => panic!("{computed:?} after {after} on the GPU"),
         }
         if after >= sentences.len() {
             break;
@@ -122,7 +124,10 @@ fn the_processor_answers_first_and_the_gpu_once_it_has_proved_itself() {
     }
     println!("{before} calls on the processor, {after} on the GPU");
     assert!(before > 0, "the first call did not wait");
-    assert_eq!(extractor.report().gpu.unwrap().state, GpuState::Ready);
+    let report = extractor.wait_for_gpu(0).unwrap().unwrap();
+    assert_eq!((report.state, report.warm_up.done), (GpuState::Ready, report.warm_up.of));
+    // Those of all calls, whichever value they were made with.
+    assert!(report.computed_tokens > 0 && extractor.computed() == Computed::default());
     assert_eq!(extractor.device().computes_on, Device::Cpu);
 }
 

@@ -4,7 +4,7 @@ use ampoule::Classifier;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs, tell_gpu};
+use crate::input::{ModelArgs, TextArgs, name_device, tell_gpu};
 use crate::ui::{print_json, print_line, table};
 
 #[derive(clap::Args)]
@@ -18,10 +18,13 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let classifier = Classifier::open(args.model.path("classify")?, &args.model.running.options())?;
     args.texts.each(|input| {
-        let labels = classifier.classify(&input.text)?;
+        let call = classifier.limited(None, None);
+        let labels = call.classify(&input.text)?;
         if args.texts.json {
             let labels: Vec<_> = labels.iter().map(|l| json!({"label": *l.label, "score": l.score})).collect();
-            return print_json(&json!({"id": input.id, "labels": labels}));
+            let mut line = json!({"id": input.id, "labels": labels});
+            name_device(&mut line, classifier.device(), call.computed());
+            return print_json(&line);
         }
         let rows: Vec<_> = labels.iter().map(|l| vec![l.label.to_string(), format!("{:.3}", l.score)]).collect();
         print_line(&table(&rows))

@@ -4,7 +4,7 @@ use ampoule::Embedder;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs, tell_gpu};
+use crate::input::{ModelArgs, TextArgs, name_device, tell_gpu};
 use crate::ui::{print_json, print_line};
 
 #[derive(clap::Args)]
@@ -18,9 +18,12 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let embedder = Embedder::open(args.model.path("embed")?, &args.model.running.options())?;
     args.texts.each(|input| {
-        let vector = embedder.embed(&input.text)?;
+        let call = embedder.limited(None, None);
+        let vector = call.embed(&input.text)?;
         if args.texts.json {
-            return print_json(&json!({"id": input.id, "vector": vector}));
+            let mut line = json!({"id": input.id, "vector": vector});
+            name_device(&mut line, embedder.device(), call.computed());
+            return print_json(&line);
         }
         let values: Vec<String> = vector.iter().map(f32::to_string).collect();
         print_line(&values.join(" "))

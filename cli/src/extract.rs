@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs, tell_gpu};
+use crate::input::{ModelArgs, TextArgs, name_device, tell_gpu};
 use crate::ui::{has_colour, hint, print_json, print_line};
 
 #[derive(clap::Args)]
@@ -57,7 +57,8 @@ pub fn run(args: Args) -> Result<()> {
         None => Extractor::embedded(&options)?,
     };
     args.texts.each(|input| {
-        let entities = extractor.extract(&input.text)?;
+        let call = extractor.limited(None, None);
+        let entities = call.extract(&input.text)?;
         if !args.texts.json {
             return print_line(&marked(&input.text, &entities));
         }
@@ -72,6 +73,7 @@ pub fn run(args: Args) -> Result<()> {
             line["offsets"] = args.offsets.to_possible_value().map(|unit| unit.get_name().to_owned()).into();
             line["covers"] = json!(extractor.labels().iter().map(|label| &**label).collect::<Vec<&str>>());
         }
+        name_device(&mut line, extractor.device(), call.computed());
         print_json(&line)
     })?;
     tell_gpu(&extractor.report());

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 
-use ampoule::{Device, GpuState, ModelReport, Options};
+use ampoule::{Computed, Device, DeviceReport, GpuState, ModelReport, Options};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::ui::hint;
 
@@ -101,6 +101,13 @@ impl RunningArgs {
             temperature: self.temperature,
             ..Options::default()
         }
+    }
+}
+
+/// Puts the tokens that each device computed into a line of JSON, where more than the processor was asked for.
+pub fn name_device(line: &mut Value, device: &DeviceReport, computed: Computed) {
+    if device.requested != Device::Cpu {
+        line["computed"] = json!(computed);
     }
 }
 

@@ -155,6 +155,18 @@ fn texts_come_from_lines_objects_and_files() {
 }
 
 #[test]
+fn a_line_says_which_device_computed_it_where_there_is_a_choice() {
+    let line = |device: &str| -> serde_json::Value {
+        serde_json::from_slice(&ampoule(&["extract", "aspirin", "--json", "--device", device]).stdout).unwrap()
+    };
+    assert!(line("cpu").get("computed").is_none());
+    let computed = &line("gpu-or-cpu")["computed"];
+    // The special tokens are counted.
+    assert!(computed["cpu_tokens"].as_u64().unwrap() >= 3, "{computed}");
+    assert_eq!(computed["gpu_tokens"], 0);
+}
+
+#[test]
 fn odd_texts_are_no_trouble() {
     let long_word = "x".repeat(100_000);
     for input in ["", "   \n\t ", "\u{301}\u{301}", "a\u{0}b", "\u{feff}", &long_word] {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::demand::width;
-use super::{GpuReport, GpuState, GpuTime};
+use super::{GpuReport, GpuState, GpuTime, WarmUp};
 use crate::batch::Batch;
 use crate::bundle::{Golden, Precision};
 use crate::error::{Error, ErrorKind, Result};
@@ -97,6 +97,7 @@ impl Shared {
             },
             state: GpuState::Warming,
             reason: None,
+            warm_up: WarmUp { done: 0, of: 0 },
             self_check: None,
             measured: Vec::new(),
             from_tokens: plan.from_tokens,
@@ -156,6 +157,15 @@ impl Shared {
         unavailable(&status.report)
     }
 
+    /// A batch of the warm-up was computed.
+    fn step(&self) {
+        let mut status = self.status();
+        if status.report.state == GpuState::Warming {
+            status.report.warm_up.done += 1;
+            self.changed.notify_all();
+        }
+    }
+
     /// Waits for `f`, which may take the device so long.
     async fn timed<T>(&self, time: Duration, f: impl Future<Output = T>) -> T {
         {
@@ -199,6 +209,11 @@ impl Proven {
     pub(crate) async fn open(load: Box<Load>, plan: &Arc<Plan>, shared: &Arc<Shared>) -> Result<Self> {
         let floats = plan.golden.iter().flat_map(|golden| &golden.cases).flat_map(|case| &case.floats);
         let bound = floats.fold(1f32, |most, x| most.max(x.abs())) * PLAUSIBLE;
+        let lengths = LENGTHS.into_iter().filter(|&n| n <= plan.window_tokens);
+        let lengths = lengths.filter(|&n| plan.cpu.is_some() && plan.from_tokens.is_none_or(|from| n >= from));
+        let proof = plan.golden.as_ref().map(|golden| Comparison::new(golden, &plan.config, plan.reference));
+        let batches = proof.map_or(0, |proof| proof.batches().len());
+        lock(&shared.status).report.warm_up.of = batches + 2 * lengths.clone().count();
         let compute = shared.timed(LOADING, async { load() }).await?;
         let device = Proven { compute, plan: plan.clone(), shared: shared.clone(), bound };
         let is_closed = || match shared.is_closed.load(Ordering::Relaxed) {
@@ -209,8 +224,7 @@ impl Proven {
         let self_check = device.prove().await?;
         let mut measured = Vec::new();
         if let Some(cpu) = &plan.cpu {
-            let lengths = LENGTHS.into_iter().filter(|&n| n <= plan.window_tokens);
-            for tokens in lengths.filter(|&n| plan.from_tokens.is_none_or(|from| n >= from)) {
+            for tokens in lengths {
                 is_closed()?;
                 let gpu = device.time(tokens).await?;
                 if plan.from_tokens.is_none() {
@@ -308,6 +322,7 @@ impl Proven {
             let computed = async { (self.compute)(&part, output, check)?.await };
             outputs.append(&mut self.shared.timed(self.plan.patience, computed).await?);
         }
+        self.shared.step();
         Ok(outputs)
     }
 

@@ -74,6 +74,21 @@ impl Gpu {
         }
     }
 
+    /// How it stands, once it has come further than `done` batches of its warm-up, is ready, or has failed.
+    ///
+    /// # Errors
+    /// Those of the limit.
+    pub(crate) fn wait_beyond(&self, done: usize, limit: &Limit) -> Result<GpuReport> {
+        loop {
+            let status = self.shared.status();
+            if status.report.state != GpuState::Warming || status.report.warm_up.done > done {
+                return Ok(status.report.clone());
+            }
+            drop(self.shared.changed.wait_timeout(status, LOOK));
+            limit.check()?;
+        }
+    }
+
     pub(crate) fn report(&self) -> GpuReport {
         self.shared.status().report.clone()
     }

@@ -180,6 +180,7 @@ fn a_sound_device_answers_any_shape_and_says_so() {
     assert_eq!((report.state, report.unverified_batches, &report.reason), (GpuState::Ready, 3, &None));
     assert_eq!(report.computed_tokens, 1 + 3 + 16 + 17 + 130 + 200 + 6);
     assert_eq!((report.self_check.unwrap().cases, gpu.reference()), (4, Reference::Floats));
+    assert_eq!((report.warm_up.done, report.warm_up.of), (PROOF as usize, PROOF as usize));
 }
 
 #[test]
@@ -253,7 +254,7 @@ fn a_hung_device_keeps_no_deadline_waiting() {
     gpu.wait().unwrap();
     assert!(gpu.takes(&text(20)));
     let cancel = crate::CancelToken::new();
-    let limits = crate::options::Limits { cancel: Some(cancel.clone()), deadline: Some(Duration::from_millis(50)) };
+    let limits = crate::options::Limits::new(Some(cancel.clone()), Some(Duration::from_millis(50)));
     let begin = Instant::now();
     let error = gpu.outputs(&text(20), Output::Logits, &limits.begin()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
@@ -280,9 +281,21 @@ fn the_processor_answers_until_the_gpu_has_proved_itself() {
     let gpu = start_loading(Box::new(load), |plan| plan.cpu = Some(Box::new(|_| Ok(Duration::from_secs(1)))));
     assert!(!gpu.takes(&text(200)));
     assert_eq!(gpu.report().state, GpuState::Warming);
+    let soon = crate::options::Limits::new(None, Some(Duration::from_millis(20)));
+    assert_eq!(gpu.wait_beyond(0, &soon.begin()).unwrap_err().kind(), ErrorKind::Cancelled);
     gate.wait();
-    gpu.wait().unwrap();
-    let report = gpu.report();
+    // Nine batches prove it, and two of each length compile and time it.
+    let mut done = 0;
+    let report = loop {
+        let report = gpu.wait_beyond(done, &Limit::NONE).unwrap();
+        assert!(report.warm_up.of == PROOF as usize + 2 * 4 && report.warm_up.done <= report.warm_up.of);
+        if report.state == GpuState::Ready {
+            break report;
+        }
+        assert!(report.warm_up.done > done);
+        done = report.warm_up.done;
+    };
+    assert_eq!(report.warm_up.done, report.warm_up.of);
     assert_eq!(report.measured.iter().map(|time| time.tokens).collect::<Vec<_>>(), LENGTHS[..4]);
     assert_eq!(report.from_tokens, Some(16));
     assert!(gpu.takes(&text(16)) && !gpu.takes(&text(15)));
