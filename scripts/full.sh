@@ -126,6 +126,8 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     echo "== iPhones and their simulator: compiled"
     scripts/ios.sh
     scripts/ios.sh --gpu
+    echo "== the packages with a GPU, on software"
+    for language in python kotlin swift; do AMPOULE_GPU=1 scripts/$language.sh; done
 else
     skip "no root or no debootstrap, so no ARM, no Android, no WebAssembly, no page and nothing for iPhones"
 fi

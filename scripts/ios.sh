@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Compiles the library for iPhones and their simulator as an app gets it, and lays out the Swift package around it in target/ios/ampoule:
 # compiled, not linked or run here. The archives' objects, platform, oldest system and reasons for the privacy file are checked.
-# `scripts/ios.sh --gpu` does the same for one that computes on a GPU too, in target/ios-gpu.
+# `scripts/ios.sh --gpu` does the same for `ampoule-gpu`, whose library computes on a GPU too, in target/ios-gpu. wgpu asks for the time since
+# the system's start, for which its privacy file has a reason more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v python3 >/dev/null || { apt-get -q update && apt-get -qy install python3; } >&2
 scripts/library.sh
-gpu=() out=target/ios most=4
-if [ "${1:-}" = --gpu ]; then gpu=(--features wgpu) out=target/ios-gpu most=10; fi
-package=$out/ampoule framework=$out/ampoule/AmpouleNativeFFI.xcframework
+gpu=() out=target/ios most=4 name=ampoule privacy=bindings/swift/Sources/Ampoule/PrivacyInfo.xcprivacy
+if [ "${1:-}" = --gpu ]; then
+    gpu=(--features wgpu) out=target/ios-gpu most=10 name=ampoule-gpu privacy=bindings/swift/PrivacyInfo.gpu.xcprivacy
+fi
+package=$out/$name framework=$out/$name/AmpouleNativeFFI.xcframework
 mkdir -p "$out"
 slices=() linked=()
 for slice in ios=aarch64-apple-ios simulator=aarch64-apple-ios-sim; do
@@ -31,9 +34,10 @@ for slice in ios=aarch64-apple-ios simulator=aarch64-apple-ios-sim; do
     [ "$bytes" -le "${most}000000" ] || { echo "the library is heavier than $most MB" >&2; exit 1; }
 done
 scripts/swift_package.sh "$package"
+sed -i "s/^    name: \"ampoule\",$/    name: \"$name\",/" "$package/Package.swift"
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 python3 bindings/swift/xcframework.py make "$framework" "$package/Sources/AmpouleNativeFFI/AmpouleNativeFFI.h" \
-    bindings/swift/Sources/Ampoule/PrivacyInfo.xcprivacy "$version" "${slices[@]}"
+    "$privacy" "$version" "${slices[@]}"
 rm -r "$package/Sources/AmpouleNativeFFI"
 python3 bindings/swift/xcframework.py check "$framework" "${linked[@]}"
 python3 bindings/swift/xcframework.py plant "$framework" "${linked[@]}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Generates the Kotlin side of the library, builds it with its facade, and runs its tests on the JVM; then what is Android's alone, and the
-# sample app, against Android's own classes. At last the shrinkers: see scripts/shrink.sh.
+# sample app, against Android's own classes. At last the shrinkers: see scripts/shrink.sh. With AMPOULE_GPU set the library computes on GPUs
+# too, and the package is `ampoule-gpu`; its tests take whatever GPU there is, software too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v mvn >/dev/null && command -v aapt >/dev/null && command -v python3 >/dev/null && command -v unzip >/dev/null &&
@@ -45,7 +46,7 @@ mvn --batch-mode --quiet --file bindings/android/pom.xml org.apache.maven.plugin
     -Dartifact=androidx.test:monitor:1.8.0:aar -DoutputDirectory="$PWD/$app/monitor" >&2
 unzip -qo "$app"/monitor/monitor-*.aar classes.jar -d "$app/monitor"
 for project in kotlin android; do
-    mvn --batch-mode --quiet -Dstyle.color=never --file "bindings/$project/pom.xml" verify "$@" || failed=1
+    mvn --batch-mode --quiet -Dstyle.color=never ${AMPOULE_GPU:+-Dgpu=-gpu} --file "bindings/$project/pom.xml" verify "$@" || failed=1
 done
 # Surefire's counts, in one line.
 awk -F'"' '/^<testsuite /{ for (i = 1; i < NF; i++) { if ($i ~ / tests=$/) n += $(i+1); if ($i ~ / (failures|errors)=$/) bad += $(i+1)
@@ -54,4 +55,4 @@ awk -F'"' '/^<testsuite /{ for (i = 1; i < NF; i++) { if ($i ~ / tests=$/) n += 
     sed 's/<testsuite /\n<testsuite /g; s/>/>\n/g')
 [ -z "${failed:-}" ] || exit "$failed"
 scripts/shrink.sh
-echo "target/kotlin/maven/ampoule-0.1.0.jar"
+echo "target/kotlin/maven/ampoule${AMPOULE_GPU:+-gpu}-0.1.0.jar"

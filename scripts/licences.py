@@ -23,14 +23,22 @@ TARGETS = [
     "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-linux-android", "armv7-linux-androideabi",
     "x86_64-linux-android", "i686-linux-android", "aarch64-apple-ios", "aarch64-apple-ios-sim", "aarch64-apple-darwin",
 ]
-# The most that a package may have: 32-bit ones compute by Burn's Flex.
-LIBRARY = ["--package", "ampoule-bindings", "--features", "flex"]
+# The most that a package may have: 32-bit ones compute by Burn's Flex, others on GPUs too.
+LIBRARY = ["--package", "ampoule-bindings", "--features", "flex,wgpu"]
 # That for the GPU has more.
 PAGE = ["--manifest-path", "examples/web/Cargo.toml", "--package", "ampoule-web", "--features", "webgpu"]
 FILES = re.compile(r"(licen[sc]e|copying|notice|unlicense|copyright)", re.IGNORECASE)
-# Where a crate brings no text and no other of its repository does.
-STANDARD = {"Apache-2.0": lambda texts: (ROOT / "LICENSE-APACHE").read_text(),
-            "MPL-2.0": lambda texts: next(text for text in texts if text.startswith("Mozilla Public License Version 2.0"))}
+
+def mit(_, package):
+    """That of ours, with the crate's authors in place of us."""
+    authors = ", ".join(author.split(" <")[0] for author in package["authors"])
+    return re.sub(r"(?m)^Copyright.*$", f"Copyright (c) {authors}", (ROOT / "LICENSE-MIT").read_text())
+
+
+# Where a crate brings no text and no other of its repository does: the first that it may be had under.
+STANDARD = {"Apache-2.0": lambda texts, _: (ROOT / "LICENSE-APACHE").read_text(),
+            "MPL-2.0": lambda texts, _: next(text for text in texts if text.startswith("Mozilla Public License Version 2.0")),
+            "MIT": mit}
 HEAD = """\
 What is linked into Ampoule's library besides Ampoule itself (LICENSE-MIT, LICENSE-APACHE, NOTICE), on any of the systems that it is
 packed for. Where there is a choice of licences, each may be chosen. Sources: https://crates.io/crates/NAME/VERSION.
@@ -71,7 +79,7 @@ def collected(package, targets):
     for package in packages:
         if not texts[package["id"]]:
             texts[package["id"]] = siblings.get(package["repository"]) or [
-                text(known).strip() for licence, text in STANDARD.items() if licence in re.split(r" OR |/", package["license"])]
+                text(known, package).strip() for licence, text in STANDARD.items() if licence in re.split(r" OR |/", package["license"])][:1]
         if not texts[package["id"]]:
             sys.exit(f"{package['name']} {package['version']} ({package['license']}) brings no text of its licence")
     packages.sort(key=lambda p: (p["name"], p["version"]))

@@ -3,12 +3,13 @@
 #   scripts/python.sh                                 by the release profile, quick; and its API documentation
 #   scripts/python.sh dist                            as it ships; and a crash of it is read
 #   scripts/python.sh dist aarch64-unknown-linux-gnu  as it ships for ARM, in the Python of Debian 12 for ARM under qemu
-# Leaves the environment in target/python/clean, for ARM in target/python/clean-TARGET. A public name or signature that changes fails:
+# With AMPOULE_GPU set it is the package `ampoule-gpu`, tested on whatever GPU there is, software too.
+# Leaves the environment in target/python/clean, for ARM in target/python/clean-TARGET, of that package in clean-gpu. A public name or signature that changes fails:
 # AMPOULE_WRITE=1 writes bindings/python/api.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${1:-release} target=${2:-}
-clean=$PWD/target/python/clean${target:+-$target}
+clean=$PWD/target/python/clean${target:+-$target}${AMPOULE_GPU:+-gpu}
 scripts/licences.py
 wheel=$(scripts/wheel.sh "$@")
 rm -rf "$clean"
@@ -32,7 +33,9 @@ EOF
 fi
 "$clean/bin/python" bindings/python/tests/api.py
 if [ -z "$target" ]; then
-    PYTHONPATH=$(echo "$clean"/lib/python*/site-packages) target/python/tools/bin/python -W error -m pdoc \
+    # It looks for what a NamedTuple's fields are made of in another module.
+    PYTHONPATH=$(echo "$clean"/lib/python*/site-packages) target/python/tools/bin/python -W error \
+        -W 'ignore:Error parsing type annotation ForwardRef' -m pdoc \
         --output-directory target/python/docs ampoule
     [ "$profile $(uname -m)" != "dist x86_64" ] || "$clean/bin/python" bindings/python/tests/crash.py "${wheel%/*}"/*.debug
 fi

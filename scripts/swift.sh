@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Generates the Swift side of the library, builds it with its facade, and runs its tests on Linux, by Debian sid's Swift; then those of the
-# sample app. Compares the public API with bindings/swift/api.txt; with AMPOULE_WRITE set, writes it.
+# sample app. Compares the public API with bindings/swift/api.txt; with AMPOULE_WRITE set, writes it. With AMPOULE_GPU set the library computes
+# on GPUs too; its tests take whatever GPU there is, software too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export AMPOULE_SID=swift
@@ -13,6 +14,8 @@ if [ -n "$why" ]; then
 fi
 # However long it takes to be made.
 scripts/chroot.sh true
+[ -z "${AMPOULE_GPU:-}" ] || scripts/chroot.sh bash -c '[ -e /usr/share/vulkan/icd.d ] || { apt-get -q update &&
+    DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install libvulkan1 mesa-vulkan-drivers; } >&2'
 command -v python3 >/dev/null || { apt-get -q update && apt-get -qy install python3; } >&2
 scripts/library.sh
 out=target/swift passed=0 failed=0 skipped=0
@@ -20,7 +23,7 @@ out=target/swift passed=0 failed=0 skipped=0
 rm -rf "$out"/ampoule/Sources "$out"/api
 scripts/swift_package.sh "$out/ampoule"
 # A call that never returns fails, too.
-sid() { timeout 1200 scripts/chroot.sh env AMPOULE_ROOT=/checkout "AMPOULE_PACKAGE=/checkout/$out/ampoule" "$@"; }
+sid() { timeout 1200 scripts/chroot.sh env AMPOULE_ROOT=/checkout "AMPOULE_PACKAGE=/checkout/$out/ampoule" "AMPOULE_GPU=${AMPOULE_GPU:-}" "$@"; }
 check() { # what it is, whether it holds
     if [ "$2" = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "failed: $1"; fi
 }

@@ -11,7 +11,7 @@ use crate::open::{BundleSource, OpenOptions, open};
 use crate::stream::{CancelToken, EntityStream};
 
 /// What an open model holds, and has done.
-#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
 pub struct ModelReport {
     /// What computes: the processor's kernel, or a GPU's back end and adapter.
     pub device: String,
@@ -31,6 +31,66 @@ pub struct ModelReport {
     pub computed_tokens: u64,
     /// Calls and streams that compute now.
     pub running_calls: u32,
+    /// How its GPU stands, where it has one.
+    pub gpu: Option<GpuReport>,
+}
+
+/// How far a model's GPU has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum GpuState {
+    /// It loads, compiles, and proves itself; the processor answers meanwhile, where it may.
+    Warming,
+    /// It computes.
+    Ready,
+    /// It computes no more: the report says why.
+    Failed,
+}
+
+/// What a model's GPU is, and has done.
+#[derive(Clone, Debug, PartialEq, uniffi::Record)]
+pub struct GpuReport {
+    /// The adapter, as its driver names it.
+    pub adapter: String,
+    /// What it computes in: `f32` or `f16`.
+    pub precision: String,
+    /// How far it has come.
+    pub state: GpuState,
+    /// Why it failed, or what was not proved.
+    pub reason: Option<String>,
+    /// Batches of its warm-up that it has computed.
+    pub warm_up_done: u32,
+    /// All of them.
+    pub warm_up_of: u32,
+    /// How near it came to the bundle's golden cases; none before, and where the bundle has none.
+    pub check: Option<ModelCheck>,
+    /// Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; none for never. What
+    /// [`OpenOptions::gpu_from_tokens`] takes.
+    pub from_tokens: Option<u32>,
+    /// Tokens that it computed, of those of [`ModelReport::computed_tokens`]; the processor computed the others.
+    pub computed_tokens: u64,
+    /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
+    pub unverified_batches: u64,
+}
+
+impl From<ampoule::GpuReport> for GpuReport {
+    fn from(of: ampoule::GpuReport) -> Self {
+        GpuReport {
+            adapter: of.adapter,
+            precision: of.precision.as_str().to_owned(),
+            state: match of.state {
+                ampoule::GpuState::Warming => GpuState::Warming,
+                ampoule::GpuState::Ready => GpuState::Ready,
+                _ => GpuState::Failed,
+            },
+            reason: of.reason,
+            warm_up_done: of.warm_up.done as u32,
+            warm_up_of: of.warm_up.of as u32,
+            check: of.self_check.map(Into::into),
+            from_tokens: of.from_tokens.map(|n| n as u32),
+            computed_tokens: of.computed_tokens,
+            unverified_batches: of.unverified_batches,
+        }
+    }
 }
 
 /// How near a model came to the golden cases of its bundle.
@@ -44,11 +104,18 @@ pub struct ModelCheck {
     pub allowed: f32,
 }
 
+impl From<ampoule::SelfCheck> for ModelCheck {
+    fn from(of: ampoule::SelfCheck) -> Self {
+        ModelCheck { cases: of.cases as u32, largest_difference: of.largest_difference, allowed: of.allowed }
+    }
+}
+
 /// What the models of the runtime have in common.
 pub(crate) trait Model: Clone {
     fn limited(&self, cancel: Option<ampoule::CancelToken>, deadline: Option<Duration>) -> Self;
     fn report(&self) -> ampoule::ModelReport;
     fn self_check(&self) -> ampoule::Result<Option<ampoule::SelfCheck>>;
+    fn wait_for_gpu(&self, done: usize) -> ampoule::Result<Option<ampoule::GpuReport>>;
     fn trim(&self);
 }
 
@@ -63,6 +130,9 @@ macro_rules! models {
             }
             fn self_check(&self) -> ampoule::Result<Option<ampoule::SelfCheck>> {
                 self.self_check()
+            }
+            fn wait_for_gpu(&self, done: usize) -> ampoule::Result<Option<ampoule::GpuReport>> {
+                self.wait_for_gpu(done)
             }
             fn trim(&self) {
                 self.trim();
@@ -143,19 +213,22 @@ impl<M: Model> Open<M> {
                 workspace_bytes: report.workspace_bytes,
                 computed_tokens: report.computed_tokens,
                 running_calls: self.running.load(Ordering::Relaxed),
+                gpu: report.gpu.map(Into::into),
             })
         })
     }
 
     fn self_check(&self) -> Result<Option<ModelCheck>> {
-        self.call(None, None, |model| {
-            let check = model.self_check()?;
-            Ok(check.map(|check| ModelCheck {
-                cases: check.cases as u32,
-                largest_difference: check.largest_difference,
-                allowed: check.allowed,
-            }))
-        })
+        self.call(None, None, |model| Ok(model.self_check()?.map(Into::into)))
+    }
+
+    fn wait_for_gpu(
+        &self,
+        done: u32,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Option<GpuReport>> {
+        self.call(cancel, timeout_ms, |model| Ok(model.wait_for_gpu(done as usize)?.map(Into::into)))
     }
 
     fn trim(&self) -> Result<()> {
@@ -272,6 +345,18 @@ impl Extractor {
         self.0.self_check()
     }
 
+    /// Waits until the GPU has computed more than `done` batches of its warm-up, is ready, or has failed, and says how it stands; none where
+    /// there is none. The largest `done` waits for the end.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn wait_for_gpu(
+        &self,
+        done: u32,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Option<GpuReport>> {
+        self.0.wait_for_gpu(done, cancel, timeout_ms)
+    }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     pub fn trim(&self) -> Result<()> {
         self.0.trim()
@@ -340,6 +425,18 @@ impl Classifier {
         self.0.self_check()
     }
 
+    /// Waits until the GPU has computed more than `done` batches of its warm-up, is ready, or has failed, and says how it stands; none where
+    /// there is none. The largest `done` waits for the end.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn wait_for_gpu(
+        &self,
+        done: u32,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Option<GpuReport>> {
+        self.0.wait_for_gpu(done, cancel, timeout_ms)
+    }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     pub fn trim(&self) -> Result<()> {
         self.0.trim()
@@ -397,6 +494,18 @@ impl Embedder {
     /// answer is wrong: [`AmpouleError::UseCpu`], which says what to try.
     pub fn self_check(&self) -> Result<Option<ModelCheck>> {
         self.0.self_check()
+    }
+
+    /// Waits until the GPU has computed more than `done` batches of its warm-up, is ready, or has failed, and says how it stands; none where
+    /// there is none. The largest `done` waits for the end.
+    #[uniffi::method(default(cancel = None, timeout_ms = None))]
+    pub fn wait_for_gpu(
+        &self,
+        done: u32,
+        cancel: Option<Arc<CancelToken>>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Option<GpuReport>> {
+        self.0.wait_for_gpu(done, cancel, timeout_ms)
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.

@@ -39,9 +39,10 @@ pub enum BundleSource {
 pub enum DeviceChoice {
     /// The processor.
     Cpu,
-    /// A GPU; an error where there is none.
+    /// A GPU, once it has proved itself; an error where there is none, and in a library without GPUs.
     Gpu,
-    /// A GPU where there is one, else the processor; the model's report says which, and why.
+    /// A GPU where there is one, and the processor until it has proved itself, where it takes longer, and once it fails; the model's report says
+    /// how it stands.
     GpuOrCpu,
 }
 
@@ -60,6 +61,13 @@ pub struct OpenOptions {
     /// Where to compute; without a choice the processor.
     #[uniffi(default = None)]
     pub device: Option<DeviceChoice>,
+    /// The GPU: a part of its adapter's name. Without one the first that is hardware; software in a GPU's place has to be named.
+    #[uniffi(default = None)]
+    pub adapter: Option<String>,
+    /// With [`DeviceChoice::GpuOrCpu`], the tokens of a batch's longest window from which on the GPU computes; without a number that is measured
+    /// while it warms up.
+    #[uniffi(default = None)]
+    pub gpu_from_tokens: Option<u32>,
     /// Threads that compute; 0 for as many as the machine has fast cores, at most four.
     #[uniffi(default = 0)]
     pub threads: u32,
@@ -101,6 +109,8 @@ impl From<OpenOptions> for Options {
                 DeviceChoice::Gpu => Device::Gpu,
                 DeviceChoice::GpuOrCpu => Device::GpuOrCpu,
             },
+            adapter: asked.adapter,
+            gpu_from_tokens: asked.gpu_from_tokens.map(|n| n as usize),
             threads: asked.threads as usize,
             kernel: asked.kernel,
             autotune: asked.autotune,

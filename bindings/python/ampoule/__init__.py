@@ -46,6 +46,7 @@ __all__ = [
     "Extractor",
     "FetchBundle",
     "FixInput",
+    "GpuReport",
     "Internal",
     "LabelScore",
     "ModelCheck",
@@ -184,6 +185,8 @@ class ModelReport(NamedTuple):
     """Tokens computed so far. It stands still while nothing is computed."""
     running_calls: int
     """Calls that compute now."""
+    gpu: GpuReport | None
+    """How its GPU stands, where it has one."""
 
 
 class ModelCheck(NamedTuple):
@@ -197,11 +200,53 @@ class ModelCheck(NamedTuple):
     """The largest that is right."""
 
 
+class GpuReport(NamedTuple):
+    """What a model's GPU is, and has done."""
+
+    adapter: str
+    """The adapter, as its driver names it."""
+    precision: str
+    """What it computes in: ``f32`` or ``f16``."""
+    state: str
+    """``warming``, while the processor answers where it may; ``ready``; or ``failed``."""
+    reason: str | None
+    """Why it failed, or what was not proved."""
+    warm_up_done: int
+    """Batches of its warm-up that it has computed; the first compiles its kernels, and takes the longest."""
+    warm_up_of: int
+    """All of them."""
+    check: ModelCheck | None
+    """How near it came to the bundle's golden cases; ``None`` before, and where the bundle has none."""
+    from_tokens: int | None
+    """Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; ``None`` for never. What the
+    option ``gpu_from_tokens`` takes."""
+    computed_tokens: int
+    """Tokens that it computed, of those of the model's report; the processor computed the others."""
+    unverified_batches: int
+    """The batches that it answered since it last proved itself: where it failed, what nothing vouches for."""
+
+
+def _check(check: Any) -> ModelCheck | None:
+    return check and ModelCheck(*(getattr(check, field) for field in ModelCheck._fields))
+
+
+def _gpu(report: Any) -> GpuReport | None:
+    if report is None:
+        return None
+    known = {field: getattr(report, field) for field in GpuReport._fields}
+    return GpuReport(**known | {"state": report.state.name.lower(), "check": _check(report.check)})
+
+
 class OpenOptions(TypedDict, total=False):
     """How a model is opened; each has a default."""
 
     device: Literal["cpu", "gpu", "gpu_or_cpu"]
-    """Where to compute; ``cpu``."""
+    """Where to compute; ``cpu``. ``gpu_or_cpu`` is the processor until a GPU has proved itself, where that takes longer, and once it fails; see
+    ``warm_up``."""
+    adapter: str | None
+    """The GPU: a part of its adapter's name. Without one the first that is hardware; software in a GPU's place has to be named."""
+    gpu_from_tokens: int | None
+    """With ``gpu_or_cpu``, the tokens of a batch's longest window from which on the GPU computes; ``None`` has that measured while it warms up."""
     threads: int
     """Threads that compute; 0 for as many as the machine has fast cores, at most four."""
     kernel: str | None
@@ -394,15 +439,35 @@ class _Model:
     def report(self) -> ModelReport:
         """Where it computes, and what it holds."""
         report = _call(self._here().report)
-        return ModelReport(*(getattr(report, field) for field in ModelReport._fields))
+        known = {field: getattr(report, field) for field in ModelReport._fields}
+        return ModelReport(**known | {"gpu": _gpu(report.gpu)})
+
+    def warm_up(
+        self, on_progress: Callable[[GpuReport], object] | None = None, *, cancel: CancelToken | None = None
+    ) -> GpuReport | None:
+        """Waits until the model's GPU is ready or has failed, and says how it stands; ``None`` where it has none.
+
+        ``on_progress`` hears of it meanwhile, in this thread.
+        """
+        wait, token = self._here().wait_for_gpu, _native.CancelToken() if cancel is None else cancel._token.child()
+        done = 0
+        while True:
+            if threading.current_thread() is threading.main_thread():
+                report = _gpu(_aside(token, wait, done, token, None))
+            else:
+                report = _gpu(_call(wait, done, token, None))
+            if report is None or report.state != "warming":
+                return report
+            if on_progress is not None:
+                on_progress(report)
+            done = report.warm_up_done
 
     def self_check(self) -> ModelCheck | None:
         """Computes the golden cases of the model's bundle and compares the answers, as long as a dozen short texts take.
 
         ``None`` where the bundle has no cases. Raises ``UseCpu`` where an answer is wrong; the message says what to try.
         """
-        check = _call(self._here().self_check)
-        return check and ModelCheck(*(getattr(check, field) for field in ModelCheck._fields))
+        return _check(_call(self._here().self_check))
 
     def trim(self) -> None:
         """Frees the memory that is kept for the next call."""

@@ -501,6 +501,54 @@ model.close()
         self.assertEqual((process.returncode, out, err), (0, "", ""))
 
 
+
+class Gpu(unittest.TestCase):
+    """In the package `ampoule-gpu`, on whatever GPU there is; in the other one, that there is none."""
+
+    IS_THERE = bool(os.environ.get("AMPOULE_GPU"))
+
+    def test_a_gpu_warms_up_and_computes_the_same(self):
+        if not self.IS_THERE:
+            with self.assertRaisesRegex(ampoule.UseCpu, "without GPU support"):
+                ampoule.Extractor.open(BUNDLE, device="gpu")
+        with ampoule.Extractor.open(BUNDLE, device="gpu_or_cpu", adapter="", gpu_from_tokens=1) as extractor:
+            if not self.IS_THERE:
+                self.assertIsNone(extractor.warm_up())
+                self.assertIsNone(extractor.report().gpu)
+                return
+            # Before the GPU is ready, too.
+            expected = [(e.label, e.start, e.end) for e in extractor.extract(SENTENCE)]
+            self.assertEqual(len(expected), 3)
+            heard = []
+            report = extractor.warm_up(heard.append)
+            self.assertEqual((report.state, report.reason), ("ready", None))
+            self.assertTrue(report.adapter)
+            self.assertEqual((report.precision, report.warm_up_done, report.from_tokens), ("f32", report.warm_up_of, 1))
+            self.assertGreater(report.check.cases, 0)
+            self.assertLessEqual(report.check.largest_difference, report.check.allowed)
+            done = [of.warm_up_done for of in heard]
+            self.assertEqual(done, sorted(set(done)))
+            self.assertTrue(all(of.state == "warming" and of.warm_up_of == report.warm_up_of for of in heard))
+            self.assertEqual([(e.label, e.start, e.end) for e in extractor.extract(SENTENCE)], expected)
+            gpu = extractor.report().gpu
+            self.assertEqual((gpu.state, gpu.unverified_batches), ("ready", 1))
+            self.assertGreater(gpu.computed_tokens, 10)
+
+    def test_who_waits_for_a_gpu_can_stop(self):
+        if not self.IS_THERE:
+            self.skipTest("this package has no GPU")
+        token = ampoule.CancelToken()
+        token.cancel()
+        with ampoule.Extractor.open(BUNDLE, device="gpu_or_cpu", adapter="") as extractor:
+            with self.assertRaises(ampoule.Cancelled):
+                extractor.warm_up(cancel=token)
+            self.assertEqual(len(extractor.extract(SENTENCE)), 3)
+
+    def test_software_has_to_be_named(self):
+        with self.assertRaises(ampoule.UseCpu):
+            ampoule.Extractor.open(BUNDLE, device="gpu", adapter="no such adapter")
+
+
 if __name__ == "__main__":
     result = unittest.TextTestRunner(verbosity=1).run(unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"]))
     failed = len({getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors})

@@ -34,6 +34,8 @@ public struct ModelReport: Hashable, Sendable {
     public let computedTokens: Int
     /// Calls and streams that compute now.
     public let runningCalls: Int
+    /// How its GPU stands, where it has one.
+    public let gpu: GpuReport?
 }
 
 extension ModelReport {
@@ -47,7 +49,65 @@ extension ModelReport {
             weightBytes: Int(report.weightBytes),
             workspaceBytes: Int(report.workspaceBytes),
             computedTokens: Int(report.computedTokens),
-            runningCalls: Int(report.runningCalls)
+            runningCalls: Int(report.runningCalls),
+            gpu: report.gpu.map(GpuReport.init)
+        )
+    }
+}
+
+/// How far a model's GPU has come.
+public enum GpuState: Hashable, Sendable {
+    /// It loads, compiles, and proves itself; the processor answers meanwhile, where it may.
+    case warming
+    /// It computes.
+    case ready
+    /// It computes no more: ``GpuReport/reason`` says why.
+    case failed
+}
+
+/// What a model's GPU is, and has done.
+public struct GpuReport: Hashable, Sendable {
+    /// The adapter, as its driver names it.
+    public let adapter: String
+    /// What it computes in: `f32` or `f16`.
+    public let precision: String
+    /// How far it has come.
+    public let state: GpuState
+    /// Why it failed, or what was not proved.
+    public let reason: String?
+    /// Batches of its warm-up that it has computed; the first compiles its kernels, and takes the longest.
+    public let warmUpDone: Int
+    /// All of them.
+    public let warmUpOf: Int
+    /// How near it came to the bundle's golden cases; nil before, and where the bundle has none.
+    public let check: ModelCheck?
+    /// Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; nil for never. What
+    /// ``OpenOptions/gpuFromTokens`` takes.
+    public let fromTokens: Int?
+    /// Tokens that it computed, of those of ``ModelReport/computedTokens``; the processor computed the others.
+    public let computedTokens: Int
+    /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
+    public let unverifiedBatches: Int
+}
+
+extension GpuReport {
+    init(_ report: AmpouleNative.GpuReport) {
+        let state: GpuState = switch report.state {
+        case .warming: .warming
+        case .ready: .ready
+        case .failed: .failed
+        }
+        self.init(
+            adapter: report.adapter,
+            precision: report.precision,
+            state: state,
+            reason: report.reason,
+            warmUpDone: Int(report.warmUpDone),
+            warmUpOf: Int(report.warmUpOf),
+            check: report.check.map(ModelCheck.init),
+            fromTokens: report.fromTokens.map(Int.init),
+            computedTokens: Int(report.computedTokens),
+            unverifiedBatches: Int(report.unverifiedBatches)
         )
     }
 }

@@ -17,6 +17,12 @@ public protocol AmpouleModel: AnyObject, Sendable {
     /// - Throws: ``AmpouleError/useCpu(_:)`` where an answer is wrong, which says what to try; ``AmpouleError/closed(_:)``
     func selfCheckBlocking() throws(AmpouleError) -> ModelCheck?
 
+    /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
+    ///
+    /// - Parameter onProgress: hears of it meanwhile, in this task.
+    /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
+    func warmUp(_ onProgress: (GpuReport) -> Void) async throws -> GpuReport?
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     ///
     /// - Throws: ``AmpouleError/closed(_:)``
@@ -104,6 +110,12 @@ public final class Extractor: AmpouleModel {
     /// Computes the golden cases of the model's bundle and compares the answers; nil where it has none.
     public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
 
+    /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
+    public func warmUp(_ onProgress: (GpuReport) -> Void = { _ in }) async throws -> GpuReport? {
+        let model = model
+        return try await warmedUp(onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+    }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     public func trim() throws(AmpouleError) { try Ampoule.native(model.trim) }
 
@@ -183,6 +195,12 @@ public final class Classifier: AmpouleModel {
     /// Computes the golden cases of the model's bundle and compares the answers; nil where it has none.
     public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
 
+    /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
+    public func warmUp(_ onProgress: (GpuReport) -> Void = { _ in }) async throws -> GpuReport? {
+        let model = model
+        return try await warmedUp(onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+    }
+
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     public func trim() throws(AmpouleError) { try Ampoule.native(model.trim) }
 
@@ -261,6 +279,12 @@ public final class Embedder: AmpouleModel {
 
     /// Computes the golden cases of the model's bundle and compares the answers; nil where it has none.
     public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
+
+    /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
+    public func warmUp(_ onProgress: (GpuReport) -> Void = { _ in }) async throws -> GpuReport? {
+        let model = model
+        return try await warmedUp(onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+    }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     public func trim() throws(AmpouleError) { try Ampoule.native(model.trim) }

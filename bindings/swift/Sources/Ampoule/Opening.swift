@@ -34,9 +34,10 @@ public struct BundleSource: Sendable {
 public enum Device: Hashable, Sendable {
     /// The processor.
     case cpu
-    /// A GPU; an error where there is none.
+    /// A GPU, once it has proved itself; an error where there is none, and in a library without GPUs.
     case gpu
-    /// A GPU where there is one, else the processor; the model's report says which, and why.
+    /// A GPU where there is one, and the processor until it has proved itself, where it takes longer, and once it fails:
+    /// ``ModelReport/gpu`` says how it stands, and ``AmpouleModel/warmUp(_:)`` waits for it.
     case gpuOrCpu
 }
 
@@ -52,6 +53,11 @@ public enum Load: Hashable, Sendable {
 public struct OpenOptions: Hashable, Sendable {
     /// Where to compute.
     public var device: Device
+    /// The GPU: a part of its adapter's name. Without one the first that is hardware; software in a GPU's place has to be named.
+    public var adapter: String?
+    /// With ``Device/gpuOrCpu``, the tokens of a batch's longest window from which on the GPU computes; without a number that is measured
+    /// while it warms up.
+    public var gpuFromTokens: Int?
     /// Threads that compute; 0 for as many as the machine has fast cores, at most four.
     public var threads: Int
     /// The kernel of the processor, as ``ModelReport/kernel`` names it; without one the processor's usual one.
@@ -76,6 +82,8 @@ public struct OpenOptions: Hashable, Sendable {
     /// Options, each as described at its property.
     public init(
         device: Device = .cpu,
+        adapter: String? = nil,
+        gpuFromTokens: Int? = nil,
         threads: Int = 0,
         kernel: String? = nil,
         autotune: Bool = false,
@@ -88,6 +96,8 @@ public struct OpenOptions: Hashable, Sendable {
         maxBatchTokens: Int = 0
     ) {
         self.device = device
+        self.adapter = adapter
+        self.gpuFromTokens = gpuFromTokens
         self.threads = threads
         self.kernel = kernel
         self.autotune = autotune
@@ -117,6 +127,8 @@ public struct OpenOptions: Hashable, Sendable {
         }
         return AmpouleNative.OpenOptions(
             device: device,
+            adapter: adapter,
+            gpuFromTokens: try gpuFromTokens.map { value throws(AmpouleError) in try count("gpuFromTokens", value) },
             threads: try count("threads", threads),
             kernel: kernel,
             autotune: autotune,

@@ -99,10 +99,13 @@ public enum class Device {
     /** The processor. */
     CPU,
 
-    /** A GPU; an error where there is none. */
+    /** A GPU, once it has proved itself; an error where there is none, and in a library without GPUs. */
     GPU,
 
-    /** A GPU where there is one, else the processor; the model's report says which, and why. */
+    /**
+     * A GPU where there is one, and the processor until it has proved itself, where it takes longer, and once it fails:
+     * [ModelReport.gpu] says how it stands, and [Model.warmUp] waits for it.
+     */
     GPU_OR_CPU,
 }
 
@@ -119,6 +122,13 @@ public enum class Load {
 public data class OpenOptions(
     /** Where to compute. */
     val device: Device = Device.CPU,
+    /** The GPU: a part of its adapter's name. Without one the first that is hardware; software in a GPU's place has to be named. */
+    val adapter: String? = null,
+    /**
+     * With [Device.GPU_OR_CPU], the tokens of a batch's longest window from which on the GPU computes; without a number that is measured
+     * while it warms up.
+     */
+    val gpuFromTokens: Int? = null,
     /** Threads that compute; 0 for as many as the machine has fast cores, at most four. */
     val threads: Int = 0,
     /** The kernel of the processor, as [ModelReport.kernel] names it; without one the processor's usual one. */
@@ -141,7 +151,11 @@ public data class OpenOptions(
     val maxBatchTokens: Int = 0,
 ) {
     internal fun there(): rs.ampoule.ffi.OpenOptions {
-        for ((name, value) in listOf("threads" to threads, "maxWindowTokens" to maxWindowTokens, "maxBatchTokens" to maxBatchTokens)) {
+        val counts = listOf(
+            "gpuFromTokens" to (gpuFromTokens ?: 0), "threads" to threads, "maxWindowTokens" to maxWindowTokens,
+            "maxBatchTokens" to maxBatchTokens,
+        )
+        for ((name, value) in counts) {
             if (value < 0) throw AmpouleException.FixInput("$name: expected 0 or more, found $value")
         }
         return rs.ampoule.ffi.OpenOptions(
@@ -150,6 +164,8 @@ public data class OpenOptions(
                 Device.GPU -> DeviceChoice.GPU
                 Device.GPU_OR_CPU -> DeviceChoice.GPU_OR_CPU
             },
+            adapter = adapter,
+            gpuFromTokens = gpuFromTokens?.toUInt(),
             threads = threads.toUInt(),
             kernel = kernel,
             autotune = autotune,
@@ -188,11 +204,64 @@ public data class ModelReport(
     val computedTokens: Long,
     /** Calls that compute now. */
     val runningCalls: Int,
+    /** How its GPU stands, where it has one. */
+    val gpu: GpuReport?,
 )
 
 internal fun rs.ampoule.ffi.ModelReport.here(): ModelReport = ModelReport(
     device, kernel, reason, threads.toInt(), precision, weightBytes.toLong(), workspaceBytes.toLong(),
-    computedTokens.toLong(), runningCalls.toInt(),
+    computedTokens.toLong(), runningCalls.toInt(), gpu?.here(),
+)
+
+/** How far a model's GPU has come. */
+public enum class GpuState {
+    /** It loads, compiles, and proves itself; the processor answers meanwhile, where it may. */
+    WARMING,
+
+    /** It computes. */
+    READY,
+
+    /** It computes no more: [GpuReport.reason] says why. */
+    FAILED,
+}
+
+/** What a model's GPU is, and has done. */
+public data class GpuReport(
+    /** The adapter, as its driver names it. */
+    val adapter: String,
+    /** What it computes in: f32 or f16. */
+    val precision: String,
+    /** How far it has come. */
+    val state: GpuState,
+    /** Why it failed, or what was not proved. */
+    val reason: String?,
+    /** Batches of its warm-up that it has computed; the first compiles its kernels, and takes the longest. */
+    val warmUpDone: Int,
+    /** All of them. */
+    val warmUpOf: Int,
+    /** How near it came to the bundle's golden cases; null before, and where the bundle has none. */
+    val check: ModelCheck?,
+    /**
+     * Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; null for never. What
+     * [OpenOptions.gpuFromTokens] takes.
+     */
+    val fromTokens: Int?,
+    /** Tokens that it computed, of those of [ModelReport.computedTokens]; the processor computed the others. */
+    val computedTokens: Long,
+    /** The batches that it answered since it last proved itself: where it failed, what nothing vouches for. */
+    val unverifiedBatches: Long,
+)
+
+internal fun rs.ampoule.ffi.GpuReport.here(): GpuReport = GpuReport(
+    adapter,
+    precision,
+    when (state) {
+        rs.ampoule.ffi.GpuState.WARMING -> GpuState.WARMING
+        rs.ampoule.ffi.GpuState.READY -> GpuState.READY
+        rs.ampoule.ffi.GpuState.FAILED -> GpuState.FAILED
+    },
+    reason, warmUpDone.toInt(), warmUpOf.toInt(), check?.here(), fromTokens?.toInt(), computedTokens.toLong(),
+    unverifiedBatches.toLong(),
 )
 
 /** How near a model came to the golden cases of its bundle. */

@@ -30,6 +30,28 @@ public sealed class Model : AutoCloseable {
     public abstract fun selfCheckBlocking(): ModelCheck?
 
     /**
+     * Waits until the model's GPU is ready or has failed, and says how it stands; null where it has none. [onProgress] hears of it meanwhile,
+     * in this coroutine.
+     *
+     * @throws AmpouleException.Closed
+     */
+    public suspend fun warmUp(onProgress: (GpuReport) -> Unit = {}): GpuReport? {
+        val token = native { rs.ampoule.ffi.CancelToken() }
+        return token.use {
+            // No call of those that compute: it only waits.
+            suspend fun after(done: Int) = running({ token.cancel() }) { waitForGpu(done.toUInt(), token) }?.here()
+            var report = after(0)
+            while (report?.state == GpuState.WARMING) {
+                onProgress(report)
+                report = after(report.warmUpDone)
+            }
+            report
+        }
+    }
+
+    internal abstract fun waitForGpu(done: UInt, cancel: rs.ampoule.ffi.CancelToken): rs.ampoule.ffi.GpuReport?
+
+    /**
      * Frees the memory that is kept for the next call: for `onTrimMemory`.
      *
      * @throws AmpouleException.Closed
@@ -124,6 +146,9 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
 
     override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
 
+    override fun waitForGpu(done: UInt, cancel: rs.ampoule.ffi.CancelToken): rs.ampoule.ffi.GpuReport? =
+        model.waitForGpu(done, cancel, null)
+
     override fun trim(): Unit = native { model.trim() }
 
     override fun close(): Unit = native { model.release() }
@@ -178,6 +203,9 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
     override fun report(): ModelReport = native { model.report() }.here()
 
     override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
+
+    override fun waitForGpu(done: UInt, cancel: rs.ampoule.ffi.CancelToken): rs.ampoule.ffi.GpuReport? =
+        model.waitForGpu(done, cancel, null)
 
     override fun trim(): Unit = native { model.trim() }
 
@@ -236,6 +264,9 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
     override fun report(): ModelReport = native { model.report() }.here()
 
     override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
+
+    override fun waitForGpu(done: UInt, cancel: rs.ampoule.ffi.CancelToken): rs.ampoule.ffi.GpuReport? =
+        model.waitForGpu(done, cancel, null)
 
     override fun trim(): Unit = native { model.trim() }
 

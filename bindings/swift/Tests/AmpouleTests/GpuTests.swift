@@ -1,0 +1,56 @@
+import Ampoule
+import Fixtures
+import Foundation
+import XCTest
+
+/// With a library that computes on GPUs, on whatever GPU there is; with the other, that it says so.
+final class GpuTests: XCTestCase {
+    private let isThere = ProcessInfo.processInfo.environment["AMPOULE_GPU"].map { !$0.isEmpty } ?? false
+    private let any = OpenOptions(device: .gpuOrCpu, adapter: "", gpuFromTokens: 1, threads: 1)
+
+    func testALibraryWithoutGpusSaysSoAndTheProcessorComputes() async throws {
+        try XCTSkipIf(isThere, "this library has GPUs")
+        XCTAssertThrowsError(try Extractor.openBlocking(.file(bundle), options: OpenOptions(device: .gpu))) { error in
+            guard case AmpouleError.useCpu(let message) = error else { return XCTFail("\(error)") }
+            XCTAssertTrue(message.contains("without GPU support"), message)
+        }
+        let extractor = try Extractor.openBlocking(.file(bundle), options: any)
+        let warmed = try await extractor.warmUp()
+        XCTAssertNil(warmed)
+        XCTAssertNil(try extractor.report().gpu)
+        XCTAssertEqual(3, try extractor.extractBlocking(sentence).count)
+    }
+
+    func testAGpuWarmsUpWhileTheProcessorComputesAndThenComputesTheSame() async throws {
+        try XCTSkipUnless(isThere, "this library has no GPU")
+        let extractor = try await Extractor.open(.file(bundle), options: any)
+        let expected = try await extractor.extract(sentence).map { [$0.label, "\($0.utf8)"] }
+        XCTAssertEqual(3, expected.count)
+        var heard: [GpuReport] = []
+        let warmed = try await extractor.warmUp { heard.append($0) }
+        let report = try XCTUnwrap(warmed)
+        XCTAssertEqual(.ready, report.state, report.reason ?? "")
+        XCTAssertEqual("f32", report.precision)
+        XCTAssertEqual(report.warmUpOf, report.warmUpDone)
+        XCTAssertEqual(1, report.fromTokens)
+        let check = try XCTUnwrap(report.check)
+        XCTAssertTrue(check.cases > 0 && check.largestDifference <= check.allowed, "\(check)")
+        XCTAssertTrue(heard.allSatisfy { $0.state == .warming && $0.warmUpOf == report.warmUpOf })
+        XCTAssertEqual(Array(Set(heard.map(\.warmUpDone))).sorted(), heard.map(\.warmUpDone))
+        let found = try await extractor.extract(sentence).map { [$0.label, "\($0.utf8)"] }
+        XCTAssertEqual(expected, found)
+        let gpu = try XCTUnwrap(try extractor.report().gpu)
+        XCTAssertTrue(gpu.computedTokens > 10 && gpu.unverifiedBatches > 0, "\(gpu)")
+    }
+
+    func testWhoWaitsForAGpuCanStopAndTheModelComputesOn() async throws {
+        try XCTSkipUnless(isThere, "this library has no GPU")
+        let extractor = try await Extractor.open(.file(bundle), options: any)
+        let waiting = Task { try await extractor.warmUp() }
+        waiting.cancel()
+        _ = await waiting.result
+        let found = try await extractor.extract(sentence)
+        XCTAssertEqual(3, found.count)
+        XCTAssertThrowsError(try Extractor.openBlocking(.file(bundle), options: OpenOptions(device: .gpu, adapter: "no such adapter")))
+    }
+}
