@@ -275,8 +275,11 @@ def main(arguments):
                 shutil.copytree(xcframework, copy)
                 break_copy(copy)
                 found += finds(name, copy, files)
-        # And calls that want a reason: one that nobody gave, and one that nobody can.
-        for call in (b"\0_mach_absolute_time\0", b"\0_statfs\0"):
+        # And calls that want a reason, of each category that none is given for.
+        privacy = plist(next(xcframework.rglob("PrivacyInfo.xcprivacy")))
+        given = {a["NSPrivacyAccessedAPIType"] for a in privacy["NSPrivacyAccessedAPITypes"]}
+        missing = [functions.split()[0] for category, functions in LISTED.items() if category not in given]
+        for call in (b"\0_" + function.encode() + b"\0" for function in missing):
             with tempfile.TemporaryDirectory() as folder:
                 changed = Path(folder) / "linked"
                 data = files["ios"].read_bytes()
