@@ -7,10 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v python3 >/dev/null || { apt-get -q update && apt-get -qy install python3; } >&2
 scripts/library.sh
-gpu=() out=target/ios most=4 name=ampoule privacy=bindings/swift/Sources/Ampoule/PrivacyInfo.xcprivacy
-if [ "${1:-}" = --gpu ]; then
-    gpu=(--features wgpu) out=target/ios-gpu most=10 name=ampoule-gpu privacy=bindings/swift/PrivacyInfo.gpu.xcprivacy
-fi
+gpu=() out=target/ios most=4 name=ampoule
+if [ "${1:-}" = --gpu ]; then gpu=(--features wgpu) out=target/ios-gpu most=10 name=ampoule-gpu; fi
 package=$out/$name framework=$out/$name/AmpouleNativeFFI.xcframework
 mkdir -p "$out"
 slices=() linked=()
@@ -35,6 +33,18 @@ for slice in ios=aarch64-apple-ios simulator=aarch64-apple-ios-sim; do
 done
 scripts/swift_package.sh "$package"
 sed -i "s/^    name: \"ampoule\",$/    name: \"$name\",/" "$package/Package.swift"
+# Of the package's resources and of its framework.
+privacy=$package/Sources/Ampoule/PrivacyInfo.xcprivacy
+[ "$name" = ampoule ] || python3 - "$privacy" <<'PYTHON'
+import plistlib, sys
+with open(sys.argv[1], "rb+") as file:
+    data = plistlib.load(file)
+    reasons = {"NSPrivacyAccessedAPIType": "NSPrivacyAccessedAPICategorySystemBootTime", "NSPrivacyAccessedAPITypeReasons": ["35F9.1"]}
+    data["NSPrivacyAccessedAPITypes"].append(reasons)
+    file.seek(0)
+    plistlib.dump(data, file, sort_keys=False)
+    file.truncate()
+PYTHON
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 python3 bindings/swift/xcframework.py make "$framework" "$package/Sources/AmpouleNativeFFI/AmpouleNativeFFI.h" \
     "$privacy" "$version" "${slices[@]}"

@@ -46,7 +46,14 @@ mvn --batch-mode --quiet --file bindings/android/pom.xml org.apache.maven.plugin
     -Dartifact=androidx.test:monitor:1.8.0:aar -DoutputDirectory="$PWD/$app/monitor" >&2
 unzip -qo "$app"/monitor/monitor-*.aar classes.jar -d "$app/monitor"
 for project in kotlin android; do
-    mvn --batch-mode --quiet -Dstyle.color=never ${AMPOULE_GPU:+-Dgpu=-gpu} --file "bindings/$project/pom.xml" verify "$@" || failed=1
+    pom=bindings/$project/pom.xml
+    if [ "$project${AMPOULE_GPU:+-gpu}" = kotlin-gpu ]; then
+        # Beside, since folders are named from there.
+        pom=bindings/kotlin/.pom-gpu.xml
+        trap 'rm -f bindings/kotlin/.pom-gpu.xml' EXIT
+        sed 's|^  <artifactId>ampoule</artifactId>$|  <artifactId>ampoule-gpu</artifactId>|' bindings/kotlin/pom.xml >"$pom"
+    fi
+    mvn --batch-mode --quiet -Dstyle.color=never --file "$pom" verify "$@" || failed=1
 done
 # Surefire's counts, in one line.
 awk -F'"' '/^<testsuite /{ for (i = 1; i < NF; i++) { if ($i ~ / tests=$/) n += $(i+1); if ($i ~ / (failures|errors)=$/) bad += $(i+1)

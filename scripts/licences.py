@@ -10,6 +10,7 @@ compares bindings/THIRD-PARTY.txt with what Cargo.lock says; with AMPOULE_WRITE 
 writes the same of the page's modules.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -29,15 +30,18 @@ LIBRARY = ["--package", "ampoule-bindings", "--features", "flex,wgpu"]
 PAGE = ["--manifest-path", "examples/web/Cargo.toml", "--package", "ampoule-web", "--features", "webgpu"]
 FILES = re.compile(r"(licen[sc]e|copying|notice|unlicense|copyright)", re.IGNORECASE)
 
-def mit(_, package):
-    """That of ours, with the crate's authors in place of us."""
-    authors = ", ".join(author.split(" <")[0] for author in package["authors"])
+def mit(_, package, packages):
+    """That of ours, with the crate's authors in place of us; of one that names none, those of its repository's others."""
+    known = package["authors"] or [a for p in packages if p["repository"] == package["repository"] for a in p["authors"]]
+    authors = ", ".join(dict.fromkeys(author.split(" <")[0] for author in known))
+    if not authors:
+        sys.exit(f"{package['name']} {package['version']}: no author for the text of its licence")
     return re.sub(r"(?m)^Copyright.*$", f"Copyright (c) {authors}", (ROOT / "LICENSE-MIT").read_text())
 
 
 # Where a crate brings no text and no other of its repository does: the first that it may be had under.
-STANDARD = {"Apache-2.0": lambda texts, _: (ROOT / "LICENSE-APACHE").read_text(),
-            "MPL-2.0": lambda texts, _: next(text for text in texts if text.startswith("Mozilla Public License Version 2.0")),
+STANDARD = {"Apache-2.0": lambda *_: (ROOT / "LICENSE-APACHE").read_text(),
+            "MPL-2.0": lambda texts, *_: next(text for text in texts if text.startswith("Mozilla Public License Version 2.0")),
             "MIT": mit}
 HEAD = """\
 What is linked into Ampoule's library besides Ampoule itself (LICENSE-MIT, LICENSE-APACHE, NOTICE), on any of the systems that it is
@@ -78,8 +82,9 @@ def collected(package, targets):
     siblings = {p["repository"]: texts[p["id"]] for p in packages if p["repository"] and texts[p["id"]]}
     for package in packages:
         if not texts[package["id"]]:
-            texts[package["id"]] = siblings.get(package["repository"]) or [
-                text(known, package).strip() for licence, text in STANDARD.items() if licence in re.split(r" OR |/", package["license"])][:1]
+            choices = re.split(r" OR |/", package["license"])
+            standard = (text(known, package, packages).strip() for licence, text in STANDARD.items() if licence in choices)
+            texts[package["id"]] = siblings.get(package["repository"]) or list(itertools.islice(standard, 1))
         if not texts[package["id"]]:
             sys.exit(f"{package['name']} {package['version']} ({package['license']}) brings no text of its licence")
     packages.sort(key=lambda p: (p["name"], p["version"]))

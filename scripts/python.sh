@@ -3,8 +3,8 @@
 #   scripts/python.sh                                 by the release profile, quick; and its API documentation
 #   scripts/python.sh dist                            as it ships; and a crash of it is read
 #   scripts/python.sh dist aarch64-unknown-linux-gnu  as it ships for ARM, in the Python of Debian 12 for ARM under qemu
-# With AMPOULE_GPU set it is the package `ampoule-gpu`, tested on whatever GPU there is, software too.
-# Leaves the environment in target/python/clean, for ARM in target/python/clean-TARGET, of that package in clean-gpu. A public name or signature that changes fails:
+# With AMPOULE_GPU set it is the package `ampoule-gpu`, tested on whatever GPU there is, software too. Leaves the environment in
+# target/python/clean, for ARM in target/python/clean-TARGET, of that package in clean-gpu. A public name or signature that changes fails:
 # AMPOULE_WRITE=1 writes bindings/python/api.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."

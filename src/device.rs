@@ -21,7 +21,8 @@ pub enum Device {
     #[default]
     Cpu,
     /// A GPU by wgpu, once it has computed the bundle's golden cases rightly; an error where it does not, where there is none, and where
-    /// this build is without the feature `wgpu`. Each model has a thread that speaks to it. See [`Options::adapter`].
+    /// this build is without the feature `wgpu`. Each model has a thread that speaks to it, but for a page's, which has none to spare. See
+    /// [`Options::adapter`].
     Gpu,
     /// A GPU where there is one that computes rightly, and the processor, which answers until the GPU has proved itself, where the GPU
     /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`ModelReport`](crate::ModelReport) says how it stands, and how
@@ -152,6 +153,11 @@ impl Engine {
     pub(crate) async fn start_in_page(options: &Options) -> Result<Self> {
         let adapter = match options.device {
             Device::Gpu => Some(crate::gpu::open(wanted(options), options.gpu_limits).await?),
+            Device::GpuOrCpu => {
+                let message =
+                    "a page has two models where it wants both devices, each in a Worker; ask for `cpu` or `gpu`";
+                return Err(Error::invalid_input(message));
+            }
             _ => None,
         };
         Self::start_with(options, || adapter.ok_or_else(|| Error::new(ErrorKind::DeviceUnavailable, IN_A_PAGE)))
@@ -380,7 +386,8 @@ pub fn training_device(requested: Device) -> Result<BurnDevice> {
     }
 }
 
-/// Names of the GPU adapters that this build could use, software in a GPU's place said so; none without the feature `wgpu`.
+/// Names of the GPU adapters that this build could use, software in a GPU's place said so; none without the feature `wgpu`, and none in a
+/// page, whose browser gives one when a model is opened.
 pub fn gpu_adapters() -> Vec<String> {
     #[cfg(feature = "wgpu")]
     let names = crate::gpu::names().map(|(name, is_software)| match is_software {

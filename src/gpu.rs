@@ -83,10 +83,10 @@ pub struct GpuReport {
     pub self_check: Option<SelfCheck>,
     /// How long texts took at warm-up, where [`Device::GpuOrCpu`](crate::Device::GpuOrCpu) chooses by them.
     pub measured: Vec<GpuTime>,
-    /// With [`Device::GpuOrCpu`](crate::Device::GpuOrCpu), the tokens of a batch's longest window from which on the GPU computes; none for
-    /// never. What [`Options::gpu_from_tokens`](crate::Options) takes.
+    /// With [`Device::GpuOrCpu`](crate::Device::GpuOrCpu), the tokens of a batch's longest window from which on the GPU computes; none while
+    /// that is not known, and where it takes longer at every length. [`Options::gpu_from_tokens`](crate::Options) pins a number.
     pub from_tokens: Option<usize>,
-    /// Tokens that it computed, of those of [`ModelReport::computed_tokens`](crate::ModelReport).
+    /// Tokens of the batches that it answered, those of golden cases that were asked of it by `self_check` among them.
     pub computed_tokens: u64,
     /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
     pub unverified_batches: u64,

@@ -532,6 +532,11 @@ impl Opened {
     }
 
     pub(crate) fn self_check(&self, limit: &Limit) -> Result<Option<SelfCheck>> {
+        // In a page it is asked for again at its own time alone.
+        #[cfg(all(feature = "wgpu", target_family = "wasm"))]
+        if let Computes::Gpu(gpu, _) = &self.model {
+            return Ok(gpu.report().self_check);
+        }
         let Some(golden) = &self.golden else { return Ok(None) };
         let (model, output) = (self.model.on_processor(), self_check::wanted(&self.config));
         let reference = match model {

@@ -63,10 +63,10 @@ pub struct GpuReport {
     pub warm_up_of: u32,
     /// How near it came to the bundle's golden cases; none before, and where the bundle has none.
     pub check: Option<ModelCheck>,
-    /// Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; none for never. What
-    /// [`OpenOptions::gpu_from_tokens`] takes.
+    /// Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; none while that is not known,
+    /// and where it takes longer at every length. [`OpenOptions::gpu_from_tokens`] pins a number.
     pub from_tokens: Option<u32>,
-    /// Tokens that it computed, of those of [`ModelReport::computed_tokens`]; the processor computed the others.
+    /// Tokens of the batches that it answered.
     pub computed_tokens: u64,
     /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
     pub unverified_batches: u64,
@@ -228,7 +228,11 @@ impl<M: Model> Open<M> {
         cancel: Option<Arc<CancelToken>>,
         timeout_ms: Option<u64>,
     ) -> Result<Option<GpuReport>> {
-        self.call(cancel, timeout_ms, |model| Ok(model.wait_for_gpu(done as usize)?.map(Into::into)))
+        guarded(|| {
+            let timeout = timeout_ms.map(Duration::from_millis);
+            let model = self.held()?.model.limited(cancel.map(|token| token.0.clone()), timeout);
+            Ok(model.wait_for_gpu(done as usize)?.map(Into::into))
+        })
     }
 
     fn trim(&self) -> Result<()> {

@@ -104,9 +104,9 @@ impl RunningArgs {
     }
 }
 
-/// Puts the tokens that each device computed into a line of JSON, where more than the processor was asked for.
+/// Puts the tokens that each device computed into a line of JSON, where a GPU was asked for.
 pub fn name_device(line: &mut Value, device: &DeviceReport, computed: Computed) {
-    if device.requested != Device::Cpu {
+    if matches!(device.requested, Device::Gpu | Device::GpuOrCpu) {
         line["computed"] = json!(computed);
     }
 }

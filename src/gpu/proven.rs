@@ -1,8 +1,8 @@
 //! A GPU that is believed once it has proved itself.
 //!
 //! Drivers answer wrongly, hang and vanish. So a device first computes the golden cases of the model's bundle ([`Comparison`]); then every
-//! answer is looked at for what no model says, and every so often the golden cases are computed again. A panic or an error of the device
-//! ends the call as [`DeviceUnavailable`](ErrorKind::DeviceUnavailable), and every later one.
+//! answer is looked at for what no model says, and every so often the golden cases are computed again. An error of the device, and where a
+//! thread waits for it a panic too, ends the call as [`DeviceUnavailable`](ErrorKind::DeviceUnavailable), and every later one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,6 +52,20 @@ pub(crate) struct Plan {
     pub(crate) clean: Box<dyn Fn() + Send + Sync>,
 }
 
+impl Plan {
+    /// Tokens of the texts that are timed.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        let lengths = LENGTHS.into_iter().filter(|&n| self.cpu.is_some() && n <= self.window_tokens);
+        lengths.filter(|&n| self.from_tokens.is_none_or(|from| n >= from))
+    }
+
+    /// Batches before it is ready: those that prove it, and two of each length, of which the first compiles.
+    fn warm_up(&self) -> usize {
+        let proof = self.golden.as_ref().map(|golden| Comparison::new(golden, &self.config, self.reference));
+        proof.map_or(0, |proof| proof.batches().len()) + 2 * self.lengths().count()
+    }
+}
+
 /// The most sequences, and tokens, of a batch: what every GPU takes at once.
 const MOST_SEQUENCES: usize = 65_535;
 const MOST_TOKENS: usize = 64 * 65_535;
@@ -97,7 +111,7 @@ impl Shared {
             },
             state: GpuState::Warming,
             reason: None,
-            warm_up: WarmUp { done: 0, of: 0 },
+            warm_up: WarmUp { done: 0, of: plan.warm_up() },
             self_check: None,
             measured: Vec::new(),
             from_tokens: plan.from_tokens,
@@ -209,11 +223,6 @@ impl Proven {
     pub(crate) async fn open(load: Box<Load>, plan: &Arc<Plan>, shared: &Arc<Shared>) -> Result<Self> {
         let floats = plan.golden.iter().flat_map(|golden| &golden.cases).flat_map(|case| &case.floats);
         let bound = floats.fold(1f32, |most, x| most.max(x.abs())) * PLAUSIBLE;
-        let lengths = LENGTHS.into_iter().filter(|&n| n <= plan.window_tokens);
-        let lengths = lengths.filter(|&n| plan.cpu.is_some() && plan.from_tokens.is_none_or(|from| n >= from));
-        let proof = plan.golden.as_ref().map(|golden| Comparison::new(golden, &plan.config, plan.reference));
-        let batches = proof.map_or(0, |proof| proof.batches().len());
-        lock(&shared.status).report.warm_up.of = batches + 2 * lengths.clone().count();
         let compute = shared.timed(LOADING, async { load() }).await?;
         let device = Proven { compute, plan: plan.clone(), shared: shared.clone(), bound };
         let is_closed = || match shared.is_closed.load(Ordering::Relaxed) {
@@ -221,10 +230,10 @@ impl Proven {
             false => Ok(()),
         };
         is_closed()?;
-        let self_check = device.prove().await?;
+        let self_check = device.prove(&mut || is_closed()).await?;
         let mut measured = Vec::new();
         if let Some(cpu) = &plan.cpu {
-            for tokens in lengths {
+            for tokens in plan.lengths() {
                 is_closed()?;
                 let gpu = device.time(tokens).await?;
                 if plan.from_tokens.is_none() {
@@ -267,30 +276,35 @@ impl Proven {
         output: Output,
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut answer = self.answer(batch, output, check).await;
-        let is_due = lock(&self.shared.status).report.unverified_batches + 1 == self.plan.check_every;
-        if answer.is_ok() && is_due {
-            answer = self.prove().await.and(answer);
-        }
-        match &answer {
-            Ok(_) => {
-                let report = &mut lock(&self.shared.status).report;
-                report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;
-                report.unverified_batches = if is_due { 0 } else { report.unverified_batches + 1 };
-            }
-            Err(error) if error.kind() == ErrorKind::Cancelled => {}
-            Err(error) => answer = Err(self.shared.fail(error)),
-        }
-        answer
+        let failed = |error: Error| match error.kind() {
+            ErrorKind::Cancelled => error,
+            _ => self.shared.fail(&error),
+        };
+        let answer = self.answer(batch, output, check).await.map_err(failed)?;
+        let unverified = lock(&self.shared.status).report.unverified_batches + 1;
+        let is_due = self.plan.check_every > 0 && unverified >= self.plan.check_every;
+        let is_proved = match is_due {
+            false => false,
+            true => match self.prove(check).await {
+                Ok(_) => true,
+                // The next batch brings it.
+                Err(error) if error.kind() == ErrorKind::Cancelled => false,
+                Err(error) => return Err(failed(error)),
+            },
+        };
+        let report = &mut lock(&self.shared.status).report;
+        report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;
+        report.unverified_batches = if is_proved { 0 } else { unverified };
+        Ok(answer)
     }
 
     /// Computes the golden cases, if there are any.
-    async fn prove(&self) -> Result<Option<SelfCheck>> {
+    async fn prove(&self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<SelfCheck>> {
         let Some(golden) = &self.plan.golden else { return Ok(None) };
         let (plan, output) = (&self.plan, self_check::wanted(&self.plan.config));
         let mut comparison = Comparison::new(golden, &plan.config, plan.reference);
         for cases in comparison.batches() {
-            let outputs = self.compute(&comparison.batch(&cases), output, &mut || Ok(())).await?;
+            let outputs = self.compute(&comparison.batch(&cases), output, check).await?;
             comparison.compare(&cases, &outputs)?;
         }
         comparison.finish().map(Some)

@@ -34,6 +34,20 @@ enum Failure {
     Failed(&'static str),
 }
 
+impl Failure {
+    fn add(to: &Mutex<Option<Failure>>, error: &wgpu::Error) {
+        let known = &mut *lock(to);
+        *known = match (*known, error) {
+            (Some(Failure::Failed(why)), _) => Some(Failure::Failed(why)),
+            // A buffer that was not had is refused wherever it is used.
+            (Some(Failure::OutOfMemory), wgpu::Error::Validation { .. }) => Some(Failure::OutOfMemory),
+            (_, wgpu::Error::OutOfMemory { .. }) => Some(Failure::OutOfMemory),
+            (_, wgpu::Error::Validation { .. }) => Some(Failure::Failed("it refused what it was asked to do")),
+            (_, wgpu::Error::Internal { .. }) => Some(Failure::Failed("its driver failed")),
+        };
+    }
+}
+
 /// A kernel and what it is compiled for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Kernel {
@@ -76,17 +90,7 @@ impl Driver {
     pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let failure = Arc::new(Mutex::new(None));
         let (of_errors, of_loss) = (failure.clone(), failure.clone());
-        device.on_uncaptured_error(Arc::new(move |error| {
-            let known = &mut *lock(&of_errors);
-            *known = match (*known, error) {
-                (Some(Failure::Failed(why)), _) => Some(Failure::Failed(why)),
-                // A buffer that was not had is refused wherever it is used.
-                (Some(Failure::OutOfMemory), wgpu::Error::Validation { .. }) => Some(Failure::OutOfMemory),
-                (_, wgpu::Error::OutOfMemory { .. }) => Some(Failure::OutOfMemory),
-                (_, wgpu::Error::Validation { .. }) => Some(Failure::Failed("it refused what it was asked to do")),
-                (_, wgpu::Error::Internal { .. }) => Some(Failure::Failed("its driver failed")),
-            };
-        }));
+        device.on_uncaptured_error(Arc::new(move |error| Failure::add(&of_errors, &error)));
         device.set_device_lost_callback(move |_, _| *lock(&of_loss) = Some(Failure::Failed("the device was lost")));
         Driver { device, queue, compiled: Mutex::default(), failure }
     }
@@ -127,14 +131,9 @@ impl Driver {
         size: u64,
         sent: Option<wgpu::SubmissionIndex>,
     ) -> Result<std::result::Result<(), wgpu::BufferAsyncError>> {
-        type Told = (Option<std::result::Result<(), wgpu::BufferAsyncError>>, Option<Waker>);
         let told = Arc::new(Mutex::new(Told::default()));
-        let tell = told.clone();
-        staging.map_async(wgpu::MapMode::Read, ..size, move |result| {
-            let (told, waker) = &mut *lock(&tell);
-            *told = Some(result);
-            waker.take().into_iter().for_each(Waker::wake);
-        });
+        let tell = Tell(told.clone());
+        staging.map_async(wgpu::MapMode::Read, ..size, move |result| tell.tell(result));
         if let Some(sent) = sent {
             self.wait(sent)?;
         }
@@ -183,6 +182,28 @@ impl Driver {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a buffer can be read, and who waits for that.
+type Told = (Option<std::result::Result<(), wgpu::BufferAsyncError>>, Option<Waker>);
+
+/// Tells that; dropped without having been asked, that it cannot, so that nobody waits for ever.
+struct Tell(Arc<Mutex<Told>>);
+
+impl Tell {
+    fn tell(&self, result: std::result::Result<(), wgpu::BufferAsyncError>) {
+        let (told, waker) = &mut *lock(&self.0);
+        *told = Some(result);
+        waker.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        if lock(&self.0).0.is_none() {
+            self.tell(Err(wgpu::BufferAsyncError));
+        }
+    }
 }
 
 /// Where a model's kernels are sent, in turn.
@@ -465,6 +486,25 @@ impl Queue {
         work.arguments.clear();
     }
 
+    /// What `send` sends, with the errors that it brings, which a page is told of later, and not by the buffer that it reads.
+    pub(crate) fn watched(&self, send: impl FnOnce() -> Result<Answer>) -> Result<Answer> {
+        if cfg!(not(target_family = "wasm")) {
+            return send();
+        }
+        let memory = self.driver.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.driver.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let answer = send();
+        let (validation, memory) = (validation.pop(), memory.pop());
+        let (answer, driver) = (answer?, self.driver.clone());
+        Ok(Box::pin(async move {
+            for error in [memory.await, validation.await].iter().flatten() {
+                Failure::add(&driver.failure, error);
+            }
+            // Which looks at the failure.
+            answer.await
+        }))
+    }
+
     /// Sends what was recorded; these values come back in parts of these lengths.
     ///
     /// # Errors
@@ -731,7 +771,7 @@ impl Work {
     }
 }
 
-/// How long values may take to come back; whoever waits for them has given up before.
+/// How long what was sent may take; whoever waits for it has given up before.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A workgroup for each row.

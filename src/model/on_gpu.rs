@@ -158,6 +158,11 @@ impl GpuModel {
         if lengths.iter().all(|&n| n == 0) {
             return Ok(Box::pin(ready(Ok(vec![Vec::new(); lengths.len()]))));
         }
+        self.queue.watched(|| self.sent(batch, head, check))
+    }
+
+    fn sent(&self, batch: &Batch, head: Option<&Head>, check: &mut dyn FnMut() -> Result<()>) -> Result<Answer> {
+        let lengths = batch.lengths();
         let x = self.hidden_states(batch, check).inspect_err(|_| self.queue.forget())?;
         let read = |values: &Buffer, width: usize, rows: fn(&usize) -> usize| {
             self.queue.read(values, lengths.iter().map(|n| width * rows(n)))

@@ -218,10 +218,10 @@ class GpuReport(NamedTuple):
     check: ModelCheck | None
     """How near it came to the bundle's golden cases; ``None`` before, and where the bundle has none."""
     from_tokens: int | None
-    """Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; ``None`` for never. What the
-    option ``gpu_from_tokens`` takes."""
+    """Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; ``None`` while that is not known,
+    and where it takes longer at every length. The option ``gpu_from_tokens`` pins a number."""
     computed_tokens: int
-    """Tokens that it computed, of those of the model's report; the processor computed the others."""
+    """Tokens of the batches that it answered."""
     unverified_batches: int
     """The batches that it answered since it last proved itself: where it failed, what nothing vouches for."""
 

@@ -18,9 +18,12 @@ const at = (id) => document.getElementById(id);
 const engine = new Engine();
 const marked = new MarkedNote(at("marked"));
 const modules = {};
+/** The page's own bundle, and its card. */
 let own;
-/** What is open: its name, its bytes, and the device, `cpu` or `gpu`. */
-let open;
+/** What is open, and what was chosen last: a bundle's name and bytes, and the device, `cpu` or `gpu`; that of what has failed is `none`. */
+let open = { device: "none" };
+let wanted;
+let changing;
 let labels;
 let stale;
 let announcing;
@@ -41,6 +44,12 @@ async function read() {
   // The page's offsets are UTF-16 code units, and so are the runtime's: a surrogate alone becomes one other unit.
   const note = at("note").value.toWellFormed();
   let isShown = false;
+  // Read when there is who can.
+  if (open.device === "none") {
+    marked.show(note, labels);
+    if (!changing) change({ device: "cpu" });
+    return;
+  }
   const show = () => {
     if (!isShown) marked.show(note, labels);
     isShown = true;
@@ -57,9 +66,15 @@ async function read() {
     complain("");
     tell(note, milliseconds);
   } catch (error) {
-    if (open.device === "gpu") return fallBack(error);
     show();
     count();
+    if (open.device === "gpu") {
+      tellDevice(`The GPU failed, and the processor reads on: ${reason(error)}`);
+      engine.close();
+      open = { ...open, device: "none" };
+      change({ device: "cpu" });
+      return;
+    }
     at("facts").textContent = "";
     complain(error instanceof Stopped
       ? "The module stopped while it read this note, and was started again. The note was not read to its end; change it to try again."
@@ -99,15 +114,57 @@ function tellDevice(message) {
   at("device").textContent = message;
 }
 
-/** @returns whether it is what is open now; a later one may have overtaken it */
-async function use(wanted) {
-  const { name, bytes, device: kind } = wanted;
-  const [glue] = MODULES[kind];
+/** Opens what was chosen last, and gives up what is being opened of before. @returns when the page is as chosen, or says why not */
+function change(choice) {
+  wanted = { ...wanted, ...choice };
+  engine.giveUp();
+  changing ??= settle().finally(() => (changing = undefined));
+  return changing;
+}
+
+/** One step after another, since a GPU that is chosen with a bundle must not keep that waiting. */
+async function settle() {
+  while (wanted.bytes !== open.bytes || wanted.device !== open.device) {
+    const isBundle = wanted.bytes !== open.bytes;
+    const device = isBundle && wanted.device === "gpu" && open.device === "cpu" ? "cpu" : wanted.device;
+    const [next, last] = [{ ...wanted, device }, wanted];
+    try {
+      if (device === "gpu" && open.device !== "gpu") tellDevice("Opening the GPU; the processor reads meanwhile.");
+      await use(next, last);
+    } catch (error) {
+      // Given up for what was chosen since.
+      if (wanted === last) refuse(next, error);
+    }
+  }
+  if (open.device !== "none") at(open.device).checked = true;
+}
+
+/** Goes back from what could not be opened. */
+function refuse({ name, bytes, device }, error) {
+  if (!open.bytes) throw error;
+  if (device === "gpu") {
+    wanted = { ...wanted, device: "cpu" };
+    tellDevice(`The GPU is not used: ${reason(error)}`);
+    return;
+  }
+  const what = bytes === open.bytes ? "The model" : name;
+  if (bytes !== open.bytes && open.device === "gpu") tellDevice("");
+  // A device that was chosen with it is still wanted.
+  wanted = bytes === open.bytes || open.device !== "cpu" ? { ...open } : { ...open, device: wanted.device };
+  at("bundle").value = "";
+  at("marked").setAttribute("aria-busy", "false");
+  complain(`${what} was not opened: ${reason(error)}`);
+}
+
+async function use(next, last) {
+  const { name, bytes, device: kind } = next;
+  const [glue, file] = MODULES[kind];
+  modules[kind] ??= await compiled(file);
+  if (wanted !== last) return;
   const about = await engine.open({ glue, module: modules[kind], bundle: bytes, isGpu: kind === "gpu", software: SOFTWARE });
-  if (!about) return false;
-  open = wanted;
+  if (kind === "gpu") tellDevice("");
+  open = { name, bytes, device: kind };
   labels = about.labels;
-  at(kind).checked = true;
   at("bundle-name").textContent = name;
   at("default").hidden = bytes === own.bytes;
   const { bundle, report, kernels, self_check: check } = about;
@@ -136,8 +193,7 @@ async function use(wanted) {
   at("card").hidden = !card;
   at("limits").textContent = card.split("\n## ").find((part) => part.startsWith("What it must not be used for"))
     ?.split("\n").slice(1).join(" ").trim() ?? "The bundle does not say.";
-  await read();
-  return true;
+  read();
 }
 
 function tellCheck(kernels, check) {
@@ -193,8 +249,8 @@ async function start() {
     if (!String.prototype.toWellFormed) throw new WebAssembly.CompileError();
     const [module, bytes, card] = await load([MODULES.cpu[1], BUNDLE, CARD]);
     modules.cpu = await WebAssembly.compile(module);
-    own = { name: BUNDLE, bytes, card: new TextDecoder().decode(card) };
-    await use({ name: BUNDLE, bytes, device: "cpu" });
+    own = { bytes, card: new TextDecoder().decode(card) };
+    await change({ name: BUNDLE, bytes, device: "cpu" });
   } catch (error) {
     complain(error instanceof WebAssembly.CompileError
       ? "This browser is too old: it needs Chrome 111, Firefox 119, Safari 16.4, or later."
@@ -206,60 +262,46 @@ async function start() {
   at("note").addEventListener("input", read);
   at("example").addEventListener("click", () => type(EXAMPLE));
   at("clear").addEventListener("click", () => type(""));
-  const choose = async (name, read) => {
+  const choose = (choice) => {
     complain("");
-    try {
-      await use({ name, bytes: await read(), device: open.device });
-    } catch (error) {
-      at("bundle").value = "";
-      complain(`${name} was not opened: ${reason(error)}`);
-    }
+    change(choice);
   };
   at("default").addEventListener("click", () => {
     at("bundle").value = "";
-    choose(BUNDLE, () => own.bytes);
+    choose({ name: BUNDLE, bytes: own.bytes });
   });
-  at("bundle").addEventListener("change", () => {
+  at("bundle").addEventListener("change", async () => {
     const [file] = at("bundle").files;
-    if (file) choose(file.name, () => file.arrayBuffer());
+    if (!file) return;
+    try {
+      choose({ name: file.name, bytes: await file.arrayBuffer() });
+    } catch (error) {
+      complain(`${file.name} was not opened: ${reason(error)}`);
+    }
   });
-  at("cpu").addEventListener("change", () => {
-    tellDevice("");
-    use({ ...open, device: "cpu" });
-  });
-  at("gpu").addEventListener("change", openGpu);
+  for (const device of ["cpu", "gpu"]) {
+    at(device).addEventListener("change", () => {
+      tellDevice("");
+      choose({ device });
+    });
+  }
   for (const control of document.querySelectorAll(":disabled")) control.disabled = false;
   if (!navigator.gpu) {
     at("gpu").disabled = true;
-    tellDevice("This browser has no WebGPU.");
+    tellDevice(isSecureContext ? "This browser has no WebGPU." : "A GPU is there for pages by HTTPS alone.");
   }
   keepForOffline();
 }
 
-/** The processor reads what the GPU could not. */
-async function fallBack(error) {
-  tellDevice(`The GPU failed, and the processor reads on: ${reason(error)}`);
+/** A module that is fetched when it is first chosen. */
+async function compiled(file) {
+  at("loaded").textContent = "Loading the module for the GPU";
+  at("loading").hidden = false;
   try {
-    await use({ ...open, device: "cpu" });
-  } catch (worse) {
-    complain(`The note was not read: ${reason(worse)}`);
-  }
-}
-
-/** Until the GPU has proved itself, the processor reads on. */
-async function openGpu() {
-  tellDevice("Opening the GPU; the processor reads meanwhile.");
-  try {
-    if (!modules.gpu) {
-      at("loaded").textContent = "Loading the module for the GPU";
-      at("loading").hidden = false;
-      const [module] = await load([MODULES.gpu[1]]);
-      modules.gpu = await WebAssembly.compile(module);
-    }
-    if (await use({ ...open, device: "gpu" })) tellDevice("");
-  } catch (error) {
-    at(open.device).checked = true;
-    tellDevice(`The GPU is not used: ${reason(error)}`);
+    const [module] = await load([file]);
+    // Where it was chosen before this page was kept, it is asked for again, of the cache.
+    navigator.serviceWorker?.ready.then(() => MODULES.gpu.forEach((name) => fetch(name).catch(() => {})));
+    return await WebAssembly.compile(module);
   } finally {
     at("loading").hidden = true;
   }

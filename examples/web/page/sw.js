@@ -30,8 +30,14 @@ self.addEventListener("install", (event) => {
     await caches.delete(KEPT);
     throw error;
   };
-  const now = Object.keys(FILES).filter((name) => !LATER.includes(name));
-  event.waitUntil(Promise.all(now.map(keep)).catch(forget));
+  const keepAll = async () => {
+    // What an older version was asked for is kept of this one too.
+    const before = (await caches.keys()).filter((name) => name.startsWith(OURS));
+    const held = await Promise.all(before.map(async (name) => (await (await caches.open(name)).keys()).map(({ url }) => url)));
+    const isHeld = (name) => held.flat().includes(self.registration.scope + name);
+    await Promise.all(Object.keys(FILES).filter((name) => !LATER.includes(name) || isHeld(name)).map(keep));
+  };
+  event.waitUntil(keepAll().catch(forget));
 });
 
 self.addEventListener("activate", (event) => {
@@ -51,7 +57,8 @@ self.addEventListener("fetch", (event) => {
   if (!Object.hasOwn(FILES, name)) return;
   const answer = async () => {
     const cache = await caches.open(KEPT);
-    if (LATER.includes(name) && !(await cache.match(name))) await keep(name);
+    // Where it cannot be kept, for lack of room or since its host has a newer one, it is only fetched.
+    if (LATER.includes(name) && !(await cache.match(name))) await keep(name).catch(() => {});
     return (await cache.match(name)) ?? fetch(request);
   };
   event.respondWith(answer());

@@ -115,6 +115,11 @@ impl Model {
         });
         about.to_string()
     }
+
+    /// Tokens computed so far: they grow while a GPU computes.
+    pub fn computed(&self) -> f64 {
+        self.extractor.report().computed_tokens as f64
+    }
 }
 
 /// A bundle and what it says about itself.

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 
 import {
   accessible, briefly, browse, CANARY, check, checkProfile, compare, end, enter, folder, FOUND, host, read, ready,
-  requested, said, same, SENTENCE, served, settled,
+  requested, said, same, SENTENCE, served, settled, world,
 } from "./browser.mjs";
 
 const SWIFTSHADER = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
@@ -107,7 +107,24 @@ for (const [what, prelude, reason] of [
   ["answers wrongly", answers("(x) => x + 0.1"), /^The GPU is not used: .*golden case 0/],
   ["answers wrongly from its second on", answers("(x, i, n) => (n > 1 ? 1.01 * x : x)"), /^The GPU is not used: .*golden case 1/],
   ["has one wrong lane", answers("(x, i) => (i === 5 ? -x : x)"), /^The GPU is not used: .*golden case 0 .*value 5/],
-  ["is not there", "GPU.prototype.requestAdapter = async () => null;", /^The GPU is not used: .*no GPU adapter was found/],
+  ["is not there", "GPU.prototype.requestAdapter = async () => null;", /^The GPU is not used: this browser gives no GPU/],
+  ["refuses a kernel", "GPUDevice.prototype.createComputePipeline = GPUDevice.prototype.createShaderModule;", /^The GPU is not used: /],
+  ["refuses what is sent", `
+    const submit = GPUQueue.prototype.submit;
+    let sent = 0;
+    GPUQueue.prototype.submit = function (all) {
+      sent += refused ? 1 : 0;
+      // A buffer that is destroyed makes it invalid, and nothing of it is computed.
+      if (sent === 5) refused.destroy();
+      return submit.call(this, all);
+    };
+    let refused;
+    const create = GPUDevice.prototype.createBuffer;
+    GPUDevice.prototype.createBuffer = function (of) {
+      const buffer = create.call(this, of);
+      if (of.usage & GPUBufferUsage.COPY_SRC) refused ??= buffer;
+      return buffer;
+    };`, /^The GPU is not used: .*it refused what it was asked to do/],
   ["gives no device", "GPUAdapter.prototype.requestDevice = async () => { throw new Error('none'); };", /^The GPU is not used: .*could be opened/],
   ["has no memory", "GPUDevice.prototype.createBuffer = () => { throw new RangeError('no memory'); };", /^The GPU is not used: the module stopped/],
 ]) {
@@ -121,7 +138,7 @@ for (const [what, prelude, reason] of [
 }
 
 // Nine batches prove it.
-const soon = (text) => text.replace(/PATIENCE = [\d_]+/, "PATIENCE = 25_000");
+const soon = (text) => text.replace(/\[PATIENCE, OPENING\] = \[[\d_]+/, "[PATIENCE, OPENING] = [5000");
 for (const [what, prelude, reason, engine] of [
   ["is lost", `
     const request = GPUAdapter.prototype.requestDevice;
@@ -169,10 +186,76 @@ await wrong.waitForFunction(() => document.getElementById("cpu").checked);
 check("before the 65th note", notes <= 64, notes);
 await leave();
 
+// With a note there when it is opened: the first that it reads is the first that goes wrong.
+const first = await visit({ prelude: answers("(x, i, n) => (n > 9 ? NaN : x)") });
+await read(first.page, SENTENCE);
+await choose(first.page);
+await first.page.waitForFunction(() => document.getElementById("device").textContent.startsWith("The GPU failed"));
+await settled(first.page);
+check("why the first note was not read by the GPU stays told", /what is not finite/.test(await told(first.page)), await told(first.page));
+check("and the processor has read it", same(await briefly(first.page), FOUND) && /by the processor$/.test(await facts(first.page)));
+await first.leave();
+
+// Keys while the processor is opened again.
+const typed = await visit({ prelude: answers("(x, i, n) => (n > 10 ? NaN : x)") });
+await choose(typed.page);
+await read(typed.page, SENTENCE);
+const opened = await typed.page.evaluate(() => window.workers);
+for (let length = 10; length <= SENTENCE.length; length += 5) await enter(typed.page, SENTENCE.slice(0, length));
+await enter(typed.page, SENTENCE);
+await typed.page.waitForFunction(() => document.getElementById("facts").textContent.endsWith("by the processor"));
+await settled(typed.page);
+check("what is typed meanwhile is read by the processor", same(await briefly(typed.page), FOUND), await briefly(typed.page));
+check("by one Worker", (await typed.page.evaluate(() => window.workers)) === opened + 1, await typed.page.evaluate(() => window.workers) - opened);
+await typed.leave();
+
+// Minds that change while the GPU is opened.
+const minds = await visit();
+const whole = readFileSync(`${folder}/clinical-en.int8.safetensors`);
+const opens = () => minds.page.waitForFunction(() => document.getElementById("device").textContent.startsWith("Opening"));
+await read(minds.page, SENTENCE);
+await minds.page.click("#gpu");
+await opens();
+await minds.page.click("#cpu");
+await minds.page.waitForTimeout(500);
+check("a GPU that is no longer wanted is given up", minds.page.workers().length === 1 && (await told(minds.page)) === "", await told(minds.page));
+check("and the processor stays chosen", await minds.page.isChecked("#cpu"));
+await minds.page.click("#gpu");
+await opens();
+await minds.page.setInputFiles("#bundle", { name: "broken.safetensors", mimeType: "", buffer: Buffer.from("{}") });
+await minds.page.waitForSelector("#problem:visible");
+await minds.page.waitForFunction(() => document.getElementById("gpu").checked && document.getElementById("device").textContent === "", null,
+  { timeout: 120_000 });
+await minds.page.click("#cpu");
+await minds.page.waitForFunction(() => document.getElementById("facts").textContent.endsWith("by the processor"));
+await minds.page.click("#gpu");
+await opens();
+await minds.page.setInputFiles("#bundle", { name: "mine.safetensors", mimeType: "", buffer: whole });
+await minds.page.waitForFunction(() => document.getElementById("bundle-name").textContent === "mine.safetensors");
+check("a bundle does not wait for the GPU", /^Opening/.test(await told(minds.page)) && same(await briefly(minds.page), FOUND), await told(minds.page));
+await minds.page.waitForFunction(() => document.getElementById("facts").textContent.endsWith("by the GPU"), null, { timeout: 120_000 });
+check("which reads it then", same(await briefly(minds.page), FOUND) && (await told(minds.page)) === "");
+const labels = readFileSync(new URL("../../../bindings/tests/labels.safetensors", import.meta.url));
+await minds.page.setInputFiles("#bundle", { name: "labels.safetensors", mimeType: "", buffer: labels });
+await minds.page.waitForSelector("#problem:visible");
+check("what no device can open is refused", /labels.safetensors was not opened: .*cannot find entities/.test(await minds.page.textContent("#problem")));
+await read(minds.page, `x ${SENTENCE}`);
+check("and the GPU reads on", same(await briefly(minds.page), FOUND) && /by the GPU$/.test(await facts(minds.page)), await facts(minds.page));
+await minds.leave();
+
+// Nothing is found for longer than a GPU may say nothing.
+const quiet = await visit({ engine: soon });
+await choose(quiet.page);
+await read(quiet.page, "The patient was seen today. ".repeat(400));
+check("a long note without entities is no hung GPU", /^0 entities in .* by the GPU$/.test(await facts(quiet.page)), [await facts(quiet.page), await told(quiet.page)]);
+const [, seconds] = (await facts(quiet.page)).match(/in ([\d,]+) ms/) ?? [];
+check("though it took longer", Number(seconds?.replace(",", "")) > 7000, seconds);
+await quiet.leave();
+
 // Software, unasked for, and no WebGPU.
 const plain = await visit({ query: "" });
 await choose(plain.page);
-check("software in a GPU's place is refused", /the only GPU adapter is software/.test(await told(plain.page)), await told(plain.page));
+check("software in a GPU's place is refused", /the only GPU is software \(google swiftshader\)/.test(await told(plain.page)), await told(plain.page));
 await plain.leave();
 const without = await visit({ flags: ["--disable-features=WebGPUService,WebGPU"] });
 await without.page.addInitScript(() => delete Navigator.prototype.gpu);
@@ -185,4 +268,7 @@ check("and the processor reads", same(await briefly(without.page), FOUND));
 await without.leave();
 
 check("nothing was asked of any other place", [...requested].every((origin) => served.includes(origin)), [...requested]);
+// Chromium calls its maker by itself.
+const others = world.called.filter((url) => !/^(http:\/\/)?[a-z0-9-]+\.(google|googleapis)\.com[:/]/.test(url));
+check("nobody outside was called", others.length === 0, others);
 end();

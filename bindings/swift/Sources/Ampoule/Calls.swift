@@ -66,6 +66,7 @@ func cancellable<T: Sendable>(_ call: @escaping @Sendable (AmpouleNative.CancelT
 
 /// How a GPU stands once it is ready or has failed. It is none of the calls that compute, and has a queue of its own to wait on.
 func warmedUp(
+    isolation: isolated (any Actor)?,
     _ onProgress: (GpuReport) -> Void,
     _ wait: @escaping @Sendable (UInt32, AmpouleNative.CancelToken) throws -> AmpouleNative.GpuReport?
 ) async throws -> GpuReport? {

@@ -81,10 +81,10 @@ public struct GpuReport: Hashable, Sendable {
     public let warmUpOf: Int
     /// How near it came to the bundle's golden cases; nil before, and where the bundle has none.
     public let check: ModelCheck?
-    /// Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; nil for never. What
-    /// ``OpenOptions/gpuFromTokens`` takes.
+    /// Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; nil while that is not known,
+    /// and where it takes longer at every length. ``OpenOptions/gpuFromTokens`` pins a number.
     public let fromTokens: Int?
-    /// Tokens that it computed, of those of ``ModelReport/computedTokens``; the processor computed the others.
+    /// Tokens of the batches that it answered.
     public let computedTokens: Int
     /// The batches that it answered since it last proved itself: where it failed, what nothing vouches for.
     public let unverifiedBatches: Int

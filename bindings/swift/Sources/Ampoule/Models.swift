@@ -19,9 +19,11 @@ public protocol AmpouleModel: AnyObject, Sendable {
 
     /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
     ///
-    /// - Parameter onProgress: hears of it meanwhile, in this task.
+    /// - Parameters:
+    ///   - isolation: where the caller is, an actor or none.
+    ///   - onProgress: hears of it meanwhile, there.
     /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
-    func warmUp(_ onProgress: (GpuReport) -> Void) async throws -> GpuReport?
+    func warmUp(isolation: isolated (any Actor)?, _ onProgress: (GpuReport) -> Void) async throws -> GpuReport?
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
     ///
@@ -111,9 +113,12 @@ public final class Extractor: AmpouleModel {
     public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
 
     /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
-    public func warmUp(_ onProgress: (GpuReport) -> Void = { _ in }) async throws -> GpuReport? {
+    public func warmUp(
+        isolation: isolated (any Actor)? = #isolation,
+        _ onProgress: (GpuReport) -> Void = { _ in }
+    ) async throws -> GpuReport? {
         let model = model
-        return try await warmedUp(onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+        return try await warmedUp(isolation: isolation, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
@@ -196,9 +201,12 @@ public final class Classifier: AmpouleModel {
     public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
 
     /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
-    public func warmUp(_ onProgress: (GpuReport) -> Void = { _ in }) async throws -> GpuReport? {
+    public func warmUp(
+        isolation: isolated (any Actor)? = #isolation,
+        _ onProgress: (GpuReport) -> Void = { _ in }
+    ) async throws -> GpuReport? {
         let model = model
-        return try await warmedUp(onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+        return try await warmedUp(isolation: isolation, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
@@ -281,9 +289,12 @@ public final class Embedder: AmpouleModel {
     public func selfCheckBlocking() throws(AmpouleError) -> ModelCheck? { try Ampoule.native(model.selfCheck).map(ModelCheck.init) }
 
     /// Waits until the model's GPU is ready or has failed, and says how it stands; nil where it has none.
-    public func warmUp(_ onProgress: (GpuReport) -> Void = { _ in }) async throws -> GpuReport? {
+    public func warmUp(
+        isolation: isolated (any Actor)? = #isolation,
+        _ onProgress: (GpuReport) -> Void = { _ in }
+    ) async throws -> GpuReport? {
         let model = model
-        return try await warmedUp(onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+        return try await warmedUp(isolation: isolation, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.

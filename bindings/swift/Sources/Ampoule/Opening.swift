@@ -37,7 +37,7 @@ public enum Device: Hashable, Sendable {
     /// A GPU, once it has proved itself; an error where there is none, and in a library without GPUs.
     case gpu
     /// A GPU where there is one, and the processor until it has proved itself, where it takes longer, and once it fails:
-    /// ``ModelReport/gpu`` says how it stands, and ``AmpouleModel/warmUp(_:)`` waits for it.
+    /// ``ModelReport/gpu`` says how it stands, and ``AmpouleModel/warmUp(isolation:_:)`` waits for it.
     case gpuOrCpu
 }
 

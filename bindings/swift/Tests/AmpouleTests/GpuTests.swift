@@ -35,6 +35,7 @@ final class GpuTests: XCTestCase {
         XCTAssertEqual(1, report.fromTokens)
         let check = try XCTUnwrap(report.check)
         XCTAssertTrue(check.cases > 0 && check.largestDifference <= check.allowed, "\(check)")
+        XCTAssertFalse(heard.isEmpty)
         XCTAssertTrue(heard.allSatisfy { $0.state == .warming && $0.warmUpOf == report.warmUpOf })
         XCTAssertEqual(Array(Set(heard.map(\.warmUpDone))).sorted(), heard.map(\.warmUpDone))
         let found = try await extractor.extract(sentence).map { [$0.label, "\($0.utf8)"] }
@@ -43,12 +44,37 @@ final class GpuTests: XCTestCase {
         XCTAssertTrue(gpu.computedTokens > 10 && gpu.unverifiedBatches > 0, "\(gpu)")
     }
 
+    /// As a view would.
+    @MainActor
+    func testWhoShowsAWarmUpHearsOfItOnItsOwnActor() async throws {
+        try XCTSkipUnless(isThere, "this library has no GPU")
+        let extractor = try await Extractor.open(.file(bundle), options: any)
+        let shown = Shown()
+        let report = try await extractor.warmUp { shown.show($0) }
+        XCTAssertEqual(.ready, report?.state)
+        XCTAssertGreaterThan(shown.count, 0)
+    }
+
+    @MainActor
+    private final class Shown {
+        var count = 0
+
+        func show(_ report: GpuReport) {
+            MainActor.assertIsolated()
+            count += 1
+        }
+    }
+
     func testWhoWaitsForAGpuCanStopAndTheModelComputesOn() async throws {
         try XCTSkipUnless(isThere, "this library has no GPU")
         let extractor = try await Extractor.open(.file(bundle), options: any)
         let waiting = Task { try await extractor.warmUp() }
+        // Until it waits.
+        try await Task.sleep(nanoseconds: 50_000_000)
         waiting.cancel()
-        _ = await waiting.result
+        let ended = await waiting.result
+        XCTAssertThrowsError(try ended.get()) { XCTAssertTrue($0 is CancellationError, "\($0)") }
+        XCTAssertEqual(.warming, try extractor.report().gpu?.state)
         let found = try await extractor.extract(sentence)
         XCTAssertEqual(3, found.count)
         XCTAssertThrowsError(try Extractor.openBlocking(.file(bundle), options: OpenOptions(device: .gpu, adapter: "no such adapter")))

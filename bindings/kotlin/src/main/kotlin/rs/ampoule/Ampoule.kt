@@ -242,11 +242,11 @@ public data class GpuReport(
     /** How near it came to the bundle's golden cases; null before, and where the bundle has none. */
     val check: ModelCheck?,
     /**
-     * Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; null for never. What
-     * [OpenOptions.gpuFromTokens] takes.
+     * Where the processor is there too, the tokens of a batch's longest window from which on the GPU computes; null while that is not
+     * known, and where it takes longer at every length. [OpenOptions.gpuFromTokens] pins a number.
      */
     val fromTokens: Int?,
-    /** Tokens that it computed, of those of [ModelReport.computedTokens]; the processor computed the others. */
+    /** Tokens of the batches that it answered. */
     val computedTokens: Long,
     /** The batches that it answered since it last proved itself: where it failed, what nothing vouches for. */
     val unverifiedBatches: Long,

@@ -1,5 +1,6 @@
 package rs.ampoule
 
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.async
 import kotlinx.coroutines.cancelAndJoin
@@ -42,7 +43,7 @@ class GpuTest {
             assertEquals(listOf("f32", report.warmUpOf, 1), listOf(report.precision, report.warmUpDone, report.fromTokens))
             val check = report.check!!
             assertTrue(check.cases > 0 && check.largestDifference <= check.allowed, check.toString())
-            assertTrue(heard.all { it.state == GpuState.WARMING && it.warmUpOf == report.warmUpOf })
+            assertTrue(heard.isNotEmpty() && heard.all { it.state == GpuState.WARMING && it.warmUpOf == report.warmUpOf })
             assertEquals(heard.map { it.warmUpDone }.toSortedSet().toList(), heard.map { it.warmUpDone })
             assertEquals(expected, extractor.extract(SENTENCE).map { it.label to it.range })
             val gpu = extractor.report().gpu!!
@@ -54,8 +55,19 @@ class GpuTest {
     fun `who waits for a GPU can stop, and the model computes on`(): Unit = runBlocking {
         assumeTrue(isThere, "this library has no GPU")
         Extractor.open(bundle, any).use { extractor ->
-            val waiting = launch(start = CoroutineStart.UNDISPATCHED) { extractor.warmUp() }
+            var ended: Throwable? = null
+            val waiting = launch(start = CoroutineStart.UNDISPATCHED) {
+                try {
+                    extractor.warmUp()
+                } catch (error: Throwable) {
+                    ended = error
+                    throw error
+                }
+            }
             waiting.cancelAndJoin()
+            assertTrue(ended is CancellationException, ended.toString())
+            assertEquals(GpuState.WARMING, extractor.report().gpu?.state)
+            assertEquals(0, extractor.report().runningCalls)
             assertEquals(3, extractor.extract(SENTENCE).size)
         }
         assertThrows(AmpouleException.UseCpu::class.java) {
