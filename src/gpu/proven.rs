@@ -71,6 +71,7 @@ const MOST_SEQUENCES: usize = 65_535;
 const MOST_TOKENS: usize = 64 * 65_535;
 
 /// How long a batch may take before the device counts as hung. Kernels are compiled within it, when they are first needed.
+#[cfg(feature = "wgpu")]
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a model may take to be loaded.
