@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GPU's kernels and what watches over them, on whatever adapter there is; on Debian without one, on Mesa's software, which it installs.
-# `scripts/gpu.sh --include-ignored` takes minutes longer.
+# `scripts/gpu.sh --include-ignored` takes minutes longer; `scripts/gpu.sh --driver` sees to the adapter alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 drivers() {
@@ -9,6 +9,7 @@ drivers() {
 }
 drivers || { apt-get -q update && apt-get -qy install libvulkan1 mesa-vulkan-drivers; } >&2 || true
 drivers || { echo "skipped: there is no Vulkan driver, and none could be installed"; exit 0; }
+[ "${1:-}" != --driver ] || exit 0
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT

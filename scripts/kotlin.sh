@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 command -v mvn >/dev/null && command -v aapt >/dev/null && command -v python3 >/dev/null && command -v unzip >/dev/null &&
     [ -e /usr/share/android-framework-res/framework-res.apk ] ||
     { apt-get -q update && apt-get -qy install maven openjdk-17-jdk-headless aapt android-framework-res python3 unzip; } >&2
+[ -z "${AMPOULE_GPU:-}" ] || scripts/gpu.sh --driver
 scripts/library.sh
 library=target/bindings/release/libampoule_bindings.so out=target/kotlin
 case $(uname -m) in

@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${1:-release} target=${2:-}
 clean=$PWD/target/python/clean${target:+-$target}${AMPOULE_GPU:+-gpu}
+[ -z "${AMPOULE_GPU:-}" ] || scripts/gpu.sh --driver
 scripts/licences.py
 wheel=$(scripts/wheel.sh "$@")
 rm -rf "$clean"

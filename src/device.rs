@@ -25,8 +25,8 @@ pub enum Device {
     /// [`Options::adapter`].
     Gpu,
     /// A GPU where there is one that computes rightly, and the processor, which answers until the GPU has proved itself, where the GPU
-    /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`ModelReport`](crate::ModelReport) says how it stands, and how
-    /// many tokens each computed; windows of one text may be computed by both. A GPU computes with floats, the processor an int8 bundle under
+    /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`ModelReport`](crate::ModelReport) says how it stands, and
+    /// [`Extractor::computed`](crate::Extractor::computed) how many tokens each computed; windows of one text may be computed by both. A GPU computes with floats, the processor an int8 bundle under
     /// the integer contract, so that scores differ by about a hundredth, and where two readings are as likely, an entity.
     GpuOrCpu,
     /// The processor, by Burn's deprecated NdArray back end, for comparison; needs the feature `ndarray`.
@@ -39,7 +39,7 @@ pub enum Device {
 pub struct DeviceReport {
     /// What was asked for.
     pub requested: Device,
-    /// What computes.
+    /// What computes. With [`Device::GpuOrCpu`] the processor, whatever a GPU computes beside it: see [`ModelReport::gpu`](crate::ModelReport).
     pub computes_on: Device,
     /// The back end; for a GPU with its adapter, for the processor its kernel.
     pub name: String,
@@ -353,7 +353,7 @@ fn ndarray() -> Result<Choice> {
     ))
 }
 
-const NO_GPU: &str = "this build is without GPU support; build with the feature `wgpu`, or use the device `cpu`";
+const NO_GPU: &str = "this build is without GPU support; build with the feature `wgpu`, or install `ampoule-gpu`, or use the device `cpu`";
 
 #[cfg(all(feature = "wgpu", target_family = "wasm"))]
 const IN_A_PAGE: &str =

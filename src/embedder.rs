@@ -101,7 +101,8 @@ impl Embedder {
         self.opened.self_check(&self.limits.begin())
     }
 
-    /// What calls of this value and its clones computed, and where: each result's device, where each call has a [limited](Self::limited) one.
+    /// Tokens that calls of this value and its clones have computed, by device. For one result's, make that call on a value of its own, which
+    /// [`limited`](Self::limited) gives, with the options' token and deadline if it is to have them: it counts by itself.
     pub fn computed(&self) -> Computed {
         self.limits.computed()
     }

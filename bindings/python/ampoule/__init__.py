@@ -447,20 +447,20 @@ class _Model:
     ) -> GpuReport | None:
         """Waits until the model's GPU is ready or has failed, and says how it stands; ``None`` where it has none.
 
-        ``on_progress`` hears of it meanwhile, in this thread.
+        ``on_progress`` hears how it stands now, and of all that follows, in this thread.
         """
         wait, token = self._here().wait_for_gpu, _native.CancelToken() if cancel is None else cancel._token.child()
-        done = 0
-        while True:
-            if threading.current_thread() is threading.main_thread():
-                report = _gpu(_aside(token, wait, done, token, None))
-            else:
-                report = _gpu(_call(wait, done, token, None))
-            if report is None or report.state != "warming":
-                return report
+        report = self.report().gpu
+        while report is not None:
             if on_progress is not None:
                 on_progress(report)
-            done = report.warm_up_done
+            if report.state != "warming":
+                break
+            if threading.current_thread() is threading.main_thread():
+                report = _gpu(_aside(token, wait, report.warm_up_done, token, None))
+            else:
+                report = _gpu(_call(wait, report.warm_up_done, token, None))
+        return report
 
     def self_check(self) -> ModelCheck | None:
         """Computes the golden cases of the model's bundle and compares the answers, as long as a dozen short texts take.

@@ -67,18 +67,19 @@ func cancellable<T: Sendable>(_ call: @escaping @Sendable (AmpouleNative.CancelT
 /// How a GPU stands once it is ready or has failed. It is none of the calls that compute, and has a queue of its own to wait on.
 func warmedUp(
     isolation: isolated (any Actor)?,
+    _ first: GpuReport?,
     _ onProgress: (GpuReport) -> Void,
     _ wait: @escaping @Sendable (UInt32, AmpouleNative.CancelToken) throws -> AmpouleNative.GpuReport?
 ) async throws -> GpuReport? {
     let (queue, token) = (blockingQueue(), AmpouleNative.CancelToken())
-    var done: UInt32 = 0
-    while true {
-        let after = done
-        let found = try await running(on: queue, stop: { token.cancel() }) { try wait(after, token).map(GpuReport.init) }
-        guard let report = found, report.state == .warming else { return found }
+    var found = first
+    while let report = found {
         onProgress(report)
-        done = UInt32(report.warmUpDone)
+        guard report.state == .warming else { break }
+        let done = UInt32(report.warmUpDone)
+        found = try await running(on: queue, stop: { token.cancel() }) { try wait(done, token).map(GpuReport.init) }
     }
+    return found
 }
 
 /// What is opened for a task that was cancelled meanwhile is freed here: nobody gets it.

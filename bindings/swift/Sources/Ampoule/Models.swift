@@ -21,7 +21,7 @@ public protocol AmpouleModel: AnyObject, Sendable {
     ///
     /// - Parameters:
     ///   - isolation: where the caller is, an actor or none.
-    ///   - onProgress: hears of it meanwhile, there.
+    ///   - onProgress: hears how it stands now, and of all that follows, there.
     /// - Throws: ``AmpouleError/closed(_:)``; `CancellationError` where the task was cancelled.
     func warmUp(isolation: isolated (any Actor)?, _ onProgress: (GpuReport) -> Void) async throws -> GpuReport?
 
@@ -118,7 +118,7 @@ public final class Extractor: AmpouleModel {
         _ onProgress: (GpuReport) -> Void = { _ in }
     ) async throws -> GpuReport? {
         let model = model
-        return try await warmedUp(isolation: isolation, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+        return try await warmedUp(isolation: isolation, try report().gpu, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
@@ -206,7 +206,7 @@ public final class Classifier: AmpouleModel {
         _ onProgress: (GpuReport) -> Void = { _ in }
     ) async throws -> GpuReport? {
         let model = model
-        return try await warmedUp(isolation: isolation, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+        return try await warmedUp(isolation: isolation, try report().gpu, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.
@@ -294,7 +294,7 @@ public final class Embedder: AmpouleModel {
         _ onProgress: (GpuReport) -> Void = { _ in }
     ) async throws -> GpuReport? {
         let model = model
-        return try await warmedUp(isolation: isolation, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
+        return try await warmedUp(isolation: isolation, try report().gpu, onProgress) { try model.waitForGpu(done: $0, cancel: $1) }
     }
 
     /// Frees the memory that is kept for the next call: for when the system asks for memory.

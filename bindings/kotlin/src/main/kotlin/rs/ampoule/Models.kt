@@ -30,20 +30,21 @@ public sealed class Model : AutoCloseable {
     public abstract fun selfCheckBlocking(): ModelCheck?
 
     /**
-     * Waits until the model's GPU is ready or has failed, and says how it stands; null where it has none. [onProgress] hears of it meanwhile,
-     * in this coroutine.
+     * Waits until the model's GPU is ready or has failed, and says how it stands; null where it has none. [onProgress] hears how it stands
+     * now, and of all that follows, in this coroutine.
      *
      * @throws AmpouleException.Closed
      */
     public suspend fun warmUp(onProgress: (GpuReport) -> Unit = {}): GpuReport? {
         val token = native { rs.ampoule.ffi.CancelToken() }
         return token.use {
-            // No call of those that compute: it only waits.
-            suspend fun after(done: Int) = running({ token.cancel() }) { waitForGpu(done.toUInt(), token) }?.here()
-            var report = after(0)
-            while (report?.state == GpuState.WARMING) {
+            var report = report().gpu
+            while (report != null) {
                 onProgress(report)
-                report = after(report.warmUpDone)
+                if (report.state != GpuState.WARMING) break
+                val done = report.warmUpDone.toUInt()
+                // No call of those that compute: it only waits.
+                report = running({ token.cancel() }) { waitForGpu(done, token) }?.here()
             }
             report
         }
