@@ -272,7 +272,8 @@ fn two_hundred_models_opened_and_closed_leave_nothing() {
         }
     }
     println!("from the 40th to the 200th model: {settled} to {} kB, {before} to {} threads", resident(), threads());
-    assert!(resident() < settled + 32 * 1024);
+    // Each model's thread has an arena of the allocator's; with one for all (MALLOC_ARENA_MAX=1) nothing is added at all.
+    assert!(resident() < settled + 12 * 1024);
     assert!(threads() <= before + 2);
 }
 

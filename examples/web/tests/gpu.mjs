@@ -226,6 +226,7 @@ await minds.page.setInputFiles("#bundle", { name: "broken.safetensors", mimeType
 await minds.page.waitForSelector("#problem:visible");
 await minds.page.waitForFunction(() => document.getElementById("gpu").checked && document.getElementById("device").textContent === "", null,
   { timeout: 120_000 });
+await minds.page.waitForFunction(() => document.getElementById("facts").textContent.endsWith("by the GPU"), null, { timeout: 120_000 });
 await minds.page.click("#cpu");
 await minds.page.waitForFunction(() => document.getElementById("facts").textContent.endsWith("by the processor"));
 await minds.page.click("#gpu");
