@@ -26,8 +26,9 @@ pub enum Device {
     Gpu,
     /// A GPU where there is one that computes rightly, and the processor, which answers until the GPU has proved itself, where the GPU
     /// takes longer ([`Options::gpu_from_tokens`]), and for good once it fails. [`ModelReport`](crate::ModelReport) says how it stands, and
-    /// [`Extractor::computed`](crate::Extractor::computed) how many tokens each computed; windows of one text may be computed by both. A GPU computes with floats, the processor an int8 bundle under
-    /// the integer contract, so that scores differ by about a hundredth, and where two readings are as likely, an entity.
+    /// [`Extractor::computed`](crate::Extractor::computed) how many tokens each computed; windows of one text may be computed by both. A GPU
+    /// computes with floats, the processor an int8 bundle under the integer contract, so that scores differ by about a hundredth, and where two
+    /// readings are as likely, an entity.
     GpuOrCpu,
     /// The processor, by Burn's deprecated NdArray back end, for comparison; needs the feature `ndarray`.
     NdArray,

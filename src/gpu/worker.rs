@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pollster::block_on;
 
-use super::proven::{Load, Plan, Proven, Shared, lock, unavailable};
+use super::proven::{Load, Plan, Proven, Shared, lock};
 use super::{GpuReport, GpuState};
 use crate::batch::Batch;
 use crate::error::{Error, ErrorKind, Result};
@@ -63,15 +63,8 @@ impl Gpu {
     /// # Errors
     /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it does not.
     pub(crate) fn wait(&self) -> Result<()> {
-        loop {
-            let status = self.shared.status();
-            match status.report.state {
-                GpuState::Ready => return Ok(()),
-                GpuState::Failed => return Err(unavailable(&status.report)),
-                GpuState::Warming => {}
-            }
-            drop(self.shared.changed.wait_timeout(status, LOOK));
-        }
+        self.wait_beyond(usize::MAX, &Limit::NONE)?;
+        self.shared.check()
     }
 
     /// How it stands, once it has come further than `done` batches of its warm-up, is ready, or has failed.

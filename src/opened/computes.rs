@@ -195,6 +195,16 @@ pub(crate) fn composed(
 const MEASURED_TOKENS: usize = 64;
 const MEASURED_RUNS: usize = 5;
 
+fn least_time(model: &Computes, engine: &Engine, batch: &Batch, output: Output) -> Result<Duration> {
+    let mut least = Duration::MAX;
+    for _ in 0..MEASURED_RUNS {
+        let start = Instant::now();
+        engine.install(|| model.outputs(batch, output, &Limit::NONE))?;
+        least = least.min(start.elapsed());
+    }
+    Ok(least)
+}
+
 /// The model for the fastest kernel, which the engine then uses.
 fn fastest(config: &ModelConfig, held: &mut Held, engine: &mut Engine) -> Result<Computes> {
     let ids = 0..config.max_tokens().min(MEASURED_TOKENS);
@@ -204,12 +214,7 @@ fn fastest(config: &ModelConfig, held: &mut Held, engine: &mut Engine) -> Result
     for kernel in Kernel::candidates() {
         engine.use_kernel(kernel.name())?;
         let model = held.load(config, engine, false)?;
-        let mut least = Duration::MAX;
-        for _ in 0..MEASURED_RUNS {
-            let start = Instant::now();
-            engine.install(|| model.outputs(&batch, Output::States, &Limit::NONE))?;
-            least = least.min(start.elapsed());
-        }
+        let least = least_time(&model, engine, &batch, Output::States)?;
         let microseconds = least.as_micros() as u64;
         engine.report.measured.push(KernelTime { kernel: kernel.name().to_owned(), microseconds });
         if best.as_ref().is_none_or(|(time, ..)| least < *time) {
@@ -222,18 +227,10 @@ fn fastest(config: &ModelConfig, held: &mut Held, engine: &mut Engine) -> Result
     Ok(model)
 }
 
-/// How long the processor takes for a batch, by the least of a few runs.
+/// How long the processor takes for a batch.
 #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
 pub(super) fn cpu_time(cpu: Arc<Computes>, engine: Engine, output: Output) -> Box<CpuTime> {
-    Box::new(move |batch| {
-        let mut least = Duration::MAX;
-        for _ in 0..MEASURED_RUNS {
-            let start = Instant::now();
-            engine.install(|| cpu.outputs(batch, output, &Limit::NONE))?;
-            least = least.min(start.elapsed());
-        }
-        Ok(least)
-    })
+    Box::new(move |batch| least_time(&cpu, &engine, batch, output))
 }
 
 /// The model in the engine's place, by the kernel that is to be used there.
