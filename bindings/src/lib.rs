@@ -15,7 +15,7 @@ mod stream;
 
 pub use entity::{Entity, LabelScore};
 pub use error::AmpouleError;
-pub use models::{Classifier, Embedder, Extractor, GpuReport, GpuState, ModelCheck, ModelReport};
+pub use models::{Classifier, Computed, Embedder, Extractor, GpuReport, GpuState, ModelCheck, ModelReport};
 pub use open::{BundleSource, DeviceChoice, LoadMode, OpenOptions};
 pub use stream::{CancelToken, EntityStream};
 

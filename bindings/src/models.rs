@@ -1,6 +1,6 @@
 //! Models: opened, called from any thread, closed.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -110,9 +110,19 @@ impl From<ampoule::SelfCheck> for ModelCheck {
     }
 }
 
+/// Tokens that calls computed, special ones counted, by the device that did; windows of one text may be computed by both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Record)]
+pub struct Computed {
+    /// On the processor.
+    pub cpu_tokens: u64,
+    /// On the GPU.
+    pub gpu_tokens: u64,
+}
+
 /// What the models of the runtime have in common.
 pub(crate) trait Model: Clone {
     fn limited(&self, cancel: Option<ampoule::CancelToken>, deadline: Option<Duration>) -> Self;
+    fn computed(&self) -> ampoule::Computed;
     fn report(&self) -> ampoule::ModelReport;
     fn self_check(&self) -> ampoule::Result<Option<ampoule::SelfCheck>>;
     fn wait_for_gpu(&self, done: usize) -> ampoule::Result<Option<ampoule::GpuReport>>;
@@ -124,6 +134,9 @@ macro_rules! models {
         impl Model for $model {
             fn limited(&self, cancel: Option<ampoule::CancelToken>, deadline: Option<Duration>) -> Self {
                 self.limited(cancel, deadline)
+            }
+            fn computed(&self) -> ampoule::Computed {
+                self.computed()
             }
             fn report(&self) -> ampoule::ModelReport {
                 self.report()
@@ -145,29 +158,60 @@ models!(ampoule::Extractor, ampoule::Classifier, ampoule::Embedder);
 
 /// A model until it is closed; calls that run then go on with it.
 pub(crate) struct Open<M> {
-    model: Mutex<Option<Held<M>>>,
+    model: Arc<Mutex<Option<Held<M>>>>,
     running: Arc<AtomicU32>,
+    counts: Arc<Counts>,
 }
+
+/// Tokens of the calls that have ended, on processor and GPU.
+#[derive(Default)]
+struct Counts([AtomicU64; 2]);
 
 /// The model, for one call or for all: the last of them frees it.
 #[derive(Clone)]
-pub(crate) struct Held<M> {
-    pub(crate) model: M,
+struct Held<M> {
+    model: M,
     _live: Arc<Live>,
 }
 
-/// Counts a call while it computes.
-pub(crate) struct Running(Arc<AtomicU32>);
+/// One call of a model, while it computes.
+pub(crate) struct Call<M: Model> {
+    held: Held<M>,
+    running: Arc<AtomicU32>,
+    counts: Arc<Counts>,
+}
 
-impl Drop for Running {
+impl<M: Model> Call<M> {
+    /// The model, with the limits of this call.
+    pub(crate) fn model(&self) -> &M {
+        &self.held.model
+    }
+}
+
+impl<M: Model> Drop for Call<M> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let ampoule::Computed { cpu_tokens, gpu_tokens, .. } = self.held.model.computed();
+        for (count, tokens) in self.counts.0.iter().zip([cpu_tokens, gpu_tokens]) {
+            count.fetch_add(tokens, Ordering::Relaxed);
+        }
+        self.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl<M: Model> Open<M> {
     fn new(model: M) -> Self {
-        Open { model: Mutex::new(Some(Held { model, _live: Arc::new(Live::new()) })), running: Arc::default() }
+        let held = Held { model, _live: Arc::new(Live::new()) };
+        Open { model: Arc::new(Mutex::new(Some(held))), running: Arc::default(), counts: Arc::default() }
+    }
+
+    /// The same model, whose calls are counted by themselves.
+    fn counted(&self) -> Self {
+        Open { model: self.model.clone(), running: self.running.clone(), counts: Arc::default() }
+    }
+
+    fn computed(&self) -> Computed {
+        let [cpu_tokens, gpu_tokens] = self.counts.0.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Computed { cpu_tokens, gpu_tokens }
     }
 
     fn held(&self) -> Result<Held<M>> {
@@ -175,16 +219,12 @@ impl<M: Model> Open<M> {
         model.clone().ok_or_else(|| AmpouleError::closed("model"))
     }
 
-    /// The model, with the limits of one call that begins now.
-    pub(crate) fn begin(
-        &self,
-        cancel: Option<ampoule::CancelToken>,
-        timeout_ms: Option<u64>,
-    ) -> Result<(Held<M>, Running)> {
+    /// A call that begins now.
+    pub(crate) fn begin(&self, cancel: Option<ampoule::CancelToken>, timeout_ms: Option<u64>) -> Result<Call<M>> {
         let held = self.held()?;
         let model = held.model.limited(cancel, timeout_ms.map(Duration::from_millis));
         self.running.fetch_add(1, Ordering::Relaxed);
-        Ok((Held { model, ..held }, Running(self.running.clone())))
+        Ok(Call { held: Held { model, ..held }, running: self.running.clone(), counts: self.counts.clone() })
     }
 
     /// One call.
@@ -195,8 +235,8 @@ impl<M: Model> Open<M> {
         f: impl FnOnce(&M) -> ampoule::Result<T>,
     ) -> Result<T> {
         guarded(|| {
-            let (held, _running) = self.begin(cancel.map(|token| token.0.clone()), timeout_ms)?;
-            Ok(f(&held.model)?)
+            let call = self.begin(cancel.map(|token| token.0.clone()), timeout_ms)?;
+            Ok(f(call.model())?)
         })
     }
 
@@ -338,6 +378,17 @@ impl Extractor {
         guarded(|| EntityStream::start(&self.0, text, cancel, timeout_ms))
     }
 
+    /// The same model as an object whose calls are counted by themselves, so that [`computed`](Self::computed) tells of one result, or of
+    /// some. Closing either closes both.
+    pub fn counted(&self) -> Self {
+        Extractor(self.0.counted())
+    }
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    pub fn computed(&self) -> Computed {
+        self.0.computed()
+    }
+
     /// Where it computes, and what it holds.
     pub fn report(&self) -> Result<ModelReport> {
         self.0.report()
@@ -418,6 +469,17 @@ impl Classifier {
         })
     }
 
+    /// The same model as an object whose calls are counted by themselves, so that [`computed`](Self::computed) tells of one result, or of
+    /// some. Closing either closes both.
+    pub fn counted(&self) -> Self {
+        Classifier(self.0.counted())
+    }
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    pub fn computed(&self) -> Computed {
+        self.0.computed()
+    }
+
     /// Where it computes, and what it holds.
     pub fn report(&self) -> Result<ModelReport> {
         self.0.report()
@@ -487,6 +549,17 @@ impl Embedder {
         timeout_ms: Option<u64>,
     ) -> Result<Vec<u8>> {
         self.0.call(cancel, timeout_ms, |model| Ok(bytes(&model.embed_batch(&texts)?)))
+    }
+
+    /// The same model as an object whose calls are counted by themselves, so that [`computed`](Self::computed) tells of one result, or of
+    /// some. Closing either closes both.
+    pub fn counted(&self) -> Self {
+        Embedder(self.0.counted())
+    }
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    pub fn computed(&self) -> Computed {
+        self.0.computed()
     }
 
     /// Where it computes, and what it holds.

@@ -59,12 +59,12 @@ impl EntityStream {
         timeout_ms: Option<u64>,
     ) -> Result<Self> {
         let cancel = cancel.map(|token| token.0.child()).unwrap_or_default();
-        let (held, running) = open.begin(Some(cancel.clone()), timeout_ms)?;
+        let call = open.begin(Some(cancel.clone()), timeout_ms)?;
         let (sender, entities) = channel();
         let compute = move || {
-            let result = guarded(|| Ok(send(&held.model, &text, &sender)?));
+            let result = guarded(|| Ok(send(call.model(), &text, &sender)?));
             // Before the end is told, so that whoever hears of it finds nothing running.
-            drop((held, running));
+            drop(call);
             if let Err(error) = result {
                 // Nobody may wait for it any more.
                 let _ = sender.send(Err(error));

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 
-use ampoule_bindings::{AmpouleError, BundleSource, Classifier, Embedder, Entity, Extractor, LoadMode, OpenOptions};
+use ampoule_bindings::{AmpouleError, BundleSource, Classifier, Computed, Embedder, Entity, Extractor, LoadMode, OpenOptions};
 
 const CANARY: &str = "zyxquell";
 const SENTENCE: &str = "Started on lisinopril for hypertension; developed angioedema.";
@@ -99,6 +99,36 @@ fn a_bundle_is_opened_wherever_it_lies() {
     std::fs::rename(&other, &path).unwrap();
     assert_eq!(open.extract(SENTENCE, None, None).unwrap().len(), 3);
     assert!(matches!(Extractor::open(source, options), Err(AmpouleError::FetchBundle(_))));
+}
+
+#[test]
+fn a_result_tells_what_computed_it() {
+    let (extractor, none) = (extractor(), Computed::default());
+    extractor.extract(SENTENCE, None, None).unwrap();
+    let once = extractor.computed();
+    assert!(once.cpu_tokens > 10 && once.gpu_tokens == 0, "{once:?}");
+    let call = Arc::new(extractor.counted());
+    assert_eq!(call.computed(), none);
+    call.extract(SENTENCE, None, None).unwrap();
+    assert_eq!(call.computed(), once);
+    let call = extractor.counted();
+    let stream = call.stream(SENTENCE.to_owned(), None, None).unwrap();
+    while stream.next().unwrap().is_some() {}
+    assert_eq!(call.computed(), once);
+    // What was ended early came to nothing here.
+    let call = extractor.counted();
+    call.extract(SENTENCE, None, Some(0)).unwrap_err();
+    assert_eq!(call.computed(), none);
+    // Nobody else's calls are among its own, and all are among the model's.
+    assert_eq!(extractor.computed(), once);
+    assert_eq!(extractor.report().unwrap().computed_tokens, 3 * once.cpu_tokens);
+    call.release();
+    assert!(matches!(extractor.extract(SENTENCE, None, None), Err(AmpouleError::Closed(_))));
+    assert!(matches!(extractor.counted().extract(SENTENCE, None, None), Err(AmpouleError::Closed(_))));
+    let embedder = Embedder::open(BundleSource::Path { path: bundle() }, OpenOptions::default()).unwrap();
+    let call = embedder.counted();
+    call.embed(SENTENCE, None, None).unwrap();
+    assert_eq!((call.computed(), embedder.computed()), (once, none));
 }
 
 #[test]

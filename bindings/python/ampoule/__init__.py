@@ -12,6 +12,7 @@ Calls may be made from several threads, and free the interpreter while they comp
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import re
@@ -41,6 +42,7 @@ __all__ = [
     "Cancelled",
     "Classifier",
     "Closed",
+    "Computed",
     "Embedder",
     "Entity",
     "Extractor",
@@ -187,6 +189,15 @@ class ModelReport(NamedTuple):
     """Calls that compute now."""
     gpu: GpuReport | None
     """How its GPU stands, where it has one."""
+
+
+class Computed(NamedTuple):
+    """Tokens that calls computed, special ones counted, by the device that did; windows of one text may be computed by both."""
+
+    cpu_tokens: int
+    """On the processor."""
+    gpu_tokens: int
+    """On the GPU."""
 
 
 class ModelCheck(NamedTuple):
@@ -435,6 +446,21 @@ class _Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def counted(self) -> Self:
+        """The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some.
+
+        Closing either closes both.
+        """
+        model = copy.copy(self)
+        model._model = self._here().counted()
+        return model
+
+    @property
+    def computed(self) -> Computed:
+        """Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did."""
+        computed = self._model.computed()
+        return Computed(computed.cpu_tokens, computed.gpu_tokens)
 
     def report(self) -> ModelReport:
         """Where it computes, and what it holds."""

@@ -501,6 +501,32 @@ model.close()
         self.assertEqual((process.returncode, out, err), (0, "", ""))
 
 
+class Counted(unittest.TestCase):
+    def test_a_result_tells_what_computed_it(self):
+        for kind, call in [(ampoule.Extractor, "extract"), (ampoule.Embedder, "embed"), (ampoule.Classifier, "classify")]:
+            bundle = LABELS if kind is ampoule.Classifier else BUNDLE
+            with self.subTest(kind), kind.open(bundle) as model:
+                getattr(model, call)(SENTENCE)
+                once = model.computed
+                self.assertGreater(once.cpu_tokens, 10)
+                self.assertEqual(once.gpu_tokens, 0)
+                counted = model.counted()
+                self.assertIs(type(counted), kind)
+                self.assertEqual(counted.computed, (0, 0))
+                result = getattr(counted, call)(SENTENCE)
+                self.assertEqual(result, getattr(counted, call)(SENTENCE))
+                self.assertEqual(counted.computed, (2 * once.cpu_tokens, 0))
+                self.assertEqual(model.computed, once)
+                counted.close()
+                with self.assertRaises(ampoule.Closed):
+                    getattr(model, call)(SENTENCE)
+        with ampoule.Extractor.open(BUNDLE) as extractor:
+            stream, batch = extractor.counted(), extractor.counted()
+            self.assertEqual(list(stream.stream(SENTENCE)), *batch.extract_batch([SENTENCE]))
+            self.assertEqual(stream.computed, batch.computed)
+            self.assertGreater(batch.computed.cpu_tokens, 10)
+
+
 class Gpu(unittest.TestCase):
     """In the package `ampoule-gpu`, on whatever GPU there is; in the other one, that there is none."""
 
@@ -518,6 +544,7 @@ class Gpu(unittest.TestCase):
             # Before the GPU is ready, too.
             expected = [(e.label, e.start, e.end) for e in extractor.extract(SENTENCE)]
             self.assertEqual(len(expected), 3)
+            tokens = sum(extractor.computed)
             heard = []
             report = extractor.warm_up(heard.append)
             self.assertEqual((report.state, report.reason), ("ready", None))
@@ -530,7 +557,9 @@ class Gpu(unittest.TestCase):
             self.assertGreater(len(done), 1)
             self.assertEqual(heard[-1], report)
             self.assertTrue(all(of.state == "warming" and of.warm_up_of == report.warm_up_of for of in heard[:-1]))
-            self.assertEqual([(e.label, e.start, e.end) for e in extractor.extract(SENTENCE)], expected)
+            call = extractor.counted()
+            self.assertEqual([(e.label, e.start, e.end) for e in call.extract(SENTENCE)], expected)
+            self.assertEqual(call.computed, (0, tokens))
             gpu = extractor.report().gpu
             self.assertEqual(gpu.state, "ready")
             self.assertGreaterEqual(gpu.unverified_batches, 1)

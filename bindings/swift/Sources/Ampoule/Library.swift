@@ -55,6 +55,20 @@ extension ModelReport {
     }
 }
 
+/// Tokens that calls computed, special ones counted, by the device that did; windows of one text may be computed by both.
+public struct Computed: Hashable, Sendable {
+    /// On the processor.
+    public let cpuTokens: Int
+    /// On the GPU.
+    public let gpuTokens: Int
+}
+
+extension Computed {
+    init(_ computed: AmpouleNative.Computed) {
+        self.init(cpuTokens: Int(computed.cpuTokens), gpuTokens: Int(computed.gpuTokens))
+    }
+}
+
 /// How far a model's GPU has come.
 public enum GpuState: Hashable, Sendable {
     /// It loads, compiles, and proves itself; the processor answers meanwhile, where it may.

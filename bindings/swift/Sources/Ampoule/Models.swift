@@ -6,6 +6,13 @@ internal import AmpouleNative
 ///
 /// A model that nothing holds any more is closed by itself; calls that run go on.
 public protocol AmpouleModel: AnyObject, Sendable {
+    /// The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some. Closing
+    /// either closes both.
+    func counted() -> Self
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    var computed: Computed { get }
+
     /// Where it computes, and what it holds.
     ///
     /// - Throws: ``AmpouleError/closed(_:)``
@@ -40,9 +47,9 @@ public final class Extractor: AmpouleModel {
     /// The labels that entities can have.
     public let labels: [String]
 
-    private init(_ model: AmpouleNative.Extractor) throws {
+    private init(_ model: AmpouleNative.Extractor, _ labels: [String]) {
         self.model = model
-        labels = try model.labels()
+        self.labels = labels
     }
 
     /// Opens a bundle of the task `token-classification`.
@@ -58,7 +65,10 @@ public final class Extractor: AmpouleModel {
         _ source: BundleSource,
         options: OpenOptions = OpenOptions()
     ) throws(AmpouleError) -> Extractor {
-        try Ampoule.native { try Extractor(AmpouleNative.Extractor.open(source: source.native(), options: options.native())) }
+        try Ampoule.native {
+            let model = try AmpouleNative.Extractor.open(source: source.native(), options: options.native())
+            return Extractor(model, try model.labels())
+        }
     }
 
     /// The entities of a text, in order.
@@ -106,6 +116,12 @@ public final class Extractor: AmpouleModel {
         return Entities { Reading(model, text) }
     }
 
+    /// The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some.
+    public func counted() -> Extractor { Extractor(model.counted(), labels) }
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    public var computed: Computed { Computed(model.computed()) }
+
     /// Where it computes, and what it holds.
     public func report() throws(AmpouleError) -> ModelReport { ModelReport(try Ampoule.native(model.report)) }
 
@@ -134,9 +150,9 @@ public final class Classifier: AmpouleModel {
     /// The labels, in the model's order.
     public let labels: [String]
 
-    private init(_ model: AmpouleNative.Classifier) throws {
+    private init(_ model: AmpouleNative.Classifier, _ labels: [String]) {
         self.model = model
-        labels = try model.labels()
+        self.labels = labels
     }
 
     /// Opens a bundle of the task `single-label-classification` or `multi-label-classification`.
@@ -152,7 +168,10 @@ public final class Classifier: AmpouleModel {
         _ source: BundleSource,
         options: OpenOptions = OpenOptions()
     ) throws(AmpouleError) -> Classifier {
-        try Ampoule.native { try Classifier(AmpouleNative.Classifier.open(source: source.native(), options: options.native())) }
+        try Ampoule.native {
+            let model = try AmpouleNative.Classifier.open(source: source.native(), options: options.native())
+            return Classifier(model, try model.labels())
+        }
     }
 
     /// Every label's probability, the likeliest first.
@@ -194,6 +213,12 @@ public final class Classifier: AmpouleModel {
             .map(LabelScore.init)
     }
 
+    /// The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some.
+    public func counted() -> Classifier { Classifier(model.counted(), labels) }
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    public var computed: Computed { Computed(model.computed()) }
+
     /// Where it computes, and what it holds.
     public func report() throws(AmpouleError) -> ModelReport { ModelReport(try Ampoule.native(model.report)) }
 
@@ -222,9 +247,9 @@ public final class Embedder: AmpouleModel {
     /// Number of values of a vector.
     public let width: Int
 
-    private init(_ model: AmpouleNative.Embedder) throws {
+    private init(_ model: AmpouleNative.Embedder, _ width: Int) {
         self.model = model
-        width = Int(try model.width())
+        self.width = width
     }
 
     /// Opens a bundle of any task.
@@ -240,7 +265,10 @@ public final class Embedder: AmpouleModel {
         _ source: BundleSource,
         options: OpenOptions = OpenOptions()
     ) throws(AmpouleError) -> Embedder {
-        try Ampoule.native { try Embedder(AmpouleNative.Embedder.open(source: source.native(), options: options.native())) }
+        try Ampoule.native {
+            let model = try AmpouleNative.Embedder.open(source: source.native(), options: options.native())
+            return Embedder(model, Int(try model.width()))
+        }
     }
 
     /// The vector of a text, ``width`` values.
@@ -281,6 +309,12 @@ public final class Embedder: AmpouleModel {
         try countable(text.utf8.count)
         return floats(try Ampoule.native { try model.embed(text: text, cancel: cancel?.token, timeoutMs: milliseconds(timeout)) })
     }
+
+    /// The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some.
+    public func counted() -> Embedder { Embedder(model.counted(), width) }
+
+    /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.
+    public var computed: Computed { Computed(model.computed()) }
 
     /// Where it computes, and what it holds.
     public func report() throws(AmpouleError) -> ModelReport { ModelReport(try Ampoule.native(model.report)) }

@@ -164,6 +164,31 @@ final class CallsTests: XCTestCase {
         for task in tasks { await assertCancelled { try await task.value } }
     }
 
+    func testAResultTellsWhatComputedIt() async throws {
+        func counts<M: AmpouleModel>(_ model: M, _ call: (M) async throws -> Void) async throws {
+            try await call(model)
+            let once = model.computed
+            XCTAssertGreaterThan(once.cpuTokens, 10)
+            XCTAssertEqual(0, once.gpuTokens)
+            let counted = model.counted()
+            XCTAssertEqual(0, counted.computed.cpuTokens)
+            for _ in 0..<2 { try await call(counted) }
+            XCTAssertEqual(2 * once.cpuTokens, counted.computed.cpuTokens)
+            XCTAssertEqual(once, model.computed)
+            counted.close()
+            do {
+                try await call(model)
+                XCTFail("closed")
+            } catch AmpouleError.closed {}
+        }
+        try await counts(try open()) { _ = try await $0.extract(sentence) }
+        try await counts(try open()) { _ = try await $0.extractAll([sentence]) }
+        try await counts(try open()) { _ = try $0.extractBlocking(sentence) }
+        try await counts(try open()) { for try await _ in $0.entities(in: sentence) {} }
+        try await counts(try await Embedder.open(.file(bundle))) { _ = try await $0.embed(sentence) }
+        try await counts(try await Classifier.open(.file(labelsBundle))) { _ = try await $0.classify(sentence) }
+    }
+
     func testEightTasksAndTwoModels() async throws {
         let models = [try open(), try open()]
         let expected = try await models[0].extract(sentence)

@@ -26,6 +26,7 @@ final class GpuTests: XCTestCase {
         let extractor = try await Extractor.open(.file(bundle), options: any)
         let expected = try await extractor.extract(sentence).map { [$0.label, "\($0.utf8)"] }
         XCTAssertEqual(3, expected.count)
+        let tokens = extractor.computed.cpuTokens + extractor.computed.gpuTokens
         var heard: [GpuReport] = []
         let warmed = try await extractor.warmUp { heard.append($0) }
         let report = try XCTUnwrap(warmed)
@@ -39,8 +40,11 @@ final class GpuTests: XCTestCase {
         XCTAssertEqual(report, heard.last)
         XCTAssertTrue(heard.dropLast().allSatisfy { $0.state == .warming && $0.warmUpOf == report.warmUpOf })
         XCTAssertEqual(heard.map(\.warmUpDone).sorted(), heard.map(\.warmUpDone))
-        let found = try await extractor.extract(sentence).map { [$0.label, "\($0.utf8)"] }
+        let call = extractor.counted()
+        let found = try await call.extract(sentence).map { [$0.label, "\($0.utf8)"] }
         XCTAssertEqual(expected, found)
+        XCTAssertEqual(tokens, call.computed.gpuTokens)
+        XCTAssertEqual(0, call.computed.cpuTokens)
         let gpu = try XCTUnwrap(try extractor.report().gpu)
         XCTAssertTrue(gpu.computedTokens > 10 && gpu.unverifiedBatches > 0, "\(gpu)")
     }

@@ -213,6 +213,16 @@ internal fun rs.ampoule.ffi.ModelReport.here(): ModelReport = ModelReport(
     computedTokens.toLong(), runningCalls.toInt(), gpu?.here(),
 )
 
+/** Tokens that calls computed, special ones counted, by the device that did; windows of one text may be computed by both. */
+public data class Computed(
+    /** On the processor. */
+    val cpuTokens: Long,
+    /** On the GPU. */
+    val gpuTokens: Long,
+)
+
+internal fun rs.ampoule.ffi.Computed.here(): Computed = Computed(cpuTokens.toLong(), gpuTokens.toLong())
+
 /** How far a model's GPU has come. */
 public enum class GpuState {
     /** It loads, compiles, and proves itself; the processor answers meanwhile, where it may. */

@@ -14,6 +14,15 @@ import rs.ampoule.ffi.BundleSource
  */
 public sealed class Model : AutoCloseable {
     /**
+     * The same model as an object whose calls are counted by themselves, so that [computed] tells of one result, or of some. Closing either
+     * closes both.
+     */
+    public abstract fun counted(): Model
+
+    /** Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did. */
+    public abstract val computed: Computed
+
+    /**
      * Where it computes, and what it holds.
      *
      * @throws AmpouleException.Closed
@@ -143,6 +152,10 @@ public class Extractor private constructor(private val model: rs.ampoule.ffi.Ext
         }
     }
 
+    override fun counted(): Extractor = Extractor(model.counted())
+
+    override val computed: Computed get() = model.computed().here()
+
     override fun report(): ModelReport = native { model.report() }.here()
 
     override fun selfCheckBlocking(): ModelCheck? = native { model.selfCheck() }?.here()
@@ -200,6 +213,10 @@ public class Classifier private constructor(private val model: rs.ampoule.ffi.Cl
         val mended = text.mended()
         return native { model.classify(mended, cancel?.token, timeout.milliseconds()) }.scores()
     }
+
+    override fun counted(): Classifier = Classifier(model.counted())
+
+    override val computed: Computed get() = model.computed().here()
 
     override fun report(): ModelReport = native { model.report() }.here()
 
@@ -261,6 +278,10 @@ public class Embedder private constructor(private val model: rs.ampoule.ffi.Embe
         val mended = text.mended()
         return floats(native { model.embed(mended, cancel?.token, timeout.milliseconds()) })
     }
+
+    override fun counted(): Embedder = Embedder(model.counted())
+
+    override val computed: Computed get() = model.computed().here()
 
     override fun report(): ModelReport = native { model.report() }.here()
 

@@ -222,6 +222,29 @@ class CallsTest {
     }
 
     @Test
+    fun `a result tells what computed it`(): Unit = runBlocking {
+        fun <M : Model> counts(model: M, counted: M, call: suspend (M) -> Unit) = model.use {
+            runBlocking { call(model) }
+            val once = model.computed
+            assertTrue(once.cpuTokens > 10 && once.gpuTokens == 0L, once.toString())
+            assertEquals(Computed(0, 0), counted.computed)
+            repeat(2) { runBlocking { call(counted) } }
+            assertEquals(listOf(Computed(2 * once.cpuTokens, 0), once), listOf(counted.computed, model.computed))
+            counted.close()
+            assertThrows(AmpouleException.Closed::class.java) { runBlocking { call(model) } }
+        }
+        for (call in listOf<suspend (Extractor) -> Unit>(
+            { it.extract(SENTENCE) }, { it.extractBlocking(SENTENCE) }, { it.extractAll(listOf(SENTENCE)) },
+            { it.entities(SENTENCE).toList() },
+        )) {
+            val model = Extractor.open(bundle, one)
+            counts(model, model.counted(), call)
+        }
+        Embedder.open(bundle, one).let { model -> counts(model, model.counted()) { it.embed(SENTENCE) } }
+        Classifier.open(labelsBundle, one).let { model -> counts(model, model.counted()) { it.classify(SENTENCE) } }
+    }
+
+    @Test
     fun `a closed model is an exception whenever`(): Unit = runBlocking {
         val before = Ampoule.liveObjects()
         val model = Extractor.open(bundle, one)

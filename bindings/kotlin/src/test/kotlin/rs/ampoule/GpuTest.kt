@@ -38,6 +38,7 @@ class GpuTest {
             val warmed = async(start = CoroutineStart.UNDISPATCHED) { extractor.warmUp { heard += it } }
             val expected = extractor.extract(SENTENCE).map { it.label to it.range }
             assertEquals(3, expected.size)
+            val tokens = extractor.computed.run { cpuTokens + gpuTokens }
             val report = warmed.await()!!
             assertEquals(GpuState.READY, report.state, report.reason)
             assertEquals(listOf("f32", report.warmUpOf, 1), listOf(report.precision, report.warmUpDone, report.fromTokens))
@@ -46,7 +47,9 @@ class GpuTest {
             assertTrue(heard.size > 1 && heard.dropLast(1).all { it.state == GpuState.WARMING && it.warmUpOf == report.warmUpOf })
             assertEquals(report, heard.last())
             assertEquals(heard.map { it.warmUpDone }.sorted(), heard.map { it.warmUpDone })
-            assertEquals(expected, extractor.extract(SENTENCE).map { it.label to it.range })
+            val call = extractor.counted()
+            assertEquals(expected, call.extract(SENTENCE).map { it.label to it.range })
+            assertEquals(Computed(cpuTokens = 0, gpuTokens = tokens), call.computed)
             val gpu = extractor.report().gpu!!
             assertTrue(gpu.computedTokens > 10 && gpu.unverifiedBatches > 0, gpu.toString())
         }
