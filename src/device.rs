@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
-use crate::model::{ModelConfig, PackedModel, WeightSource};
+use crate::model::{ModelConfig, PackedModel, WeightSource, Workers};
 use crate::options::Options;
+use crate::team::Team;
 
 /// The device that is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ pub struct DeviceReport {
     pub kernel: Option<String>,
     /// Why this one, when the model was opened; in a [`ModelReport`](crate::ModelReport), now.
     pub reason: String,
-    /// Threads that compute: where a kernel does with one, the caller's, else the model's own.
+    /// Threads that compute: where a kernel does, the caller's among them.
     pub threads: usize,
     /// What [`Options::autotune`] measured.
     pub measured: Vec<KernelTime>,
@@ -84,8 +85,10 @@ pub(crate) struct Engine {
     pub(crate) place: Place,
     #[cfg(feature = "wgpu")]
     pub(crate) gpu: Option<crate::gpu::Adapter>,
-    /// Every computation runs in it, since Burn would otherwise start rayon's global one. None where a kernel computes with one thread:
-    /// the caller's, which is awake, while one of a pool would have to wake up.
+    /// Who computes: where a kernel does, as many threads as were asked for, else the one that calls.
+    pub(crate) team: Arc<Team>,
+    /// In which Burn computes, since it would otherwise start rayon's global one.
+    #[cfg(feature = "backend")]
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     pub(crate) report: DeviceReport,
 }
@@ -129,6 +132,7 @@ fn performance_cores(folder: &Path) -> Option<usize> {
 /// A module of WebAssembly without threads has the one that calls it; there Burn's rayon makes do with that too.
 const IS_ONE_THREAD: bool = cfg!(all(target_family = "wasm", not(target_feature = "atomics")));
 
+#[cfg(feature = "backend")]
 fn start_pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
     let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("ampoule-{i}"));
     builder.build().map(Arc::new).map_err(|e| {
@@ -202,6 +206,8 @@ impl Engine {
             place,
             #[cfg(feature = "wgpu")]
             gpu,
+            team: Team::start(1)?,
+            #[cfg(feature = "backend")]
             pool: None,
             report,
         };
@@ -220,8 +226,11 @@ impl Engine {
             Some(asked) => engine.use_kernel(asked),
             None => Ok(()),
         }?;
-        let computes_on_caller = threads == 1 && matches!(engine.place, Place::Kernel(_));
-        if !IS_ONE_THREAD && !computes_on_caller {
+        if matches!(engine.place, Place::Kernel(_)) {
+            engine.team = Team::start(threads)?;
+        }
+        #[cfg(feature = "backend")]
+        if matches!(engine.place, Place::Burn(_)) && !IS_ONE_THREAD {
             engine.pool = Some(start_pool(threads)?);
         }
         Ok(engine)
@@ -234,19 +243,28 @@ impl Engine {
         source: &mut dyn WeightSource,
         kernel: Kernel,
     ) -> Result<PackedModel> {
-        let model = PackedModel::load(config, source, kernel)?;
-        Ok(match self.pool {
-            Some(_) => model,
-            None => model.on_callers_thread(),
-        })
+        PackedModel::load(config, source, kernel, Workers::Team(self.team.clone()))
     }
 
-    /// Runs `f` where its place computes: in the pool, or on the thread that calls.
+    /// Runs `f` where its place computes: on the thread that calls, or in the pool.
     pub(crate) fn install<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.install(f),
-            None => f(),
+        #[cfg(feature = "backend")]
+        if let Some(pool) = &self.pool {
+            if self.report.threads > 1 {
+                // All wake at once: the others would sleep on until the first has work to share.
+                pool.spawn_broadcast(|_| {});
+            }
+            return pool.install(f);
         }
+        self.team.call(f)
+    }
+
+    /// Whether the thread that calls is one of its own, and so within a call.
+    pub(crate) fn is_within(&self) -> bool {
+        #[cfg(feature = "backend")]
+        return self.pool.as_ref().is_some_and(|pool| pool.current_thread_index().is_some());
+        #[cfg(not(feature = "backend"))]
+        false
     }
 
     /// Whether [`Options::autotune`] is to choose.

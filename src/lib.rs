@@ -41,6 +41,7 @@ pub mod model;
 mod opened;
 mod options;
 mod self_check;
+mod team;
 pub mod text;
 
 pub use batch::Batch;

@@ -38,7 +38,7 @@ use self::linear::Linear;
 pub use self::noise::Noise;
 #[cfg(feature = "wgpu")]
 pub(crate) use self::on_gpu::{GpuFormat, GpuModel};
-pub(crate) use self::packed::PackedModel;
+pub(crate) use self::packed::{PackedModel, Workers};
 #[cfg(feature = "checkpoint")]
 pub(crate) use self::weights::check_finite;
 use self::weights::transposed;

@@ -386,18 +386,9 @@ impl Opened {
 
     /// Runs `f` where the model computes, when it is this call's turn.
     pub(crate) fn install<T: Send>(&self, limit: &Limit, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let Some(pool) = &self.engine.pool else {
-            let _turn = self.turns.take(limit)?;
-            return f();
-        };
         // One that comes from within another has its turn.
-        let is_within = pool.current_thread_index().is_some();
-        let _turn = if is_within { None } else { self.turns.take(limit)? };
-        if self.engine.report.threads > 1 {
-            // All wake at once: the others would sleep on until the first has work to share.
-            pool.spawn_broadcast(|_| {});
-        }
-        pool.install(f)
+        let _turn = if self.engine.is_within() { None } else { self.turns.take(limit)? };
+        self.engine.install(f)
     }
 
     /// Cuts `texts` into windows, computes them in batches of at most `max_batch_tokens` and hands each window with its output

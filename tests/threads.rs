@@ -44,7 +44,7 @@ fn a_model_starts_the_threads_it_was_told_and_ends_them() {
         answers.push(extractor.extract(&"the pain of aspirin , naloxone ".repeat(200)).unwrap());
         let ours = |names: &[String]| names.iter().filter(|name| name.starts_with("ampoule-")).count();
         // One is the caller's.
-        let started = if count == 1 { 0 } else { count };
+        let started = count - 1;
         let now = settled(|names| ours(names) == started);
         assert_eq!((now.len(), ours(&now)), (before.len() + started, started), "{now:?}");
         assert_eq!(extractor.device().threads, count);

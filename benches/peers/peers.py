@@ -247,11 +247,14 @@ def compare(work, minilm, peers, out, threads, rounds, models):
 
 
 def pin(worker):
-    """Each thread of our pool to a core of its own: what onnxruntime does by itself, and some kernels pack threads on one core."""
+    """Each thread that computes to a core of its own: what onnxruntime does by itself, and some kernels pack threads on one core."""
     folder = f"/proc/{worker.process.pid}/task"
     for task in os.listdir(folder):
         name = pathlib.Path(folder, task, "comm").read_text().strip()
-        if name.startswith("ampoule-"):
+        # The process's first thread calls, and computes too.
+        if task == str(worker.process.pid):
+            os.sched_setaffinity(int(task), [0])
+        elif name.startswith("ampoule-"):
             os.sched_setaffinity(int(task), [int(name.removeprefix("ampoule-"))])
 
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 
-use ampoule_bindings::{AmpouleError, BundleSource, Classifier, Computed, Embedder, Entity, Extractor, LoadMode, OpenOptions};
+use ampoule_bindings::{
+    AmpouleError, BundleSource, Classifier, Computed, Embedder, Entity, Extractor, LoadMode, OpenOptions,
+};
 
 const CANARY: &str = "zyxquell";
 const SENTENCE: &str = "Started on lisinopril for hypertension; developed angioedema.";

@@ -6,7 +6,7 @@ use burn::tensor::{Device, TensorData, Transaction};
 
 use super::config::{ModelConfig, Task};
 use super::weights::WeightSource;
-use super::{HiddenState, Model, PackedModel};
+use super::{HiddenState, Model, PackedModel, Workers};
 use crate::batch::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::Kernel;
@@ -43,7 +43,7 @@ impl FrozenModel {
         }
         // Where it is the scalar one, that is slow and right.
         let kernel = Kernel::available().next().ok_or_else(|| Error::internal("no kernel is available"))?;
-        let computed = Computed::Packed(Box::new(PackedModel::load(config, source, kernel)?));
+        let computed = Computed::Packed(Box::new(PackedModel::load(config, source, kernel, Workers::Pool)?));
         Ok(FrozenModel { config: config.clone(), computed })
     }
 

@@ -4,9 +4,9 @@
 
 #[cfg(feature = "autodiff")]
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use rayon::iter::plumbing::{Producer, ProducerCallback};
+#[cfg(feature = "autodiff")]
 use rayon::prelude::*;
 
 use super::Output;
@@ -17,6 +17,7 @@ use super::{FrozenOutputs, HiddenState};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::kernels::{Activation, Kernel, Matrix, Packed, Scratch};
+use crate::team::Team;
 
 /// The most rows that go through a layer's feed-forward block together: their widened values stay in a core's cache.
 const ROWS: usize = 64;
@@ -67,39 +68,46 @@ struct Head {
 type ObserveGroup<'a> = dyn FnMut(usize, &[f32], &[f32]) + 'a;
 
 /// Whose threads compute.
-#[derive(Clone, Copy)]
-enum Workers {
-    /// Those of rayon's current pool.
+pub(crate) enum Workers {
+    /// The one that calls, whichever pool it may be in, and its helpers.
+    Team(Arc<Team>),
+    /// Those of rayon's current pool, as training does.
+    #[cfg(feature = "autodiff")]
     Pool,
-    /// The one that calls, whichever pool it may be in.
-    Caller,
 }
 
 impl Workers {
-    fn count(self) -> usize {
+    fn count(&self) -> usize {
         match self {
+            Workers::Team(team) => team.threads(),
+            #[cfg(feature = "autodiff")]
             Workers::Pool => rayon::current_num_threads(),
-            Workers::Caller => 1,
         }
     }
 
-    /// Does `work` on each of `blocks`.
-    fn each<B: IndexedParallelIterator>(self, blocks: B, work: impl Fn(B::Item) + Send + Sync) {
+    /// Does `work` on each of `blocks`; each thread has a space of its own.
+    fn each<B>(&self, spaces: &[Mutex<ThreadSpace>], blocks: B, work: impl Fn(&mut ThreadSpace, B::Item) + Sync)
+    where
+        B: Iterator<Item: Send> + Send,
+    {
         match self {
-            Workers::Pool => blocks.for_each(work),
-            Workers::Caller => blocks.with_producer(InOrder(work)),
+            Workers::Team(team) => {
+                let blocks = Mutex::new(blocks);
+                team.together(&|thread| {
+                    let mut own = lock(&spaces[thread]);
+                    loop {
+                        let next = lock(&blocks).next();
+                        let Some(block) = next else { break };
+                        work(&mut own, block);
+                    }
+                });
+            }
+            #[cfg(feature = "autodiff")]
+            Workers::Pool => blocks.par_bridge().for_each(|block| {
+                // Each finds its own free.
+                work(&mut lock(&spaces[rayon::current_thread_index().unwrap_or(0) % spaces.len()]), block);
+            }),
         }
-    }
-}
-
-/// Takes from a parallel iterator one item after another, without a pool.
-struct InOrder<F>(F);
-
-impl<T, F: Fn(T)> ProducerCallback<T> for InOrder<F> {
-    type Output = ();
-
-    fn callback<P: Producer<Item = T>>(self, producer: P) {
-        producer.into_iter().for_each(self.0);
     }
 }
 
@@ -139,7 +147,12 @@ struct ThreadSpace {
 }
 
 impl PackedModel {
-    pub(crate) fn load(config: &ModelConfig, source: &mut dyn WeightSource, kernel: Kernel) -> Result<Self> {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        source: &mut dyn WeightSource,
+        kernel: Kernel,
+        workers: Workers,
+    ) -> Result<Self> {
         config.validate()?;
         let (width, h) = (config.embedding_size, config.hidden_size);
         let word_embeddings = source.take_values("embeddings.word_embeddings.weight", &[config.vocab_size, width])?;
@@ -163,18 +176,12 @@ impl PackedModel {
             project,
             layers,
             head,
-            workers: Workers::Pool,
+            workers,
             workspaces,
         })
     }
 
-    /// The same, to be computed by the thread that calls, alone. That thread need not be in a pool.
-    pub(crate) fn on_callers_thread(self) -> Self {
-        PackedModel { workers: Workers::Caller, ..self }
-    }
-
-    /// What is wanted of each sequence. `check` may end the computation between layers. Runs in rayon's current pool, or on the
-    /// [caller's thread](PackedModel::on_callers_thread).
+    /// What is wanted of each sequence. `check` may end the computation between layers.
     pub(crate) fn outputs(
         &self,
         batch: &Batch,
@@ -188,8 +195,8 @@ impl PackedModel {
                 (Output::States, _) => Ok(sequences.map(<[f32]>::to_vec).collect()),
                 (Output::Logits, Some(head)) => {
                     let mut logits: Vec<(&[f32], Vec<f32>)> = sequences.map(|states| (states, Vec::new())).collect();
-                    self.workers.each(logits.par_iter_mut(), |(states, logits)| {
-                        *logits = head.logits(states, &mut space(&workspace.threads).scratch);
+                    self.workers.each(&workspace.threads, logits.iter_mut(), |own, (states, logits)| {
+                        *logits = head.logits(states, &mut own.scratch);
                     });
                     Ok(logits.into_iter().map(|(_, logits)| logits).collect())
                 }
@@ -241,7 +248,7 @@ impl PackedModel {
         self.compute(batch, &mut workspace, &mut observe, &mut || Ok(()))?;
         keep(HiddenState::Layer(self.layers.len()), &workspace.x, h, 0);
         let logits = |last: &[f32]| {
-            self.head.as_ref().map_or(Vec::new(), |head| head.logits(last, &mut space(&workspace.threads).scratch))
+            self.head.as_ref().map_or(Vec::new(), |head| head.logits(last, &mut lock(&workspace.threads[0]).scratch))
         };
         let of = |last: &[f32]| FrozenOutputs { logits: logits(last), states: BTreeMap::new() };
         let mut outputs: Vec<FrozenOutputs> = self.sequences(batch, &workspace.x).map(of).collect();
@@ -279,17 +286,16 @@ impl PackedModel {
         };
         let is_one_group = group(batch.lengths()).0 == batch.lengths().len();
         let rows = self.rows(x);
-        let blocks = x.par_chunks_mut(rows * h).zip(tokens.par_chunks(rows));
+        let blocks = x.chunks_mut(rows * h).zip(tokens.chunks(rows));
         match self.layers.first().filter(|_| is_one_group) {
             Some(first) => {
                 qkv.resize(3 * tokens.len() * h, 0.0);
-                self.workers.each(blocks.zip(qkv.par_chunks_mut(rows * 3 * h)), |((x, tokens), qkv)| {
-                    let mut own = space(spaces);
-                    self.embed(tokens, x, &mut own);
+                self.workers.each(spaces, blocks.zip(qkv.chunks_mut(rows * 3 * h)), |own, ((x, tokens), qkv)| {
+                    self.embed(tokens, x, own);
                     first.query_key_value.apply(x, None, &mut own.scratch, qkv);
                 });
             }
-            None => self.workers.each(blocks, |(x, tokens)| self.embed(tokens, x, &mut space(spaces))),
+            None => self.workers.each(spaces, blocks, |own, (x, tokens)| self.embed(tokens, x, own)),
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).filter(|_| is_one_group);
@@ -310,18 +316,23 @@ impl PackedModel {
         check()
     }
 
-    /// Rows that one thread takes at a time.
+    /// Rows that one thread takes at a time. Where there are others each takes more than once, so that the last wait less for one that
+    /// came late.
     fn rows(&self, x: &[f32]) -> usize {
         let tokens = x.len() / self.config.hidden_size;
-        tokens.div_ceil(self.workers.count()).clamp(1, ROWS)
+        let blocks = match self.workers.count() {
+            1 => 1,
+            threads => 2 * threads,
+        };
+        tokens.div_ceil(blocks).clamp(1, ROWS)
     }
 
     /// Queries, keys and values of `x` `[tokens, hidden]`.
     fn project(&self, layer: &Layer, x: &[f32], qkv: &mut Vec<f32>, spaces: &[Mutex<ThreadSpace>]) {
         let (h, rows) = (self.config.hidden_size, self.rows(x));
         qkv.resize(3 * x.len(), 0.0);
-        self.workers.each(x.par_chunks(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h)), |(x, qkv)| {
-            layer.query_key_value.apply(x, None, &mut space(spaces).scratch, qkv);
+        self.workers.each(spaces, x.chunks(rows * h).zip(qkv.chunks_mut(rows * 3 * h)), |own, (x, qkv)| {
+            layer.query_key_value.apply(x, None, &mut own.scratch, qkv);
         });
     }
 
@@ -343,9 +354,8 @@ impl PackedModel {
         let (tokens, rows) = (x.len() / h, self.rows(x));
         context.resize(tokens * h, 0.0);
         let all = &*qkv;
-        let heads = context.par_chunks_mut((tokens * head_width).max(1)).enumerate();
-        self.workers.each(heads, |(head, context)| {
-            let mut own = space(spaces);
+        let heads = context.chunks_mut((tokens * head_width).max(1)).enumerate();
+        self.workers.each(spaces, heads, |own, (head, context)| {
             let (mut qkv, mut context) = (all, context);
             for &n in lengths {
                 let (these, rest) = qkv.split_at(n * 3 * h);
@@ -355,10 +365,9 @@ impl PackedModel {
             }
         });
         let context = context.as_slice();
-        let blocks = x.par_chunks_mut(rows * h).zip(qkv.par_chunks_mut(rows * 3 * h));
-        self.workers.each(blocks.enumerate(), |(block, (x, qkv))| {
-            let mut own = space(spaces);
-            let ThreadSpace { scratch, narrow, gathered, wide } = &mut *own;
+        let blocks = x.chunks_mut(rows * h).zip(qkv.chunks_mut(rows * 3 * h));
+        self.workers.each(spaces, blocks.enumerate(), |own, (block, (x, qkv))| {
+            let ThreadSpace { scratch, narrow, gathered, wide } = own;
             let n = x.len() / h;
             gathered.resize(n * h, 0.0);
             narrow.resize(n * h, 0.0);
@@ -490,11 +499,6 @@ fn linear(
         Some(factors) => packed.with_pre_quant_scale(factors),
         None => packed,
     })
-}
-
-/// That of the thread which calls: each finds its own free.
-fn space(spaces: &[Mutex<ThreadSpace>]) -> std::sync::MutexGuard<'_, ThreadSpace> {
-    lock(&spaces[rayon::current_thread_index().unwrap_or(0) % spaces.len()])
 }
 
 /// What a panicking call left is overwritten before it is read.

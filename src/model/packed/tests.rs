@@ -45,7 +45,7 @@ fn a_layer_whose_factors_differ_is_refused() {
     let checkpoint = Checkpoint::open(folder("bert-encoder")).unwrap();
     let kernel = Kernel::by_name("scalar").unwrap();
     let mut source = Uneven(Quantized(checkpoint.weights));
-    let error = PackedModel::load(&checkpoint.config, &mut source, kernel).err().unwrap();
+    let error = load(&checkpoint.config, &mut source, kernel).err().unwrap();
     assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
     assert!(error.to_string().contains("attention.self.key"), "{error}");
 }
@@ -61,10 +61,10 @@ fn scores_that_overflow_give_no_finite_states() {
             }
             let ids = vec![vec![5, 6, 7, 8, 9]];
             let model = match is_int8 {
-                true => PackedModel::load(&config, &mut Quantized(weights), kernel),
-                false => PackedModel::load(&config, &mut weights, kernel),
+                true => load(&config, &mut Quantized(weights), kernel),
+                false => load(&config, &mut weights, kernel),
             };
-            let states = hidden(&model.unwrap(), &ids, 1);
+            let states = hidden(&mut model.unwrap(), &ids, 1);
             assert!(states[0].iter().all(|x| !x.is_finite()), "{kernel:?}, int8: {is_int8}");
         }
     }
@@ -87,10 +87,14 @@ fn sequences(config: &ModelConfig) -> Vec<Vec<u32>> {
     (1..=most).step_by(3).chain([most]).map(|n| (0..n).map(|j| id(n, j)).collect()).collect()
 }
 
-fn hidden(model: &PackedModel, sequences: &[Vec<u32>], threads: usize) -> Vec<Vec<f32>> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+fn load(config: &ModelConfig, source: &mut dyn WeightSource, kernel: Kernel) -> Result<PackedModel> {
+    PackedModel::load(config, source, kernel, Workers::Team(Team::start(1)?))
+}
+
+fn hidden(model: &mut PackedModel, sequences: &[Vec<u32>], threads: usize) -> Vec<Vec<f32>> {
+    model.workers = Workers::Team(Team::start(threads).unwrap());
     let batch = Batch::new(sequences, model.config.pad_token_id);
-    pool.install(|| model.outputs(&batch, Output::States, &mut || Ok(()))).unwrap()
+    model.outputs(&batch, Output::States, &mut || Ok(())).unwrap()
 }
 
 /// The states of each sequence, padding left out.
@@ -122,9 +126,9 @@ fn fused_is_composed_in_every_architecture() {
         let expected = rows(states, &batch);
         for kernel in Kernel::available() {
             let mut weights = checkpoint.weights.clone();
-            let packed = PackedModel::load(config, &mut weights, kernel).unwrap();
+            let mut packed = load(config, &mut weights, kernel).unwrap();
             assert!(weights.0.is_empty(), "{name}: {:?} are left", weights.0.keys());
-            let largest = largest(&hidden(&packed, &sequences, 2), &expected);
+            let largest = largest(&hidden(&mut packed, &sequences, 2), &expected);
             println!("{name}, {kernel:?}: {largest:.1e}");
             assert!(largest <= 1e-5, "{name}, {kernel:?}: {largest:e}");
         }
@@ -142,7 +146,7 @@ fn heads_give_the_composed_models_logits() {
             let states = composed.hidden_states(&batch, &Device::flex(), &mut None, &mut |_, _| Ok(())).unwrap();
             let expected = rows(composed.logits(states, &mut None).unwrap(), &batch);
             for kernel in Kernel::available() {
-                let packed = PackedModel::load(&config, &mut weights.clone(), kernel).unwrap();
+                let packed = load(&config, &mut weights.clone(), kernel).unwrap();
                 let found = packed.outputs(&batch, Output::Logits, &mut || Ok(())).unwrap();
                 let lengths = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
                 assert_eq!(lengths(&found), lengths(&expected), "{name}");
@@ -209,19 +213,27 @@ fn neither_batch_nor_padding_nor_threads_change_a_bit() {
             for int8 in [false, true] {
                 let mut weights = checkpoint.weights.clone();
                 let source: &mut dyn WeightSource = if int8 { &mut Quantized(weights.clone()) } else { &mut weights };
-                let packed = PackedModel::load(config, source, kernel).unwrap();
-                let expected = hidden(&packed, &sequences, 1);
+                let mut packed = load(config, source, kernel).unwrap();
+                let expected = hidden(&mut packed, &sequences, 1);
                 // All sequences are one group where there are 8.
                 for threads in [2, 3, 8] {
-                    assert!(hidden(&packed, &sequences, threads) == expected, "{name}, {kernel:?}: {threads} threads");
+                    assert!(
+                        hidden(&mut packed, &sequences, threads) == expected,
+                        "{name}, {kernel:?}: {threads} threads"
+                    );
                 }
                 for (sequence, expected) in sequences.iter().zip(&expected) {
-                    let alone = hidden(&packed, std::slice::from_ref(sequence), 1);
+                    let alone = hidden(&mut packed, std::slice::from_ref(sequence), 1);
                     assert!(alone[0] == *expected, "{name}, {kernel:?}: {} tokens alone", sequence.len());
                 }
-                let batch = Batch::new(&sequences, config.pad_token_id);
-                let found = packed.on_callers_thread().outputs(&batch, Output::States, &mut || Ok(())).unwrap();
-                assert!(found == expected, "{name}, {kernel:?}: the caller's thread");
+                #[cfg(feature = "autodiff")]
+                for threads in [1, 3] {
+                    packed.workers = Workers::Pool;
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let batch = Batch::new(&sequences, config.pad_token_id);
+                    let found = pool.install(|| packed.outputs(&batch, Output::States, &mut || Ok(()))).unwrap();
+                    assert!(found == expected, "{name}, {kernel:?}: a pool of {threads}");
+                }
             }
         }
     }
@@ -232,9 +244,8 @@ fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
     for (name, checkpoint) in checkpoints() {
         let config = &checkpoint.config;
         let sequences = sequences(config);
-        let states = |kernel, source: &mut dyn WeightSource| {
-            hidden(&PackedModel::load(config, source, kernel).unwrap(), &sequences, 1)
-        };
+        let states =
+            |kernel, source: &mut dyn WeightSource| hidden(&mut load(config, source, kernel).unwrap(), &sequences, 1);
         let scalar = Kernel::by_name("scalar").unwrap();
         let floats = states(scalar, &mut checkpoint.weights.clone());
         let integers = states(scalar, &mut Quantized(checkpoint.weights.clone()));
@@ -255,11 +266,10 @@ fn int8_stays_near_the_floats_and_every_kernel_near_the_scalar_one() {
 #[test]
 fn a_call_that_is_ended_between_layers_leaves_the_model_usable() {
     let (_, checkpoint) = checkpoints().next().unwrap();
-    let packed =
-        PackedModel::load(&checkpoint.config, &mut checkpoint.weights.clone(), Kernel::available().next().unwrap())
-            .unwrap();
+    let mut packed =
+        load(&checkpoint.config, &mut checkpoint.weights.clone(), Kernel::available().next().unwrap()).unwrap();
     let sequences = sequences(&checkpoint.config);
-    let expected = hidden(&packed, &sequences, 1);
+    let expected = hidden(&mut packed, &sequences, 1);
     for after in 0..=checkpoint.config.num_hidden_layers {
         let mut seen = 0;
         let batch = Batch::new(&sequences, checkpoint.config.pad_token_id);
@@ -267,6 +277,6 @@ fn a_call_that_is_ended_between_layers_leaves_the_model_usable() {
             seen += 1;
             if seen > after { Err(crate::Error::invalid_input("enough")) } else { Ok(()) }
         });
-        assert!(ended.is_err() && hidden(&packed, &sequences, 1) == expected, "after {after} layers");
+        assert!(ended.is_err() && hidden(&mut packed, &sequences, 1) == expected, "after {after} layers");
     }
 }

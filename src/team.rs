@@ -1,0 +1,337 @@
+//! The threads of a model: the one that calls, and helpers.
+//!
+//! Who hands a call to a pool sleeps meanwhile, and is woken in the end: as long as a tenth of a short note takes. Here the caller
+//! computes, and helpers take what they come in time for.
+
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Thread};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Work that any number of threads do at once until none of it is left, each with its number; the caller's is 0.
+type Work<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// The helpers of whoever calls. They end with it.
+pub(crate) struct Team {
+    shared: Arc<Shared>,
+    helpers: Vec<Thread>,
+    /// Calls that compute, each on a thread of its own.
+    calls: AtomicUsize,
+    /// Whether the helpers are at the work of one of them.
+    is_led: AtomicBool,
+}
+
+struct Shared {
+    /// Helpers at the work ([`AT_WORK`]), [`IS_AWAITED`], [`IS_OPEN`], [`HAS_ENDED`], and above them the work's number ([`NUMBER`]).
+    state: AtomicUsize,
+    /// Helpers that may join the work; fewer than there are where other calls have threads of their own.
+    places: AtomicUsize,
+    /// Of each helper.
+    is_asleep: Vec<AtomicBool>,
+    /// Written while no helper is at work and none can join, read by those that have.
+    work: UnsafeCell<Option<*const Work<'static>>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// For the caller that waits for the last helper.
+    last: (Mutex<()>, Condvar),
+}
+
+// SAFETY: `work` is all that is not shared by itself, and what it points to may be shared; see there.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+const AT_WORK: usize = (1 << 12) - 1;
+const IS_AWAITED: usize = 1 << 12;
+const IS_OPEN: usize = 1 << 13;
+const HAS_ENDED: usize = 1 << 14;
+const NUMBER: usize = 1 << 15;
+
+const _: () = assert!(crate::device::MAX_THREADS < AT_WORK);
+
+/// How often a thread looks before it lets others go first, and how often it does that before it sleeps: some ten and some hundred
+/// microseconds, as long as what lies between a call's pieces of work.
+const LOOKS: usize = 1 << 8;
+const YIELDS: usize = LOOKS + (1 << 8);
+
+impl Team {
+    /// As many threads, the caller's among them.
+    pub(crate) fn start(threads: usize) -> Result<Arc<Self>> {
+        let shared = Arc::new(Shared {
+            state: AtomicUsize::new(0),
+            places: AtomicUsize::new(0),
+            is_asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+            work: UnsafeCell::new(None),
+            panic: Mutex::default(),
+            last: Default::default(),
+        });
+        // Those that have started end with it where one does not.
+        let mut team = Team { shared, helpers: Vec::new(), calls: AtomicUsize::new(0), is_led: AtomicBool::new(false) };
+        for helper in 0..threads.saturating_sub(1) {
+            let shared = team.shared.clone();
+            let started = Builder::new().name(format!("ampoule-{}", helper + 1)).spawn(move || shared.help(helper));
+            let started = started.map_err(|e| {
+                Error::new(ErrorKind::DeviceUnavailable, format!("cannot start {threads} threads: {e}")).with_source(e)
+            })?;
+            team.helpers.push(started.thread().clone());
+        }
+        Ok(Arc::new(team))
+    }
+
+    /// Threads, the caller's among them.
+    pub(crate) fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Runs a call, on the thread that makes it; helpers wake up meanwhile.
+    pub(crate) fn call<T>(&self, f: impl FnOnce() -> T) -> T {
+        struct Call<'a>(&'a Team);
+
+        impl Drop for Call<'_> {
+            fn drop(&mut self) {
+                self.0.calls.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let _call = Call(self);
+        self.wake(self.free());
+        f()
+    }
+
+    /// Does `work` here, with those helpers that join before it has ended here, and returns when all have ended. It is done here alone
+    /// where they are at another call's, or needed for none.
+    pub(crate) fn together(&self, work: &Work) {
+        let free = self.free();
+        if free == 0 || self.is_led.swap(true, Ordering::Acquire) {
+            return work(0);
+        }
+        let shared = &*self.shared;
+        // SAFETY: no helper is at work, and none can join before the state says so. Whoever has joined is waited for, below, before `work`
+        // is gone, also where it panics here.
+        unsafe {
+            *shared.work.get() = Some(std::mem::transmute::<*const Work, *const Work<'static>>(work));
+        }
+        shared.places.store(free, Ordering::Relaxed);
+        let number = shared.state.load(Ordering::Relaxed) / NUMBER;
+        shared.state.store(number.wrapping_add(1).wrapping_mul(NUMBER) | IS_OPEN, Ordering::SeqCst);
+        self.wake(free);
+        let here = catch_unwind(AssertUnwindSafe(|| work(0)));
+        shared.close();
+        let there = lock(&shared.panic).take();
+        self.is_led.store(false, Ordering::Release);
+        if let Some(panic) = here.err().or(there) {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Helpers for one call: threads in all are never more than there are to be.
+    fn free(&self) -> usize {
+        let others = self.calls.load(Ordering::Relaxed).saturating_sub(1);
+        self.helpers.len().saturating_sub(others)
+    }
+
+    fn wake(&self, helpers: usize) {
+        for (is_asleep, helper) in self.shared.is_asleep.iter().zip(&self.helpers).take(helpers) {
+            if is_asleep.load(Ordering::SeqCst) && is_asleep.swap(false, Ordering::SeqCst) {
+                helper.unpark();
+            }
+        }
+    }
+}
+
+impl Drop for Team {
+    /// Does not wait for the helpers: in a forked process there are none.
+    fn drop(&mut self) {
+        self.shared.state.fetch_or(HAS_ENDED, Ordering::SeqCst);
+        self.wake(self.helpers.len());
+    }
+}
+
+impl Shared {
+    /// What a helper does all its life.
+    fn help(&self, helper: usize) {
+        let mut seen = 0;
+        while let Some(number) = self.join(helper, seen) {
+            seen = number;
+            // SAFETY: it was written before the state was open, and nobody writes it, and it is not gone, while this helper is counted.
+            let work = unsafe { (*self.work.get()).map(|work| &*work) };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work.iter().for_each(|work| work(helper + 1)))) {
+                lock(&self.panic).get_or_insert(panic);
+            }
+            if self.state.fetch_sub(1, Ordering::AcqRel) & (AT_WORK | IS_AWAITED) == IS_AWAITED | 1 {
+                let _last = lock(&self.last.0);
+                self.last.1.notify_all();
+            }
+        }
+    }
+
+    /// Waits for work that this helper has not seen, and counts it in; none when the team has ended.
+    fn join(&self, helper: usize, seen: usize) -> Option<usize> {
+        let mut idle = 0;
+        loop {
+            let state = self.state.load(Ordering::SeqCst);
+            if state & HAS_ENDED != 0 {
+                return None;
+            }
+            if self.is_for(helper, seen, state) {
+                let joined = self.state.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed);
+                if joined.is_ok() {
+                    return Some(state / NUMBER);
+                }
+            } else if !pause(&mut idle) {
+                let is_asleep = &self.is_asleep[helper];
+                is_asleep.store(true, Ordering::SeqCst);
+                // What came in between woke nobody.
+                let state = self.state.load(Ordering::SeqCst);
+                if state & HAS_ENDED == 0 && !self.is_for(helper, seen, state) {
+                    while is_asleep.load(Ordering::SeqCst) {
+                        std::thread::park();
+                    }
+                }
+                is_asleep.store(false, Ordering::SeqCst);
+                idle = 0;
+            }
+        }
+    }
+
+    fn is_for(&self, helper: usize, seen: usize, state: usize) -> bool {
+        state & IS_OPEN != 0 && state / NUMBER != seen && helper < self.places.load(Ordering::Relaxed)
+    }
+
+    /// Lets nobody join any more, and waits for those that have.
+    fn close(&self) {
+        self.state.fetch_and(!IS_OPEN, Ordering::AcqRel);
+        let is_at_work = || self.state.load(Ordering::Acquire) & AT_WORK != 0;
+        let mut idle = 0;
+        while is_at_work() {
+            if !pause(&mut idle) {
+                let mut last = lock(&self.last.0);
+                self.state.fetch_or(IS_AWAITED, Ordering::AcqRel);
+                while is_at_work() {
+                    last = self.last.1.wait(last).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+/// Waits a little; says when it has been long enough to sleep.
+fn pause(idle: &mut usize) -> bool {
+    *idle += 1;
+    match *idle {
+        0..LOOKS => std::hint::spin_loop(),
+        LOOKS..YIELDS => std::thread::yield_now(),
+        _ => return false,
+    }
+    true
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Adds the numbers below `n`, each taken by whoever comes first; says who took how many.
+    fn sum(team: &Team, n: usize) -> (usize, Vec<usize>) {
+        let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let taken: Vec<_> = (0..team.threads()).map(|_| AtomicUsize::new(0)).collect();
+        team.together(&|thread| {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= n {
+                    break;
+                }
+                sum.fetch_add(number, Ordering::Relaxed);
+                taken[thread].fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        (sum.into_inner(), taken.into_iter().map(AtomicUsize::into_inner).collect())
+    }
+
+    #[test]
+    fn all_of_the_work_is_done_once_whoever_comes() {
+        for threads in [1, 2, 3, 8] {
+            let team = Team::start(threads).unwrap();
+            for pieces in 0..2_000 {
+                // Helpers sleep in some of the pauses, fall asleep in some, and are awake after the others.
+                if pieces % 100 == 0 {
+                    std::thread::sleep(Duration::from_micros(pieces as u64));
+                }
+                let (sum, taken) = sum(&team, pieces % 67);
+                assert_eq!(sum, (0..pieces % 67).sum::<usize>(), "{threads} threads");
+                assert_eq!(taken.iter().sum::<usize>(), pieces % 67);
+            }
+        }
+    }
+
+    #[test]
+    fn helpers_come_and_are_waited_for() {
+        let team = Team::start(4).unwrap();
+        let (come, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        team.together(&|_| {
+            come.fetch_add(1, Ordering::SeqCst);
+            while come.load(Ordering::SeqCst) < 4 {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            ended.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(ended.into_inner(), 4);
+    }
+
+    #[test]
+    fn calls_at_once_share_the_threads_and_one_within_another_computes() {
+        let team = Team::start(3).unwrap();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let all_here = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    team.call(|| {
+                        all_here.wait();
+                        for _ in 0..50 {
+                            team.together(&|_| {
+                                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                                std::thread::sleep(Duration::from_micros(200));
+                                assert_eq!(sum(&team, 100).0, 4950);
+                                now.fetch_sub(1, Ordering::SeqCst);
+                            });
+                        }
+                        all_here.wait();
+                    });
+                });
+            }
+        });
+        let most = most.into_inner();
+        assert!((2..=3).contains(&most), "{most}");
+        team.call(|| team.together(&|_| assert_eq!(sum(&team, 100).0, 4950)));
+    }
+
+    #[test]
+    fn a_panic_of_anybodys_is_the_callers_and_the_team_goes_on() {
+        let team = Team::start(3).unwrap();
+        for panics in 0..3 {
+            let come = AtomicUsize::new(0);
+            let work = |thread| {
+                come.fetch_add(1, Ordering::SeqCst);
+                while come.load(Ordering::SeqCst) < 3 {
+                    std::thread::yield_now();
+                }
+                assert!(thread != panics, "planted");
+            };
+            let caught = catch_unwind(AssertUnwindSafe(|| team.together(&work))).unwrap_err();
+            assert_eq!(caught.downcast_ref::<&str>(), Some(&"planted"));
+            assert_eq!(sum(&team, 100).0, 4950);
+        }
+    }
+}
