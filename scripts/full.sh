@@ -72,6 +72,10 @@ echo "$weight bytes"
 tar --extract --gzip --file "$crate" --directory "$temporary"
 (cd "$temporary"/ampoule-*/ && cargo test --release --no-default-features --features checkpoint,embedded --target-dir "$OLDPWD/target/phone" --lib \
     --test runtime)
+echo "== what is built apart has its lock file up to date"
+for manifest in benches/peers examples/web bindings/bindgen; do
+    cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
+done
 echo "== its weight as a library"
 cargo rustc -p ampoule --no-default-features --profile dist --example library -- \
     -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--strip-all
@@ -118,7 +122,7 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
         --target armv7-unknown-linux-gnueabihf -p ampoule --features checkpoint,embedded,flex --lib --test runtime --test bundle_attacks --test offsets
     echo "== Android, link-checked"
     scripts/android.sh
-    scripts/android.sh --gpu arm64-v8a
+    scripts/android.sh --gpu
     echo "== WebAssembly"
     sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
     echo "== the page"
