@@ -7,16 +7,15 @@
 #
 # Either is audited by scripts/android_audit.py, which has to refuse what is planted for it, too. Once scripts/kotlin.sh has run; without
 # the NDK it needs root and debootstrap, as scripts/chroot.sh does. `scripts/android.sh ABI...` does some of arm64-v8a armeabi-v7a x86_64 x86.
-# `scripts/android.sh --gpu ABI...` makes and audits the libraries that compute on a GPU too, in target/android/gpu, and no archive.
+# `scripts/android.sh --gpu ABI...` does the same for libraries that compute on a GPU too: ampoule-gpu.aar.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=target/android classes=target/kotlin/android/maven/classes
 [ -d "$classes" ] || { echo "$classes is not there; try: scripts/kotlin.sh" >&2; exit 1; }
-gpu= kind=library jni=$out/jni
-if [ "${1:-}" = --gpu ]; then gpu=wgpu kind=gpu-library jni=$out/gpu; shift; fi
+gpu= kind=library jni=$out/jni name=ampoule
+if [ "${1:-}" = --gpu ]; then gpu=wgpu kind=gpu-library jni=$out/gpu name=ampoule-gpu; shift; fi
 if [ $# -eq 0 ]; then set -- arm64-v8a armeabi-v7a x86_64 x86; fi
-rm -rf "$jni" "$out/planted"
-[ -n "$gpu" ] || rm -rf "$out/jna" "$out"/*.aar
+rm -rf "$jni" "$out/planted" "$out/jna" "$out/$name"{,-unlinked}.aar
 mkdir -p "$jni" "$out/planted"
 python3 scripts/android_audit.py unwinder >"$out/unwinder"
 # A library of each name that the NDK has one of, with the names alone; and what the audit has to refuse: a function of Android 9, pages of
@@ -106,7 +105,6 @@ for abi; do
         done
     fi
 done
-[ -z "$gpu" ] || exit 0
 echo "== JNA's own libraries"
 jna=$(sed -n 's/.*"\(net.java.dev.jna:jna:[0-9.]*\)@aar".*/\1/p' bindings/android/build.gradle.kts)
 mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy "-Dartifact=$jna:aar" -DoutputDirectory="$PWD/$out/jna" >&2
@@ -115,7 +113,7 @@ for abi; do
     python3 scripts/android_audit.py foreign "$abi" "$out/jna/jni/$abi"/*.so
 done
 echo "== the archive"
-aar=$out/ampoule-unlinked.aar
-[ -z "${ANDROID_NDK_HOME:-}" ] || aar=$out/ampoule.aar
-python3 scripts/android_audit.py pack "$aar" "$out/jni" "$classes"
+aar=$out/$name-unlinked.aar
+[ -z "${ANDROID_NDK_HOME:-}" ] || aar=$out/$name.aar
+python3 scripts/android_audit.py pack "$aar" "$jni" "$classes"
 python3 scripts/android_audit.py aar "$aar" "$@"

@@ -32,26 +32,37 @@ MACHINES = {"x86_64": 62, "aarch64": 183, "armv7": 40, "i686": 3}
 
 
 class Kind:
-    """A package: how its file is called, what licences are in it, which library is for which target, and whose rows of bindings/size.csv
-    are theirs where not a target's own."""
+    """A package: how its file is called, what licences are in it, which library is for which target, whose rows of bindings/size.csv are
+    theirs where not a target's own, and whether they compute on GPUs."""
 
-    def __init__(self, name, licences=LINKED, libraries=(), limit=None, rows="{}"):
+    def __init__(self, name, licences=LINKED, libraries=(), limit=None, rows="{}", gpu=False):
         self.name, self.licences, self.libraries, self.limit, self.rows = name, licences, dict(libraries), limit, rows
+        self.gpu = gpu
+
+    def debug(self, target):
+        """The file that crashes of a library are read by."""
+        return f"ampoule{'-gpu' if self.gpu else ''}-{version()}-{target}.debug"
 
 
-def wheel(machine):
-    return Kind(rf"ampoule-VERSION-py3-none-manylinux_2_\d+_{machine}(\.manylinux\w+)?\.whl",
-                libraries={f"{machine}-unknown-linux-gnu": f"ampoule/_native/{LIBRARY}"}, limit=4_000_000, rows="{} (wheel)")
+def kinds(gpu):
+    """The packages around a library."""
+    name, end = ("ampoule-gpu", "-gpu") if gpu else ("ampoule", "")
+
+    def wheel(machine):
+        return Kind(rf"{name.replace('-', '_')}-VERSION-py3-none-manylinux_2_\d+_{machine}(\.manylinux\w+)?\.whl",
+                    libraries={f"{machine}-unknown-linux-gnu": f"ampoule/_native/{LIBRARY}"}, limit=10_000_000 if gpu else 4_000_000,
+                    rows="{} (wheel)", gpu=gpu)
+
+    return {
+        f"wheel-x86_64{end}": wheel("x86_64"),
+        f"wheel-aarch64{end}": wheel("aarch64"),
+        f"aar{end}": Kind(rf"{name}-VERSION\.aar", libraries={target: f"jni/{abi}/{LIBRARY}" for abi, target in ABIS.items()}, gpu=gpu),
+        # Static: an app's linker takes of it what it calls, so that its own weight says nothing.
+        f"swift{end}": Kind(rf"{name}-VERSION-swift\.zip", gpu=gpu),
+    }
 
 
-KINDS = {
-    "crate": Kind(r"ampoule-VERSION\.crate", licences=OWN, limit=10 * 1024 * 1024),
-    "wheel-x86_64": wheel("x86_64"),
-    "wheel-aarch64": wheel("aarch64"),
-    "aar": Kind(r"ampoule-VERSION\.aar", libraries={target: f"jni/{abi}/{LIBRARY}" for abi, target in ABIS.items()}),
-    # Static: an app's linker takes of it what it calls, so that its own weight says nothing.
-    "swift": Kind(r"ampoule-VERSION-swift\.zip"),
-}
+KINDS = {"crate": Kind(r"ampoule-VERSION\.crate", licences=OWN, limit=10 * 1024 * 1024), **kinds(gpu=False), **kinds(gpu=True)}
 
 
 def version():
@@ -94,7 +105,7 @@ def build_id(of):
     return of.get(".note.gnu.build-id", b"")[16:].hex()
 
 
-def wrong_of_library(data, target, folder, weight):
+def wrong_of_library(data, target, debug, weight):
     here = sections(data)
     if struct.unpack_from("<H", data, 18)[0] != MACHINES[target.partition("-")[0]]:
         yield "is for another processor"
@@ -102,7 +113,6 @@ def wrong_of_library(data, target, folder, weight):
         yield "is not stripped"
     if target.endswith(("-android", "-androideabi")) and ".note.android.ident" not in here:
         yield "was not linked by the NDK"
-    debug = folder / f"ampoule-{version()}-{target}.debug"
     if not debug.exists():
         yield f"has no {debug.name}"
     elif not build_id(here) or build_id(sections(debug.read_bytes())) != build_id(here):
@@ -130,8 +140,8 @@ def wrong_of_package(path, kind, weights):
             yield f"holds no {name}"
             continue
         try:
-            weight = weights.get(kind.rows.format(target))
-            yield from (f"{name} {what}" for what in wrong_of_library(files[name], target, path.parent, weight))
+            weight = weights.get((kind.rows.format(target), kind.gpu))
+            yield from (f"{name} {what}" for what in wrong_of_library(files[name], target, path.parent / kind.debug(target), weight))
         except (ValueError, struct.error, IndexError) as error:
             yield f"{name}: {error}"
     for name in files:
@@ -142,9 +152,9 @@ def wrong_of_package(path, kind, weights):
 def wrong_of_release(folder, without=(), ledger=ROOT / "bindings/size.csv"):
     """What is wrong with a folder, a line each."""
     with open(ledger, newline="") as file:
-        weights = {row["target"]: int(row["bytes"]) for row in csv.DictReader(file)}
+        weights = {(row["target"], "wgpu" in row["features"].split()): int(row["bytes"]) for row in csv.DictReader(file)}
     known = {name: kind for name, kind in KINDS.items() if name not in without}
-    debugs = {f"ampoule-{version()}-{target}.debug" for kind in known.values() for target in kind.libraries}
+    debugs = {kind.debug(target) for kind in known.values() for target in kind.libraries}
     left = {path for path in folder.iterdir() if path.name != "SHA256SUMS" and path.name not in debugs}
     for name, kind in known.items():
         there = [path for path in left if re.fullmatch(kind.name.replace("VERSION", re.escape(version())), path.name)]

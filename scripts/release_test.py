@@ -22,24 +22,24 @@ WEIGHT = 20_000
 
 
 @functools.cache
-def library(target):
+def library(target, gpu=False):
     """A small library with a build id of its own, whole."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "library.so"
         subprocess.run(["gcc", "-shared", "-fPIC", "-g", "-nostdlib", "-Wl,--build-id=sha1", "-x", "c", "-", "-o", path],
-                       input=SOURCE + f'const char *target = "{target}";', check=True, text=True)
+                       input=SOURCE + f'const char *target = "{target} {gpu}";', check=True, text=True)
         data = bytearray(path.read_bytes())
     data[18:20] = release.MACHINES[target.partition("-")[0]].to_bytes(2, "little")
     return bytes(data)
 
 
 @functools.cache
-def parts(target):
+def parts(target, gpu=False):
     """The library stripped, and what was kept of it, by scripts/symbols.sh."""
     with tempfile.TemporaryDirectory() as folder:
         path, debug = pathlib.Path(folder) / "library.so", pathlib.Path(folder) / "library.debug"
         # objcopy knows the processor of this machine alone; the number of another is put back.
-        whole = bytearray(library(target))
+        whole = bytearray(library(target, gpu))
         machine, whole[18:20] = bytes(whole[18:20]), release.MACHINES[platform.machine()].to_bytes(2, "little")
         path.write_bytes(whole)
         subprocess.run([ROOT / "scripts/symbols.sh", path, debug], check=True)
@@ -61,21 +61,23 @@ class Release(unittest.TestCase):
         (self.folder / "release").mkdir()
         self.ledger = self.folder / "size.csv"
         self.rows = {}
-        self.files = {
-            WHEEL: self.package("wheel-x86_64", "ampoule.dist-info/licenses/"),
-            WHEEL.replace("x86_64", "aarch64"): self.package("wheel-aarch64", "ampoule.dist-info/licenses/"),
-            f"ampoule-{VERSION}.aar": self.package("aar", "META-INF/"),
-            f"ampoule-{VERSION}-swift.zip": self.package("swift", "ampoule/"),
-        }
-        for kind in release.KINDS.values():
-            for target in kind.libraries:
-                (self.folder / "release" / f"ampoule-{VERSION}-{target}.debug").write_bytes(parts(target)[1])
+        self.files = {}
+        for name, end in ("ampoule", ""), ("ampoule-gpu", "-gpu"):
+            wheel = WHEEL.replace("ampoule", name.replace("-", "_"))
+            self.files |= {
+                wheel: self.package(f"wheel-x86_64{end}", "ampoule.dist-info/licenses/"),
+                wheel.replace("x86_64", "aarch64"): self.package(f"wheel-aarch64{end}", "ampoule.dist-info/licenses/"),
+                f"{name}-{VERSION}.aar": self.package(f"aar{end}", "META-INF/"),
+                f"{name}-{VERSION}-swift.zip": self.package(f"swift{end}", "ampoule/"),
+            }
 
     def package(self, kind, licences):
         kind = release.KINDS[kind]
-        self.rows.update(dict.fromkeys(map(kind.rows.format, kind.libraries), WEIGHT))
+        for target in kind.libraries:
+            self.rows[kind.rows.format(target), "flex wgpu" if kind.gpu else ""] = WEIGHT
+            (self.folder / "release" / kind.debug(target)).write_bytes(parts(target, kind.gpu)[1])
         return {**{licences + name: licence(name) for name in kind.licences},
-                **{name: parts(target)[0] for target, name in kind.libraries.items()}}
+                **{name: parts(target, kind.gpu)[0] for target, name in kind.libraries.items()}}
 
     def wrong(self):
         folder = self.folder / "release"
@@ -83,7 +85,8 @@ class Release(unittest.TestCase):
             with zipfile.ZipFile(folder / name, "w") as archive:
                 for file, data in files.items():
                     archive.writestr(file, data)
-        self.ledger.write_text("".join(["target,features,bytes\n", *(f"{target},,{weight}\n" for target, weight in self.rows.items())]))
+        rows = (f"{target},{features},{weight}\n" for (target, features), weight in self.rows.items())
+        self.ledger.write_text("".join(["target,features,bytes\n", *rows]))
         return list(release.wrong_of_release(folder, ["crate"], self.ledger))
 
     def refused(self, *expected):
@@ -150,19 +153,25 @@ class Release(unittest.TestCase):
         self.refused("has no ampoule-")
 
     def test_a_library_weighs_what_the_ledger_says(self):
-        weight = len(parts("x86_64-unknown-linux-gnu")[0])
-        self.rows["x86_64-unknown-linux-gnu (wheel)"] = weight * 20 // 21 + 1
+        weight, row = len(parts("x86_64-unknown-linux-gnu")[0]), ("x86_64-unknown-linux-gnu (wheel)", "")
+        self.rows[row] = weight * 20 // 21 + 1
         self.refused()
-        self.rows["x86_64-unknown-linux-gnu (wheel)"] = weight * 20 // 21 - 1
+        self.rows[row] = weight * 20 // 21 - 1
         self.refused("more than a twentieth over")
-        del self.rows["x86_64-unknown-linux-gnu (wheel)"]
+        del self.rows[row]
         self.refused("has no row")
+
+    def test_a_library_with_gpus_is_in_no_other_package(self):
+        self.change(lambda _: parts("x86_64-unknown-linux-gnu", gpu=True)[0])
+        self.refused(f"is another build than ampoule-{VERSION}-x86_64-unknown-linux-gnu.debug")
+        (self.folder / f"release/ampoule-gpu-{VERSION}-aarch64-linux-android.debug").unlink()
+        self.refused("is another build than", f"has no ampoule-gpu-{VERSION}-aarch64-linux-android.debug")
 
     def test_the_ledger_has_a_row_for_every_library(self):
         with open(ROOT / "bindings/size.csv", newline="") as file:
-            rows = {row["target"] for row in csv.DictReader(file)}
+            rows = {(row["target"], "wgpu" in row["features"].split()) for row in csv.DictReader(file)}
         for kind in release.KINDS.values():
-            self.assertLessEqual(set(map(kind.rows.format, kind.libraries)), rows)
+            self.assertLessEqual({(kind.rows.format(target), kind.gpu) for target in kind.libraries}, rows)
 
     def test_a_missing_library_and_a_broken_archive(self):
         self.change(lambda data: data)

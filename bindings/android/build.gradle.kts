@@ -1,6 +1,6 @@
 // The library as an Android archive. `scripts/android.sh` with the NDK in ANDROID_NDK_HOME makes what it packs: the four libraries and
 // uniffi's Kotlin. Not run here: neither Gradle's Android plugin nor the NDK was to be had where the project's checks run; the same
-// sources are compiled by pom.xml.
+// sources are compiled by pom.xml. With `-PampouleGpu` it packs the libraries of `scripts/android.sh --gpu`, which compute on GPUs too.
 plugins {
     id("com.android.library") version "8.13.0"
     id("org.jetbrains.kotlin.android") version "2.4.21"
@@ -24,7 +24,7 @@ android {
     sourceSets["main"].apply {
         java.srcDirs("src/main/kotlin", "../kotlin/src/main/kotlin", "../../target/kotlin/uniffi")
         // Linked with `-z max-page-size=16384`, for devices of 16 KB pages; stripped already.
-        jniLibs.srcDir(made.resolve("jni"))
+        jniLibs.srcDir(made.resolve(if (providers.gradleProperty("ampouleGpu").isPresent) "gpu" else "jni"))
         resources.srcDir("../../target/kotlin/licences")
     }
     packaging {
