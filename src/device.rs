@@ -49,7 +49,8 @@ pub struct DeviceReport {
     pub kernel: Option<String>,
     /// Why this one, when the model was opened; in a [`ModelReport`](crate::ModelReport), now.
     pub reason: String,
-    /// Threads that compute: where a kernel does, the caller's among them.
+    /// Threads that compute on the processor: where a kernel does, the caller's among them. With [`Device::Gpu`] the calls that may wait for it
+    /// at once.
     pub threads: usize,
     /// What [`Options::autotune`] measured.
     pub measured: Vec<KernelTime>,
@@ -256,7 +257,7 @@ impl Engine {
             }
             return pool.install(f);
         }
-        self.team.call(f)
+        f()
     }
 
     /// Whether the thread that calls is one of its own, and so within a call.

@@ -92,7 +92,8 @@ struct Parts {
     golden: Option<Golden>,
 }
 
-/// As many calls at once as the model has threads: one that waits in a pool's queue would see neither its token nor its deadline.
+/// As many calls at once as the model has threads: each computes on one of its own, or, where Burn computes, would wait in a pool's queue
+/// and see neither its token nor its deadline.
 struct Turns {
     most: usize,
     /// The threads whose calls have one.

@@ -22,9 +22,9 @@ use crate::gpu::GpuLimits;
 pub struct Options {
     /// Where to compute.
     pub device: Device,
-    /// Threads that compute, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has fast cores, at most four. They
-    /// are the model's own, and a call waits for them; a kernel with one thread computes on the call's. WebAssembly without threads has
-    /// that alone, whatever is asked.
+    /// Threads that compute, at most [`MAX_THREADS`](crate::MAX_THREADS); 0 for as many as the machine has fast cores, at most four. One is
+    /// that of the call, the others are the model's own; where Burn computes, all are, and the call waits for them. So many calls may
+    /// compute at once, with fewer of the model's then. WebAssembly without threads has the call's alone, whatever is asked.
     pub threads: usize,
     /// The kernel of the processor, one of [`kernel_names`](crate::kernel_names); without a name the first of them. The last digits
     /// of scores depend on it and, where two readings are as likely, an entity.

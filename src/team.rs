@@ -1,7 +1,7 @@
 //! The threads of a model: the one that calls, and helpers.
 //!
 //! Who hands a call to a pool sleeps meanwhile, and is woken in the end: as long as a tenth of a short note takes. Here the caller
-//! computes, and helpers take what they come in time for.
+//! computes, and helpers take what they come in time for. One that has come is waited for.
 
 #![allow(unsafe_code)]
 
@@ -21,10 +21,10 @@ type Work<'a> = dyn Fn(usize) + Sync + 'a;
 pub(crate) struct Team {
     shared: Arc<Shared>,
     helpers: Vec<Thread>,
-    /// Calls that compute, each on a thread of its own.
-    calls: AtomicUsize,
     /// Whether the helpers are at the work of one of them.
     is_led: AtomicBool,
+    /// That which has the helpers; one that was forked from it has none, and some systems let nobody wake what is not there.
+    process: u32,
 }
 
 struct Shared {
@@ -32,6 +32,8 @@ struct Shared {
     state: AtomicUsize,
     /// Helpers that may join the work; fewer than there are where other calls have threads of their own.
     places: AtomicUsize,
+    /// Calls that compute, each on a thread of its own.
+    calls: AtomicUsize,
     /// Of each helper.
     is_asleep: Vec<AtomicBool>,
     /// Written while no helper is at work and none can join, read by those that have.
@@ -41,7 +43,8 @@ struct Shared {
     last: (Mutex<()>, Condvar),
 }
 
-// SAFETY: `work` is all that is not shared by itself, and what it points to may be shared; see there.
+// SAFETY: `work` is all that is not so by itself. What it points to is `Sync`. It has one writer, who has set `Team::is_led`, and is read by
+// those that are counted in `state`, whom that writer waits for.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -54,10 +57,15 @@ const NUMBER: usize = 1 << 15;
 
 const _: () = assert!(crate::device::MAX_THREADS < AT_WORK);
 
-/// How often a thread looks before it lets others go first, and how often it does that before it sleeps: some ten and some hundred
-/// microseconds, as long as what lies between a call's pieces of work.
+/// How often a helper looks for work before it lets others go first.
 const LOOKS: usize = 1 << 8;
-const YIELDS: usize = LOOKS + (1 << 8);
+/// How often it does that before it sleeps, while a call computes and when none does: about a millisecond, which is longer than others are at a
+/// piece that it waits for, and some ten microseconds. Who falls asleep in between comes late again.
+const YIELDS: usize = 1 << 12;
+const LAST_YIELDS: usize = 1 << 7;
+/// How often the caller looks whether the helpers have ended before it sleeps: about as long. It lets nobody go first, who might keep its
+/// core.
+const LAST_LOOKS: usize = 1 << 15;
 
 impl Team {
     /// As many threads, the caller's among them.
@@ -65,13 +73,19 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicUsize::new(0),
             places: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
             is_asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             work: UnsafeCell::new(None),
             panic: Mutex::default(),
             last: Default::default(),
         });
         // Those that have started end with it where one does not.
-        let mut team = Team { shared, helpers: Vec::new(), calls: AtomicUsize::new(0), is_led: AtomicBool::new(false) };
+        let mut team = Team {
+            shared,
+            helpers: Vec::new(),
+            is_led: AtomicBool::new(false),
+            process: if threads > 1 { std::process::id() } else { 0 },
+        };
         for helper in 0..threads.saturating_sub(1) {
             let shared = team.shared.clone();
             let started = Builder::new().name(format!("ampoule-{}", helper + 1)).spawn(move || shared.help(helper));
@@ -88,9 +102,9 @@ impl Team {
         self.helpers.len() + 1
     }
 
-    /// Runs a call, on the thread that makes it; helpers wake up meanwhile.
+    /// Runs what computes, on the thread that calls; helpers wake up meanwhile.
     pub(crate) fn call<T>(&self, f: impl FnOnce() -> T) -> T {
-        struct Call<'a>(&'a Team);
+        struct Call<'a>(&'a Shared);
 
         impl Drop for Call<'_> {
             fn drop(&mut self) {
@@ -98,17 +112,17 @@ impl Team {
             }
         }
 
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let _call = Call(self);
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        let _call = Call(&self.shared);
         self.wake(self.free());
         f()
     }
 
-    /// Does `work` here, with those helpers that join before it has ended here, and returns when all have ended. It is done here alone
-    /// where they are at another call's, or needed for none.
-    pub(crate) fn together(&self, work: &Work) {
-        let free = self.free();
-        if free == 0 || self.is_led.swap(true, Ordering::Acquire) {
+    /// Does `work` of so many pieces here, with those helpers that join before it has ended here, and returns when all have ended. It is
+    /// done here alone where they are at another call's.
+    pub(crate) fn together(&self, pieces: usize, work: &Work) {
+        let helpers = self.free().min(pieces.saturating_sub(1));
+        if helpers == 0 || self.is_led.swap(true, Ordering::Acquire) {
             return work(0);
         }
         let shared = &*self.shared;
@@ -117,10 +131,10 @@ impl Team {
         unsafe {
             *shared.work.get() = Some(std::mem::transmute::<*const Work, *const Work<'static>>(work));
         }
-        shared.places.store(free, Ordering::Relaxed);
+        shared.places.store(helpers, Ordering::Relaxed);
         let number = shared.state.load(Ordering::Relaxed) / NUMBER;
         shared.state.store(number.wrapping_add(1).wrapping_mul(NUMBER) | IS_OPEN, Ordering::SeqCst);
-        self.wake(free);
+        self.wake(helpers);
         let here = catch_unwind(AssertUnwindSafe(|| work(0)));
         shared.close();
         let there = lock(&shared.panic).take();
@@ -130,15 +144,18 @@ impl Team {
         }
     }
 
-    /// Helpers for one call: threads in all are never more than there are to be.
+    /// Helpers for one call, so that threads are no more than there are to be once each call has begun its next piece of work.
     fn free(&self) -> usize {
-        let others = self.calls.load(Ordering::Relaxed).saturating_sub(1);
+        let others = self.shared.calls.load(Ordering::Relaxed).saturating_sub(1);
         self.helpers.len().saturating_sub(others)
     }
 
     fn wake(&self, helpers: usize) {
         for (is_asleep, helper) in self.shared.is_asleep.iter().zip(&self.helpers).take(helpers) {
-            if is_asleep.load(Ordering::SeqCst) && is_asleep.swap(false, Ordering::SeqCst) {
+            if is_asleep.load(Ordering::SeqCst)
+                && std::process::id() == self.process
+                && is_asleep.swap(false, Ordering::SeqCst)
+            {
                 helper.unpark();
             }
         }
@@ -146,7 +163,7 @@ impl Team {
 }
 
 impl Drop for Team {
-    /// Does not wait for the helpers: in a forked process there are none.
+    /// Does not wait for the helpers, which a forked process has not.
     fn drop(&mut self) {
         self.shared.state.fetch_or(HAS_ENDED, Ordering::SeqCst);
         self.wake(self.helpers.len());
@@ -184,7 +201,14 @@ impl Shared {
                 if joined.is_ok() {
                     return Some(state / NUMBER);
                 }
-            } else if !pause(&mut idle) {
+                continue;
+            }
+            idle += 1;
+            if idle < LOOKS {
+                std::hint::spin_loop();
+            } else if idle < LOOKS + if self.calls.load(Ordering::Relaxed) > 0 { YIELDS } else { LAST_YIELDS } {
+                std::thread::yield_now();
+            } else {
                 let is_asleep = &self.is_asleep[helper];
                 is_asleep.store(true, Ordering::SeqCst);
                 // What came in between woke nobody.
@@ -208,28 +232,18 @@ impl Shared {
     fn close(&self) {
         self.state.fetch_and(!IS_OPEN, Ordering::AcqRel);
         let is_at_work = || self.state.load(Ordering::Acquire) & AT_WORK != 0;
-        let mut idle = 0;
-        while is_at_work() {
-            if !pause(&mut idle) {
-                let mut last = lock(&self.last.0);
-                self.state.fetch_or(IS_AWAITED, Ordering::AcqRel);
-                while is_at_work() {
-                    last = self.last.1.wait(last).unwrap_or_else(PoisonError::into_inner);
-                }
+        for _ in 0..LAST_LOOKS {
+            if !is_at_work() {
+                return;
             }
+            std::hint::spin_loop();
+        }
+        let mut last = lock(&self.last.0);
+        self.state.fetch_or(IS_AWAITED, Ordering::AcqRel);
+        while is_at_work() {
+            last = self.last.1.wait(last).unwrap_or_else(PoisonError::into_inner);
         }
     }
-}
-
-/// Waits a little; says when it has been long enough to sleep.
-fn pause(idle: &mut usize) -> bool {
-    *idle += 1;
-    match *idle {
-        0..LOOKS => std::hint::spin_loop(),
-        LOOKS..YIELDS => std::thread::yield_now(),
-        _ => return false,
-    }
-    true
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -245,7 +259,7 @@ mod tests {
     fn sum(team: &Team, n: usize) -> (usize, Vec<usize>) {
         let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let taken: Vec<_> = (0..team.threads()).map(|_| AtomicUsize::new(0)).collect();
-        team.together(&|thread| {
+        team.together(n, &|thread| {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= n {
@@ -278,7 +292,7 @@ mod tests {
     fn helpers_come_and_are_waited_for() {
         let team = Team::start(4).unwrap();
         let (come, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        team.together(&|_| {
+        team.together(4, &|_| {
             come.fetch_add(1, Ordering::SeqCst);
             while come.load(Ordering::SeqCst) < 4 {
                 std::thread::yield_now();
@@ -300,7 +314,7 @@ mod tests {
                     team.call(|| {
                         all_here.wait();
                         for _ in 0..50 {
-                            team.together(&|_| {
+                            team.together(3, &|_| {
                                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                                 std::thread::sleep(Duration::from_micros(200));
                                 assert_eq!(sum(&team, 100).0, 4950);
@@ -314,7 +328,20 @@ mod tests {
         });
         let most = most.into_inner();
         assert!((2..=3).contains(&most), "{most}");
-        team.call(|| team.together(&|_| assert_eq!(sum(&team, 100).0, 4950)));
+        team.call(|| team.together(3, &|_| assert_eq!(sum(&team, 100).0, 4950)));
+    }
+
+    #[test]
+    fn no_helper_comes_for_what_is_one_piece() {
+        let team = Team::start(4).unwrap();
+        for (pieces, most) in [(0, 1), (1, 1), (2, 2)] {
+            let come = AtomicUsize::new(0);
+            team.together(pieces, &|_| {
+                come.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(5));
+            });
+            assert!(come.into_inner() <= most, "{pieces} pieces");
+        }
     }
 
     #[test]
@@ -329,7 +356,7 @@ mod tests {
                 }
                 assert!(thread != panics, "planted");
             };
-            let caught = catch_unwind(AssertUnwindSafe(|| team.together(&work))).unwrap_err();
+            let caught = catch_unwind(AssertUnwindSafe(|| team.together(3, &work))).unwrap_err();
             assert_eq!(caught.downcast_ref::<&str>(), Some(&"planted"));
             assert_eq!(sum(&team, 100).0, 4950);
         }

@@ -56,41 +56,44 @@ fn a_model_starts_the_threads_it_was_told_and_ends_them() {
     let options = Options { threads: ampoule::MAX_THREADS + 1, ..Options::default() };
     let error = Extractor::from_checkpoint(checkpoint.clone(), &options).err().unwrap();
     assert!(error.kind() == ErrorKind::InvalidInput && threads() == before, "{error}");
-    one_thread_is_the_callers(checkpoint);
+    for threads in [1, 2, 4] {
+        the_callers_thread_computes(checkpoint.clone(), threads);
+    }
 }
 
 /// Of whoever calls: a small thread of a phone's, several at once, those of the caller's own pool, a call from within another.
-fn one_thread_is_the_callers(checkpoint: Checkpoint) {
+fn the_callers_thread_computes(checkpoint: Checkpoint, threads: usize) {
     let open =
         |threads| Extractor::from_checkpoint(checkpoint.clone(), &Options { threads, ..Options::default() }).unwrap();
     let text = "the pain of aspirin , naloxone ".repeat(200);
-    let (one, expected) = (open(1), open(2).extract(&text).unwrap());
+    let (model, expected) = (open(threads), open(3).extract(&text).unwrap());
     let same = |found: &[Entity]| {
         found.len() == expected.len() && found.iter().zip(&expected).all(|(a, b)| a.range == b.range)
     };
 
-    let (one, text, before) =
-        (&one, text.as_str(), settled(|names| !names.iter().any(|name| name.starts_with("ampoule-"))));
+    let ours = |names: &[String]| names.iter().filter(|name| name.starts_with("ampoule-")).count();
+    let (model, text, before) = (&model, text.as_str(), settled(|names| ours(names) == threads - 1));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             let small = std::thread::Builder::new().stack_size(256 << 10);
-            small.spawn_scoped(scope, || assert!(same(&one.extract(text).unwrap()))).unwrap();
+            small.spawn_scoped(scope, || assert!(same(&model.extract(text).unwrap()))).unwrap();
         }
     });
 
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    pool.install(|| (0..12).into_par_iter().for_each(|_| assert!(same(&one.extract(text).unwrap()))));
+    pool.install(|| (0..12).into_par_iter().for_each(|_| assert!(same(&model.extract(text).unwrap()))));
     drop(pool);
     assert_eq!(settled(|names| names == before), before, "rayon's global pool was started");
 
     let (caller, mut nested) = (std::thread::current().id(), None);
-    one.extract_each(text, |_| {
-        assert_eq!(std::thread::current().id(), caller);
-        nested.get_or_insert_with(|| one.extract(text).unwrap());
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    model
+        .extract_each(text, |_| {
+            assert_eq!(std::thread::current().id(), caller);
+            nested.get_or_insert_with(|| model.extract(text).unwrap());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
     assert!(same(&nested.unwrap()));
     // The turn was given back.
-    assert!(same(&one.extract(text).unwrap()));
+    assert!(same(&model.extract(text).unwrap()));
 }

@@ -33,7 +33,7 @@ pub struct RunningArgs {
     /// With --device gpu-or-cpu, the tokens from which on the GPU computes; without it both are measured
     #[arg(long, value_name = "TOKENS")]
     pub gpu_from_tokens: Option<usize>,
-    /// Worker threads, at most 1024; 0 for as many as there are fast cores, at most four
+    /// Threads that compute, at most 1024; 0 for as many as there are fast cores, at most four
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
     /// The kernel that computes on the processor, also by AMPOULE_KERNEL; without it the first that `ampoule doctor` names

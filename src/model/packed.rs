@@ -85,15 +85,24 @@ impl Workers {
         }
     }
 
+    /// Runs a call.
+    fn call<T>(&self, f: impl FnOnce() -> T) -> T {
+        match self {
+            Workers::Team(team) => team.call(f),
+            #[cfg(feature = "autodiff")]
+            Workers::Pool => f(),
+        }
+    }
+
     /// Does `work` on each of `blocks`; each thread has a space of its own.
     fn each<B>(&self, spaces: &[Mutex<ThreadSpace>], blocks: B, work: impl Fn(&mut ThreadSpace, B::Item) + Sync)
     where
-        B: Iterator<Item: Send> + Send,
+        B: ExactSizeIterator<Item: Send> + Send,
     {
         match self {
             Workers::Team(team) => {
-                let blocks = Mutex::new(blocks);
-                team.together(&|thread| {
+                let (pieces, blocks) = (blocks.len(), Mutex::new(blocks));
+                team.together(pieces, &|thread| {
                     let mut own = lock(&spaces[thread]);
                     loop {
                         let next = lock(&blocks).next();
@@ -189,20 +198,23 @@ impl PackedModel {
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<Vec<f32>>> {
         let mut workspace = lock(&self.workspaces).pop().unwrap_or_default();
-        let result = self.compute(batch, &mut workspace, &mut |_, _, _| (), check).and_then(|()| {
+        let compute = || {
+            let head = match output {
+                Output::States => None,
+                Output::Logits => Some(self.head.as_ref().ok_or_else(super::no_labels)?),
+            };
+            self.compute(batch, &mut workspace, &mut |_, _, _| (), check)?;
             let sequences = self.sequences(batch, &workspace.x);
-            match (output, &self.head) {
-                (Output::States, _) => Ok(sequences.map(<[f32]>::to_vec).collect()),
-                (Output::Logits, Some(head)) => {
-                    let mut logits: Vec<(&[f32], Vec<f32>)> = sequences.map(|states| (states, Vec::new())).collect();
-                    self.workers.each(&workspace.threads, logits.iter_mut(), |own, (states, logits)| {
-                        *logits = head.logits(states, &mut own.scratch);
-                    });
-                    Ok(logits.into_iter().map(|(_, logits)| logits).collect())
-                }
-                (Output::Logits, None) => Err(super::no_labels()),
-            }
-        });
+            let mut outputs: Vec<(&[f32], Vec<f32>)> = sequences.map(|states| (states, Vec::new())).collect();
+            self.workers.each(&workspace.threads, outputs.iter_mut(), |own, (states, values)| {
+                *values = match head {
+                    Some(head) => head.logits(states, &mut own.scratch),
+                    None => states.to_vec(),
+                };
+            });
+            Ok(outputs.into_iter().map(|(_, values)| values).collect())
+        };
+        let result = self.workers.call(compute);
         lock(&self.workspaces).push(workspace);
         result
     }
@@ -316,15 +328,13 @@ impl PackedModel {
         check()
     }
 
-    /// Rows that one thread takes at a time. Where there are others each takes more than once, so that the last wait less for one that
-    /// came late.
+    /// Rows that one thread takes at a time: half of its share where that is more than kernels take at once, so that the last wait less
+    /// for one that came late.
     fn rows(&self, x: &[f32]) -> usize {
-        let tokens = x.len() / self.config.hidden_size;
-        let blocks = match self.workers.count() {
-            1 => 1,
-            threads => 2 * threads,
-        };
-        tokens.div_ceil(blocks).clamp(1, ROWS)
+        let (tokens, threads) = (x.len() / self.config.hidden_size, self.workers.count());
+        let share = tokens.div_ceil(threads);
+        let rows = if threads == 1 { share } else { share.div_ceil(2).max(share.min(8)) };
+        rows.clamp(1, ROWS)
     }
 
     /// Queries, keys and values of `x` `[tokens, hidden]`.

@@ -14,13 +14,13 @@ use rten_tensor::NdTensor;
 use rten_tensor::prelude::*;
 use serde_json::{Value, json};
 
-/// Sequences of one length -> their last hidden states, one after the other.
-type Run = Box<dyn Fn(&[Vec<u32>]) -> Result<Vec<f32>>>;
+/// Sequences of one length -> their last hidden states, in one part or in several, one after the other.
+type Run = Box<dyn Fn(&[Vec<u32>]) -> Result<Vec<Vec<f32>>>>;
 
 fn ampoule(model: &str, threads: usize) -> Result<Run> {
     let options = ampoule::Options { threads, kernel: std::env::var("AMPOULE_KERNEL").ok(), ..Default::default() };
     let embedder = ampoule::Embedder::open(model, &options)?;
-    Ok(Box::new(move |ids| Ok(embedder.hidden_states(ids)?.concat())))
+    Ok(Box::new(move |ids| Ok(embedder.hidden_states(ids)?)))
 }
 
 fn rten(model: &str) -> Result<Run> {
@@ -43,7 +43,7 @@ fn rten(model: &str) -> Result<Run> {
         });
         let output = model.run(inputs.collect(), &[output], None)?.remove(0);
         let output: NdTensor<f32, 3> = output.try_into()?;
-        Ok(output.to_vec())
+        Ok(vec![output.to_vec()])
     }))
 }
 
@@ -53,7 +53,7 @@ fn candle(folder: &str) -> Result<Run> {
     let model = BertModel::load(VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu), &config)?;
     Ok(Box::new(move |ids| {
         let ids = Tensor::from_vec(ids.concat(), (ids.len(), ids[0].len()), &Device::Cpu)?;
-        Ok(model.forward(&ids, &ids.zeros_like()?, None)?.flatten_all()?.to_vec1()?)
+        Ok(vec![model.forward(&ids, &ids.zeros_like()?, None)?.flatten_all()?.to_vec1()?])
     }))
 }
 
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
         let (cpu, wall) = (ProcessTime::now(), Instant::now());
         let output = run(&ids)?;
         let (cpu, wall) = (cpu.elapsed(), wall.elapsed());
-        let output = if asked["full"] == true { output } else { Vec::new() };
+        let output = if asked["full"] == true { output.concat() } else { Vec::new() };
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
         println!("{}", json!({ "cpu_ms": ms(cpu), "wall_ms": ms(wall), "output": output }));
         std::io::stdout().flush()?;
