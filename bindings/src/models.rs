@@ -1,6 +1,6 @@
 //! Models: opened, called from any thread, closed.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -159,6 +159,8 @@ models!(ampoule::Extractor, ampoule::Classifier, ampoule::Embedder);
 /// A model until it is closed; calls that run then go on with it.
 pub(crate) struct Open<M> {
     model: Arc<Mutex<Option<Held<M>>>>,
+    /// Of an object that is counted by itself, whether it was closed.
+    is_closed: Option<AtomicBool>,
     running: Arc<AtomicU32>,
     counts: Arc<Counts>,
 }
@@ -201,12 +203,19 @@ impl<M: Model> Drop for Call<M> {
 impl<M: Model> Open<M> {
     fn new(model: M) -> Self {
         let held = Held { model, _live: Arc::new(Live::new()) };
-        Open { model: Arc::new(Mutex::new(Some(held))), running: Arc::default(), counts: Arc::default() }
+        let model = Arc::new(Mutex::new(Some(held)));
+        Open { model, is_closed: None, running: Arc::default(), counts: Arc::default() }
     }
 
     /// The same model, whose calls are counted by themselves.
     fn counted(&self) -> Self {
-        Open { model: self.model.clone(), running: self.running.clone(), counts: Arc::default() }
+        let is_closed = self.is_closed.as_ref().is_some_and(|is_closed| is_closed.load(Ordering::Relaxed));
+        Open {
+            model: self.model.clone(),
+            is_closed: Some(AtomicBool::new(is_closed)),
+            running: self.running.clone(),
+            counts: Arc::default(),
+        }
     }
 
     fn computed(&self) -> Computed {
@@ -215,6 +224,9 @@ impl<M: Model> Open<M> {
     }
 
     fn held(&self) -> Result<Held<M>> {
+        if self.is_closed.as_ref().is_some_and(|is_closed| is_closed.load(Ordering::Relaxed)) {
+            return Err(AmpouleError::closed("model"));
+        }
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         model.clone().ok_or_else(|| AmpouleError::closed("model"))
     }
@@ -283,6 +295,9 @@ impl<M: Model> Open<M> {
     }
 
     fn release(&self) {
+        if let Some(is_closed) = &self.is_closed {
+            return is_closed.store(true, Ordering::Relaxed);
+        }
         let taken = self.model.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Outside the lock: freeing a model takes a while.
         drop(taken);
@@ -379,7 +394,7 @@ impl Extractor {
     }
 
     /// The same model as an object whose calls are counted by themselves, so that [`computed`](Self::computed) tells of one result, or of
-    /// some. Closing either closes both.
+    /// some. To close it closes it alone; with the model all such are closed.
     pub fn counted(&self) -> Self {
         Extractor(self.0.counted())
     }
@@ -470,7 +485,7 @@ impl Classifier {
     }
 
     /// The same model as an object whose calls are counted by themselves, so that [`computed`](Self::computed) tells of one result, or of
-    /// some. Closing either closes both.
+    /// some. To close it closes it alone; with the model all such are closed.
     pub fn counted(&self) -> Self {
         Classifier(self.0.counted())
     }
@@ -552,7 +567,7 @@ impl Embedder {
     }
 
     /// The same model as an object whose calls are counted by themselves, so that [`computed`](Self::computed) tells of one result, or of
-    /// some. Closing either closes both.
+    /// some. To close it closes it alone; with the model all such are closed.
     pub fn counted(&self) -> Self {
         Embedder(self.0.counted())
     }

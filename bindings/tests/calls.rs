@@ -124,9 +124,13 @@ fn a_result_tells_what_computed_it() {
     // Nobody else's calls are among its own, and all are among the model's.
     assert_eq!(extractor.computed(), once);
     assert_eq!(extractor.report().unwrap().computed_tokens, 3 * once.cpu_tokens);
+    // Closed alone, and with the model.
+    let is_closed = |of: &Extractor| matches!(of.extract(SENTENCE, None, None), Err(AmpouleError::Closed(_)));
+    let other = call.counted();
     call.release();
-    assert!(matches!(extractor.extract(SENTENCE, None, None), Err(AmpouleError::Closed(_))));
-    assert!(matches!(extractor.counted().extract(SENTENCE, None, None), Err(AmpouleError::Closed(_))));
+    assert!(is_closed(&call) && is_closed(&call.counted()) && !is_closed(&other) && !is_closed(&extractor));
+    extractor.release();
+    assert!(is_closed(&other) && is_closed(&extractor.counted()) && is_closed(&extractor));
     let embedder = Embedder::open(BundleSource::Path { path: bundle() }, OpenOptions::default()).unwrap();
     let call = embedder.counted();
     call.embed(SENTENCE, None, None).unwrap();

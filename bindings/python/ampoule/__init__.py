@@ -450,7 +450,7 @@ class _Model:
     def counted(self) -> Self:
         """The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some.
 
-        Closing either closes both.
+        To close it closes it alone; with the model all such are closed.
         """
         model = copy.copy(self)
         model._model = self._here().counted()
@@ -500,7 +500,7 @@ class _Model:
         _call(self._here().trim)
 
     def _here(self) -> Any:
-        # A forked process has none of the threads that would compute, and would wait for ever.
+        # A forked process has none of the model's threads, and may have been forked while one of them held a lock.
         if os.getpid() != self._process:
             raise Closed("the model was opened by another process, before a fork; open it in this one")
         return self._model

@@ -351,15 +351,18 @@ class Misuse(Case):
                 self.assertRaises(ampoule.FetchBundle, ampoule.Extractor.open, path)
 
     def test_after_a_fork_a_model_says_so_and_does_not_hang(self):
-        with ampoule.Extractor.open(BUNDLE, threads=1) as model:
-            model.extract(SENTENCE)
-            if not (pid := os.fork()):
-                try:
-                    model.extract(SENTENCE)
-                except ampoule.Closed:
-                    os._exit(7)
-                os._exit(1)
-            self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 7)
+        for threads in (1, 3):
+            with self.subTest(threads=threads), ampoule.Extractor.open(BUNDLE, threads=threads) as model:
+                model.extract(SENTENCE)
+                if not (pid := os.fork()):
+                    try:
+                        model.extract(SENTENCE)
+                    except ampoule.Closed:
+                        model.close()
+                        os._exit(7)
+                    os._exit(1)
+                self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 7)
+                self.assertEqual(len(model.extract(SENTENCE)), 3)
 
     def test_a_signal_at_any_moment_of_a_long_call_stops_the_work(self):
         process = child(f"""
@@ -517,9 +520,15 @@ class Counted(unittest.TestCase):
                 self.assertEqual(result, getattr(counted, call)(SENTENCE))
                 self.assertEqual(counted.computed, (2 * once.cpu_tokens, 0))
                 self.assertEqual(model.computed, once)
-                counted.close()
+                other = model.counted()
+                with counted:
+                    pass
                 with self.assertRaises(ampoule.Closed):
-                    getattr(model, call)(SENTENCE)
+                    getattr(counted, call)(SENTENCE)
+                self.assertEqual(getattr(model, call)(SENTENCE), result)
+                model.close()
+                with self.assertRaises(ampoule.Closed):
+                    getattr(other, call)(SENTENCE)
         with ampoule.Extractor.open(BUNDLE) as extractor:
             stream, batch = extractor.counted(), extractor.counted()
             self.assertEqual(list(stream.stream(SENTENCE)), *batch.extract_batch([SENTENCE]))

@@ -6,8 +6,8 @@ internal import AmpouleNative
 ///
 /// A model that nothing holds any more is closed by itself; calls that run go on.
 public protocol AmpouleModel: AnyObject, Sendable {
-    /// The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some. Closing
-    /// either closes both.
+    /// The same model as an object whose calls are counted by themselves, so that ``computed`` tells of one result, or of some. To close it
+    /// closes it alone; with the model all such are closed.
     func counted() -> Self
 
     /// Tokens that the calls of this object came to, by device. A call counts once it has ended, however it did.

@@ -175,11 +175,16 @@ final class CallsTests: XCTestCase {
             for _ in 0..<2 { try await call(counted) }
             XCTAssertEqual(2 * once.cpuTokens, counted.computed.cpuTokens)
             XCTAssertEqual(once, model.computed)
+            let other = model.counted()
             counted.close()
-            do {
-                try await call(model)
-                XCTFail("closed")
-            } catch AmpouleError.closed {}
+            try await call(model)
+            model.close()
+            for closed in [counted, other] {
+                do {
+                    try await call(closed)
+                    XCTFail("closed")
+                } catch AmpouleError.closed {}
+            }
         }
         try await counts(try open()) { _ = try await $0.extract(sentence) }
         try await counts(try open()) { _ = try await $0.extractAll([sentence]) }

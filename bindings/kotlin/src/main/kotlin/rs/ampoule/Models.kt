@@ -14,8 +14,8 @@ import rs.ampoule.ffi.BundleSource
  */
 public sealed class Model : AutoCloseable {
     /**
-     * The same model as an object whose calls are counted by themselves, so that [computed] tells of one result, or of some. Closing either
-     * closes both.
+     * The same model as an object whose calls are counted by themselves, so that [computed] tells of one result, or of some. To close it
+     * closes it alone; with the model all such are closed.
      */
     public abstract fun counted(): Model
 

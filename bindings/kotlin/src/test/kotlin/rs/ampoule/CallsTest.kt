@@ -231,7 +231,8 @@ class CallsTest {
             repeat(2) { runBlocking { call(counted) } }
             assertEquals(listOf(Computed(2 * once.cpuTokens, 0), once), listOf(counted.computed, model.computed))
             counted.close()
-            assertThrows(AmpouleException.Closed::class.java) { runBlocking { call(model) } }
+            assertThrows(AmpouleException.Closed::class.java) { runBlocking { call(counted) } }
+            runBlocking { call(model) }
         }
         for (call in listOf<suspend (Extractor) -> Unit>(
             { it.extract(SENTENCE) }, { it.extractBlocking(SENTENCE) }, { it.extractAll(listOf(SENTENCE)) },
