@@ -21,7 +21,7 @@ type Work<'a> = dyn Fn(usize) + Sync + 'a;
 pub(crate) struct Team {
     shared: Arc<Shared>,
     helpers: Vec<Thread>,
-    /// Whether the helpers are at the work of one of them.
+    /// Whether the helpers are at a call's work.
     is_led: AtomicBool,
     /// That which has the helpers; one that was forked from it has none, and some systems let nobody wake what is not there.
     process: u32,
