@@ -57,14 +57,13 @@ const NUMBER: usize = 1 << 15;
 
 const _: () = assert!(crate::device::MAX_THREADS < AT_WORK);
 
-/// How often a helper looks for work before it lets others go first.
+/// How often a helper looks for work before it lets others go first: for 6 µs on Zen 4, as the times below.
 const LOOKS: usize = 1 << 8;
-/// How often it does that before it sleeps, while a call computes and when none does: about a millisecond, which is longer than others are at a
-/// piece that it waits for, and some ten microseconds. Who falls asleep in between comes late again.
+/// How often it does that before it sleeps, while a call computes and when none does: for 2 ms, which is longer than others are at a piece that
+/// it waits for, and for 60 µs. Who falls asleep in between comes late again.
 const YIELDS: usize = 1 << 12;
 const LAST_YIELDS: usize = 1 << 7;
-/// How often the caller looks whether the helpers have ended before it sleeps: about as long. It lets nobody go first, who might keep its
-/// core.
+/// How often the caller looks whether the helpers have ended before it sleeps: for 0.8 ms. It lets nobody go first, who might keep its core.
 const LAST_LOOKS: usize = 1 << 15;
 
 impl Team {

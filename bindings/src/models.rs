@@ -209,10 +209,9 @@ impl<M: Model> Open<M> {
 
     /// The same model, whose calls are counted by themselves.
     fn counted(&self) -> Self {
-        let is_closed = self.is_closed.as_ref().is_some_and(|is_closed| is_closed.load(Ordering::Relaxed));
         Open {
             model: self.model.clone(),
-            is_closed: Some(AtomicBool::new(is_closed)),
+            is_closed: Some(AtomicBool::new(self.is_closed())),
             running: self.running.clone(),
             counts: Arc::default(),
         }
@@ -223,8 +222,12 @@ impl<M: Model> Open<M> {
         Computed { cpu_tokens, gpu_tokens }
     }
 
+    fn is_closed(&self) -> bool {
+        self.is_closed.as_ref().is_some_and(|is_closed| is_closed.load(Ordering::Relaxed))
+    }
+
     fn held(&self) -> Result<Held<M>> {
-        if self.is_closed.as_ref().is_some_and(|is_closed| is_closed.load(Ordering::Relaxed)) {
+        if self.is_closed() {
             return Err(AmpouleError::closed("model"));
         }
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
