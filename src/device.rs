@@ -147,7 +147,7 @@ pub const MAX_THREADS: usize = 1024;
 impl Engine {
     pub(crate) fn start(options: &Options) -> Result<Self> {
         #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
-        return Self::start_with(options, || crate::gpu::open(wanted(options), options.gpu_limits));
+        return Self::start_with(options, || crate::gpu::open(wanted(options.adapter.as_deref()), options.gpu_limits));
         #[cfg(all(feature = "wgpu", target_family = "wasm"))]
         return Self::start_with(options, || Err(Error::new(ErrorKind::DeviceUnavailable, IN_A_PAGE)));
         #[cfg(not(feature = "wgpu"))]
@@ -158,7 +158,7 @@ impl Engine {
     #[cfg(all(feature = "wgpu", target_family = "wasm"))]
     pub(crate) async fn start_in_page(options: &Options) -> Result<Self> {
         let adapter = match options.device {
-            Device::Gpu => Some(crate::gpu::open(wanted(options), options.gpu_limits).await?),
+            Device::Gpu => Some(crate::gpu::open(wanted(options.adapter.as_deref()), options.gpu_limits).await?),
             Device::GpuOrCpu => {
                 let message =
                     "a page has two models where it wants both devices, each in a Worker; ask for `cpu` or `gpu`";
@@ -379,24 +379,27 @@ const NO_GPU: &str = "this build is without GPU support; build with the feature 
 const IN_A_PAGE: &str =
     "a page has the device `gpu` by `Extractor::from_bundle_in_page` alone; use that, or the device `cpu`";
 
-/// The adapter that the options name, or the first that is hardware.
+/// The adapter of this name, or the first that is hardware.
 #[cfg(feature = "wgpu")]
-fn wanted(options: &Options) -> crate::gpu::Wanted {
+fn wanted(adapter: Option<&str>) -> crate::gpu::Wanted {
     use crate::gpu::Wanted;
-    options.adapter.clone().map_or(Wanted::Hardware, Wanted::Named)
+    adapter.map_or(Wanted::Hardware, |name| Wanted::Named(name.to_owned()))
 }
 
-/// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for; a software adapter where there is no hardware.
+/// Burn's device to train on where [`Device::Cpu`] or [`Device::Gpu`] is asked for, there on the adapter whose name holds
+/// `adapter`, or else on the first that is hardware.
 ///
 /// # Errors
-/// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where there is no GPU; [`InvalidInput`](ErrorKind::InvalidInput) for other devices:
+/// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where there is no such GPU; [`InvalidInput`](ErrorKind::InvalidInput) for other devices:
 /// a run's numbers are those of one device, so that is named.
 #[cfg(feature = "autodiff")]
-pub fn training_device(requested: Device) -> Result<BurnDevice> {
+pub fn training_device(requested: Device, adapter: Option<&str>) -> Result<BurnDevice> {
+    #[cfg(not(feature = "autodiff-wgpu"))]
+    let _ = adapter;
     match requested {
         Device::Cpu => Ok(BurnDevice::flex()),
         #[cfg(feature = "autodiff-wgpu")]
-        Device::Gpu => crate::gpu::training_device(),
+        Device::Gpu => crate::gpu::training_device(&wanted(adapter)),
         #[cfg(not(feature = "autodiff-wgpu"))]
         Device::Gpu => Err(Error::new(
             ErrorKind::DeviceUnavailable,

@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Where teacher and student are computed; a GPU needs a build with `--features wgpu`
     #[arg(long, value_enum)]
     device: Option<DeviceArg>,
+    /// The GPU's adapter, by a part of its name; software in a GPU's place has to be named. `ampoule doctor` lists them
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
     /// Make a few steps, say how long the run will take and how much of the processor's memory, and end
     #[arg(long)]
     pub plan: bool,
@@ -100,6 +103,7 @@ impl RunArgs {
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.threads = self.threads.unwrap_or(settings.threads);
         settings.device = self.device.map_or(settings.device, Device::from);
+        settings.adapter = self.adapter.clone().or(settings.adapter);
         Ok(settings)
     }
 

@@ -56,6 +56,9 @@ pub struct TrainConfig {
     /// and need not be the same each time.
     #[serde(skip_serializing_if = "is_processor")]
     pub device: Device,
+    /// The GPU's adapter, by a part of its name; without one the first that is hardware.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Whether texts without labels are trained on too, where a loss term needs none.
     pub transfer: bool,
     /// Quantization-aware training (Jacob et al. 2018): with `int8` the forward pass rounds as the bundle's integer contract does,
@@ -69,7 +72,7 @@ pub struct TrainConfig {
 }
 
 /// Settings that no stage can change: they are the run's.
-const OF_RUN: [&str; 6] = ["seed", "dropout", "save_every", "threads", "device", "stages"];
+const OF_RUN: [&str; 7] = ["seed", "dropout", "save_every", "threads", "device", "adapter", "stages"];
 
 fn is_processor(device: &Device) -> bool {
     *device == Device::Cpu
@@ -96,6 +99,7 @@ impl Default for TrainConfig {
             save_every: 200,
             threads: 0,
             device: Device::Cpu,
+            adapter: None,
             transfer: true,
             precision: Precision::F32,
             stages: Vec::new(),

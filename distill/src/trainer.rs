@@ -307,7 +307,7 @@ impl<'a> Trainer<'a> {
         let [teacher_sha256, teacher_config] = teacher.as_ref().map(Teacher::identity).unwrap_or_default();
         let members = teacher.iter().flat_map(|teacher| &teacher.members);
         let readers = members.map(|member| Reader::new(member, &student)).collect();
-        let device = training_device(config.device)?;
+        let device = training_device(config.device, config.adapter.as_deref())?;
         let teacher = teacher.map(|teacher| Ensemble::load(teacher, &student, &device)).transpose()?;
         let sequences = Sequences::new(&student, readers, data)?;
         let mut number = 0;

@@ -87,11 +87,11 @@ impl Machine {
     }
 
     /// What `open` gives of the first adapter that will do and can be opened; its error says why one cannot.
-    pub(super) async fn open(
+    pub(super) async fn open<T>(
         &self,
         wanted: &Wanted,
-        open: impl AsyncFn(&Found) -> std::result::Result<Adapter, String>,
-    ) -> Result<Adapter> {
+        open: impl AsyncFn(&Found) -> std::result::Result<T, String>,
+    ) -> Result<T> {
         let will_do = |found: &&Found| match wanted {
             Wanted::Hardware => !found.is_software,
             Wanted::Named(name) => found.name.to_lowercase().contains(&name.to_lowercase()),
@@ -99,7 +99,7 @@ impl Machine {
         let mut failures = Vec::new();
         for found in self.found.iter().filter(will_do) {
             match open(found).await {
-                Ok(adapter) => return Ok(adapter),
+                Ok(opened) => return Ok(opened),
                 Err(why) => failures.push(format!("{}: {why}", found.name)),
             }
         }

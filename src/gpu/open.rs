@@ -52,9 +52,11 @@ pub(crate) fn open(wanted: Wanted, limits: GpuLimits) -> Result<Adapter> {
 }
 
 fn open_here(wanted: &Wanted, limits: GpuLimits) -> Result<Adapter> {
-    let machine =
-        machine().map_err(|why| unavailable(format!("no GPU could be looked for: {why}; use the device `cpu`")))?;
-    block_on(machine.open(wanted, async |found| device(found, limits)))
+    block_on(looked_for()?.open(wanted, async |found| device(found, limits)))
+}
+
+fn looked_for() -> Result<&'static Machine> {
+    machine().map_err(|why| unavailable(format!("no GPU could be looked for: {why}; use the device `cpu`")))
 }
 
 /// The device that is open on this adapter within these limits, or a new one.
@@ -92,9 +94,9 @@ fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, Stri
     Ok(Adapter { limits: GpuLimits { memory_bytes: limits.memory_bytes, ..within }, ..adapter })
 }
 
-/// A device of its own for Burn, on the first adapter, hardware if there is any.
+/// A device of its own for Burn, on the first adapter that will do.
 #[cfg(feature = "autodiff-wgpu")]
-pub(crate) fn training_device() -> Result<burn::tensor::Device> {
+pub(crate) fn training_device(wanted: &Wanted) -> Result<burn::tensor::Device> {
     use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_with_api};
     use burn::cubecl::config::cache::CacheConfig;
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -114,7 +116,8 @@ pub(crate) fn training_device() -> Result<burn::tensor::Device> {
         config.streaming.max_streams = 1;
         CubeClRuntimeConfig::try_set(config);
     });
-    let open_on = |machine: &Machine, found: &Found| -> std::result::Result<burn::tensor::Device, String> {
+    let machine = looked_for()?;
+    let open_on = |found: &Found| -> std::result::Result<burn::tensor::Device, String> {
         let all = found.adapter.limits();
         let limits = GpuLimits {
             f16: found.adapter.features().contains(Features::SHADER_F16),
@@ -132,15 +135,10 @@ pub(crate) fn training_device() -> Result<burn::tensor::Device> {
         let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
         try_init_device_with_api::<Api>(setup, options).map(Into::into).map_err(|e| e.to_string())
     };
-    let mut why = "no GPU adapter was found".to_owned();
-    for found in machine().map(|machine| machine.found.as_slice()).unwrap_or_default() {
-        let opened = catch_unwind(AssertUnwindSafe(|| open_on(machine()?, found)));
-        match opened.unwrap_or_else(|_| Err(PANICKED.to_owned())) {
-            Ok(device) => return Ok(device),
-            Err(failure) => why = format!("{}: {failure}", found.name),
-        }
-    }
-    Err(unavailable(format!("no GPU could be opened: {why}; train on the device `cpu`")))
+    let open_on = async |found: &Found| {
+        catch_unwind(AssertUnwindSafe(|| open_on(found))).unwrap_or_else(|_| Err(PANICKED.to_owned()))
+    };
+    block_on(machine.open(wanted, open_on))
 }
 
 #[cfg(test)]

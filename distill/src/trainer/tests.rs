@@ -69,9 +69,15 @@ fn a_run_in_stages_that_stops_after_any_step_goes_on_to_the_same_tensors() {
 /// Every kind of term, noise, dropout and quantization-aware training; a few steps, since each is a little off the one before.
 #[test]
 fn a_gpu_makes_the_steps_that_the_processor_makes() {
-    if let Err(error) = ampoule::training_device(ampoule::Device::Gpu) {
+    if let Err(error) = ampoule::training_device(ampoule::Device::Gpu, Some("")) {
         println!("skipped: there is no GPU to train on: {error}");
         return;
+    }
+    let is_hardware = ampoule::gpu_adapters().iter().any(|name| !name.ends_with("(software)"));
+    for (adapter, is_there) in [(None, is_hardware), (Some("no such adapter"), false)] {
+        let refused = ampoule::training_device(ampoule::Device::Gpu, adapter).err().map(|error| error.kind());
+        let expected = (!is_there).then_some(ampoule::ErrorKind::DeviceUnavailable);
+        assert_eq!(refused, expected, "{adapter:?}");
     }
     let text = "the pain of aspirin";
     let annotation = |label: &str, range| Annotation { label: label.to_owned(), range, score: 1.0 };
@@ -97,7 +103,8 @@ fn a_gpu_makes_the_steps_that_the_processor_makes() {
     for (start, data, settings) in [("bert-token", notes, of_notes), ("bert-encoder", searches(), of_searches)] {
         let checkpoint = Checkpoint::open(Path::new("../tests/fixtures/checkpoints").join(start)).unwrap();
         let steps = |device| {
-            let config = TrainConfig { device, ..serde_json::from_str(settings).unwrap() };
+            let adapter = Some(String::new());
+            let config = TrainConfig { device, adapter, ..serde_json::from_str(settings).unwrap() };
             let (stop, path) = (AtomicBool::new(false), folder.path().join(format!("{start}-{device:?}")));
             let teacher = Some(Teacher::new(checkpoint.clone()));
             train(checkpoint.clone(), teacher, &data, &config, &path, &stop, &mut After(0, &stop)).unwrap();
