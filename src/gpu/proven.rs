@@ -53,9 +53,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Tokens of the texts that are timed.
+    /// Tokens of the texts that are timed, the shortest at least as far as the window goes.
     fn lengths(&self) -> impl Iterator<Item = usize> {
-        let lengths = LENGTHS.into_iter().filter(|&n| self.cpu.is_some() && n <= self.window_tokens);
+        let shortest = LENGTHS[0].min(self.window_tokens);
+        let longer = LENGTHS[1..].iter().copied().filter(|&n| n <= self.window_tokens);
+        let lengths = std::iter::once(shortest).chain(longer).filter(|_| self.cpu.is_some());
         lengths.filter(|&n| self.from_tokens.is_none_or(|from| n >= from))
     }
 
@@ -181,6 +183,17 @@ impl Shared {
         }
     }
 
+    /// Ends what nobody waits for any more.
+    ///
+    /// # Errors
+    /// [`Cancelled`](ErrorKind::Cancelled) where the model was closed.
+    fn check_open(&self) -> Result<()> {
+        match self.is_closed.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Cancelled, "the model was closed")),
+            false => Ok(()),
+        }
+    }
+
     /// Waits for `f`, which may take the device so long.
     async fn timed<T>(&self, time: Duration, f: impl Future<Output = T>) -> T {
         {
@@ -226,16 +239,12 @@ impl Proven {
         let bound = floats.fold(1f32, |most, x| most.max(x.abs())) * PLAUSIBLE;
         let compute = shared.timed(LOADING, async { load() }).await?;
         let device = Proven { compute, plan: plan.clone(), shared: shared.clone(), bound };
-        let is_closed = || match shared.is_closed.load(Ordering::Relaxed) {
-            true => Err(Error::new(ErrorKind::Cancelled, "the model was closed")),
-            false => Ok(()),
-        };
-        is_closed()?;
-        let self_check = device.prove(&mut || is_closed()).await?;
+        shared.check_open()?;
+        let self_check = device.prove().await?;
         let mut measured = Vec::new();
         if let Some(cpu) = &plan.cpu {
             for tokens in plan.lengths() {
-                is_closed()?;
+                shared.check_open()?;
                 let gpu = device.time(tokens).await?;
                 if plan.from_tokens.is_none() {
                     let microseconds = |time: Duration| time.as_micros() as u64;
@@ -286,12 +295,8 @@ impl Proven {
         let is_due = self.plan.check_every > 0 && unverified >= self.plan.check_every;
         let is_proved = match is_due {
             false => false,
-            true => match self.prove(check).await {
-                Ok(_) => true,
-                // The next batch brings it.
-                Err(error) if error.kind() == ErrorKind::Cancelled => false,
-                Err(error) => return Err(failed(error)),
-            },
+            // To its end, even where its caller goes meanwhile: callers who never wait for that long would never have it proved.
+            true => self.prove().await.map_err(failed).map(|_| true)?,
         };
         let report = &mut lock(&self.shared.status).report;
         report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;
@@ -299,13 +304,13 @@ impl Proven {
         Ok(answer)
     }
 
-    /// Computes the golden cases, if there are any.
-    async fn prove(&self, check: &mut dyn FnMut() -> Result<()>) -> Result<Option<SelfCheck>> {
+    /// Computes the golden cases, if there are any, unless the model is closed meanwhile.
+    async fn prove(&self) -> Result<Option<SelfCheck>> {
         let Some(golden) = &self.plan.golden else { return Ok(None) };
         let (plan, output) = (&self.plan, self_check::wanted(&self.plan.config));
         let mut comparison = Comparison::new(golden, &plan.config, plan.reference);
         for cases in comparison.batches() {
-            let outputs = self.compute(&comparison.batch(&cases), output, check).await?;
+            let outputs = self.compute(&comparison.batch(&cases), output, &mut || self.shared.check_open()).await?;
             comparison.compare(&cases, &outputs)?;
         }
         comparison.finish().map(Some)

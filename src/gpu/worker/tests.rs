@@ -234,6 +234,36 @@ fn what_goes_wrong_later_ends_the_call_and_every_later_one() {
     }
 }
 
+/// Else callers who wait for less than that takes would leave it unproved for ever, and each later call as long.
+#[test]
+fn a_proof_that_was_begun_ends_though_its_caller_is_gone() {
+    let (config_of, cancel, is_gone) = (config(), crate::CancelToken::new(), Arc::new(AtomicBool::new(false)));
+    let (give_up, gone, batches) = (cancel.clone(), is_gone.clone(), AtomicU32::new(0));
+    let load: Box<Load> = Box::new(move || {
+        let compute = right(&config_of);
+        Ok(Box::new(move |batch: &Batch, output, check: &mut dyn FnMut() -> Result<()>| {
+            // The first of the proof that the fourth call brings.
+            if batches.fetch_add(1, Ordering::Relaxed) == PROOF + 4 {
+                give_up.cancel();
+                while !gone.load(Ordering::Relaxed) {
+                    std::thread::sleep(LOOK);
+                }
+            }
+            compute(batch, output, check)
+        }))
+    });
+    let gpu = start_loading(load, |_| ());
+    gpu.wait().unwrap();
+    let limits = crate::options::Limits::new(Some(cancel), None);
+    for _ in 0..3 {
+        gpu.outputs(&text(20), Output::Logits, &limits.begin()).unwrap();
+    }
+    assert_eq!(gpu.outputs(&text(20), Output::Logits, &limits.begin()).unwrap_err().kind(), ErrorKind::Cancelled);
+    is_gone.store(true, Ordering::Relaxed);
+    gpu.outputs(&text(20), Output::Logits, &Limit::NONE).unwrap();
+    assert_eq!((gpu.report().state, gpu.report().unverified_batches), (GpuState::Ready, 1));
+}
+
 /// Wrong numbers that look right: only the golden cases can tell.
 #[test]
 fn plausible_wrong_answers_are_found_by_the_next_proof_and_counted() {
@@ -314,6 +344,12 @@ fn a_gpu_that_is_slower_or_pinned_takes_what_it_should() {
     let slower = with(None, Duration::ZERO);
     assert_eq!(slower.report().from_tokens, None);
     assert!(!slower.takes(&text(200)));
+    let short = start_with(Fault::None, |plan| {
+        plan.window_tokens = 9;
+        plan.cpu = Some(Box::new(|_| Ok(Duration::from_secs(1))));
+    });
+    short.wait().unwrap();
+    assert_eq!(short.report().from_tokens, Some(9));
     let pinned = with(Some(100), Duration::ZERO);
     assert!(pinned.takes(&text(100)) && !pinned.takes(&text(99)));
     assert!(pinned.report().measured.is_empty());
