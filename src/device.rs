@@ -399,7 +399,7 @@ pub fn training_device(requested: Device, adapter: Option<&str>) -> Result<BurnD
     match requested {
         Device::Cpu => Ok(BurnDevice::flex()),
         #[cfg(feature = "autodiff-wgpu")]
-        Device::Gpu => crate::gpu::training_device(&wanted(adapter)),
+        Device::Gpu => crate::gpu::training_device(wanted(adapter)),
         #[cfg(not(feature = "autodiff-wgpu"))]
         Device::Gpu => Err(Error::new(
             ErrorKind::DeviceUnavailable,

@@ -27,19 +27,24 @@ fn machine() -> std::result::Result<&'static Machine, &'static str> {
     MACHINE.get_or_init(|| catch_unwind(|| block_on(Machine::look())).ok()).as_ref().ok_or(PANICKED)
 }
 
-/// The names of all adapters, hardware first, and whether each is software.
+/// The names of all adapters, hardware first, and whether each is software; none where a driver panics or hangs.
 pub(crate) fn names() -> impl Iterator<Item = (&'static str, bool)> {
-    let found = machine().map_or(&[][..], |machine| &machine.found);
+    let found = in_time(looked_for).map_or(&[][..], |machine| &machine.found);
     found.iter().map(|found| (found.name.as_str(), found.is_software))
 }
 
-/// A device on the first adapter that will do and can be opened. A driver that hangs keeps its caller for [`PATIENCE`] and no longer.
+/// A device on the first adapter that will do and can be opened.
 pub(crate) fn open(wanted: Wanted, limits: GpuLimits) -> Result<Adapter> {
+    in_time(move || block_on(looked_for()?.open(&wanted, async |found| device(found, limits))))
+}
+
+/// What `f` gives, on a thread of its own: a driver that hangs keeps its caller for [`PATIENCE`] and no longer.
+fn in_time<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (answer, answered) = channel();
     let thread = std::thread::Builder::new().name("ampoule-gpu".to_owned());
     let opening = thread.spawn(move || {
         // Whoever asked may be gone.
-        let _ = answer.send(open_here(&wanted, limits));
+        let _ = answer.send(f());
     });
     opening.map_err(|e| unavailable(format!("cannot start a thread: {e}")).with_source(e))?;
     answered.recv_timeout(PATIENCE).unwrap_or_else(|e| {
@@ -51,36 +56,34 @@ pub(crate) fn open(wanted: Wanted, limits: GpuLimits) -> Result<Adapter> {
     })
 }
 
-fn open_here(wanted: &Wanted, limits: GpuLimits) -> Result<Adapter> {
-    block_on(looked_for()?.open(wanted, async |found| device(found, limits)))
-}
-
 fn looked_for() -> Result<&'static Machine> {
     machine().map_err(|why| unavailable(format!("no GPU could be looked for: {why}; use the device `cpu`")))
+}
+
+/// The devices that are open, without those that are lost.
+fn in_use() -> Vec<Adapter> {
+    let mut open = lock(&OPEN);
+    // To take down what hangs may take for ever.
+    open.extract_if(.., |open| open.is_lost.load(Ordering::Relaxed)).for_each(std::mem::forget);
+    open.clone()
 }
 
 /// The device that is open on this adapter within these limits, or a new one.
 fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, String> {
     let within = found.within(limits)?;
+    // One may have been lost while nobody computed on it. Asking takes as long as what hangs there, so nothing is locked meanwhile.
+    for open in in_use() {
+        let failed = catch_unwind(AssertUnwindSafe(|| {
+            open.driver.clean();
+            open.driver.has_failed()
+        }));
+        open.is_lost.fetch_or(failed.unwrap_or(true), Ordering::Relaxed);
+    }
     // One at a time, so that two models do not open two.
     static OPENING: Mutex<()> = Mutex::new(());
     let _opening = lock(&OPENING);
-    let is_it = |open: &&Adapter| open.name == found.name && open.limits == within;
-    let known = {
-        let mut open = lock(&OPEN);
-        // One may have been lost while nobody computed on it.
-        for open in open.iter() {
-            let failed = catch_unwind(AssertUnwindSafe(|| {
-                open.driver.clean();
-                open.driver.has_failed()
-            }));
-            open.is_lost.fetch_or(failed.unwrap_or(true), Ordering::Relaxed);
-        }
-        // To take down what hangs may take for ever.
-        open.extract_if(.., |open| open.is_lost.load(Ordering::Relaxed)).for_each(std::mem::forget);
-        open.iter().find(is_it).cloned()
-    };
-    let adapter = match known {
+    let is_it = |open: &Adapter| open.name == found.name && open.limits == within;
+    let adapter = match in_use().into_iter().find(is_it) {
         Some(adapter) => adapter,
         None => {
             let begun = catch_unwind(AssertUnwindSafe(|| block_on(found.begin(within, Features::empty()))));
@@ -96,7 +99,7 @@ fn device(found: &Found, limits: GpuLimits) -> std::result::Result<Adapter, Stri
 
 /// A device of its own for Burn, on the first adapter that will do.
 #[cfg(feature = "autodiff-wgpu")]
-pub(crate) fn training_device(wanted: &Wanted) -> Result<burn::tensor::Device> {
+pub(crate) fn training_device(wanted: Wanted) -> Result<burn::tensor::Device> {
     use burn::backend::wgpu::{RuntimeOptions, WgpuSetup, graphics, try_init_device_with_api};
     use burn::cubecl::config::cache::CacheConfig;
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -116,29 +119,31 @@ pub(crate) fn training_device(wanted: &Wanted) -> Result<burn::tensor::Device> {
         config.streaming.max_streams = 1;
         CubeClRuntimeConfig::try_set(config);
     });
-    let machine = looked_for()?;
-    let open_on = |found: &Found| -> std::result::Result<burn::tensor::Device, String> {
-        let all = found.adapter.limits();
-        let limits = GpuLimits {
-            f16: found.adapter.features().contains(Features::SHADER_F16),
-            shared_memory_bytes: all.max_compute_workgroup_storage_size,
-            buffer_bytes: all.max_storage_buffer_binding_size.min(all.max_buffer_size),
-            memory_bytes: u64::MAX,
+    in_time(move || {
+        let machine = looked_for()?;
+        let open_on = |found: &Found| -> std::result::Result<burn::tensor::Device, String> {
+            let all = found.adapter.limits();
+            let limits = GpuLimits {
+                f16: found.adapter.features().contains(Features::SHADER_F16),
+                shared_memory_bytes: all.max_compute_workgroup_storage_size,
+                buffer_bytes: all.max_storage_buffer_binding_size.min(all.max_buffer_size),
+                memory_bytes: u64::MAX,
+            };
+            // CubeCL believes in all that the adapter has, so the device gets all that needs no promise of ours.
+            let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
+            let (device, queue) = block_on(found.begin(limits, Features::all() - withheld))?;
+            let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
+            let backend = adapter.get_info().backend;
+            let setup = WgpuSetup { instance, adapter, device, queue, backend };
+            // The number is CubeCL's own default, which a variable would change.
+            let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
+            try_init_device_with_api::<Api>(setup, options).map(Into::into).map_err(|e| e.to_string())
         };
-        // CubeCL believes in all that the adapter has, so the device gets all that needs no promise of ours.
-        let withheld = Features::MAPPABLE_PRIMARY_BUFFERS | Features::all_experimental_mask();
-        let (device, queue) = block_on(found.begin(limits, Features::all() - withheld))?;
-        let (instance, adapter) = (machine.instance.clone(), found.adapter.clone());
-        let backend = adapter.get_info().backend;
-        let setup = WgpuSetup { instance, adapter, device, queue, backend };
-        // The number is CubeCL's own default, which a variable would change.
-        let options = RuntimeOptions::with_tasks_max(Some(32)).map_err(|e| e.to_string())?;
-        try_init_device_with_api::<Api>(setup, options).map(Into::into).map_err(|e| e.to_string())
-    };
-    let open_on = async |found: &Found| {
-        catch_unwind(AssertUnwindSafe(|| open_on(found))).unwrap_or_else(|_| Err(PANICKED.to_owned()))
-    };
-    block_on(machine.open(wanted, open_on))
+        let open_on = async |found: &Found| {
+            catch_unwind(AssertUnwindSafe(|| open_on(found))).unwrap_or_else(|_| Err(PANICKED.to_owned()))
+        };
+        block_on(machine.open(&wanted, open_on))
+    })
 }
 
 #[cfg(test)]
