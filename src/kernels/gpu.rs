@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use half::f16;
@@ -22,29 +23,32 @@ pub(crate) struct Driver {
     device: wgpu::Device,
     queue: wgpu::Queue,
     compiled: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
-    failure: Arc<Mutex<Option<Failure>>>,
+    failures: Arc<Mutex<Failures>>,
 }
 
-/// What a device said of itself, in words of ours: a driver's own may hold anything.
-#[derive(Clone, Copy)]
-enum Failure {
-    /// Whoever finds it goes without; the device goes on.
-    OutOfMemory,
-    /// Its first other error, after which nothing is believed.
-    Failed(&'static str),
+/// What a device said of itself.
+#[derive(Default)]
+struct Failures {
+    /// Threads, each a model's, that were refused memory and have not been told: they go without, and the device goes on for the others.
+    without_memory: Vec<ThreadId>,
+    /// Its first other error, after which nothing is believed. In words of ours: a driver's own may hold anything.
+    failed: Option<&'static str>,
 }
 
-impl Failure {
-    fn add(to: &Mutex<Option<Failure>>, error: &wgpu::Error) {
-        let known = &mut *lock(to);
-        *known = match (*known, error) {
-            (Some(Failure::Failed(why)), _) => Some(Failure::Failed(why)),
+impl Failures {
+    /// Of what the calling thread asked for.
+    fn add(&mut self, error: &wgpu::Error) {
+        let thread = std::thread::current().id();
+        let goes_without = self.without_memory.contains(&thread);
+        let failed = match error {
+            wgpu::Error::OutOfMemory { .. } if goes_without => return,
+            wgpu::Error::OutOfMemory { .. } => return self.without_memory.push(thread),
             // A buffer that was not had is refused wherever it is used.
-            (Some(Failure::OutOfMemory), wgpu::Error::Validation { .. }) => Some(Failure::OutOfMemory),
-            (_, wgpu::Error::OutOfMemory { .. }) => Some(Failure::OutOfMemory),
-            (_, wgpu::Error::Validation { .. }) => Some(Failure::Failed("it refused what it was asked to do")),
-            (_, wgpu::Error::Internal { .. }) => Some(Failure::Failed("its driver failed")),
+            wgpu::Error::Validation { .. } if goes_without => return,
+            wgpu::Error::Validation { .. } => "it refused what it was asked to do",
+            wgpu::Error::Internal { .. } => "its driver failed",
         };
+        self.failed.get_or_insert(failed);
     }
 }
 
@@ -88,32 +92,32 @@ impl Kernel {
 
 impl Driver {
     pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        let failure = Arc::new(Mutex::new(None));
-        let (of_errors, of_loss) = (failure.clone(), failure.clone());
-        device.on_uncaptured_error(Arc::new(move |error| Failure::add(&of_errors, &error)));
-        device.set_device_lost_callback(move |_, _| *lock(&of_loss) = Some(Failure::Failed("the device was lost")));
-        Driver { device, queue, compiled: Mutex::default(), failure }
+        let failures = Arc::<Mutex<Failures>>::default();
+        let (of_errors, of_loss) = (failures.clone(), failures.clone());
+        device.on_uncaptured_error(Arc::new(move |error| lock(&of_errors).add(&error)));
+        device.set_device_lost_callback(move |_, _| lock(&of_loss).failed = Some("the device was lost"));
+        Driver { device, queue, compiled: Mutex::default(), failures }
     }
 
     /// # Errors
-    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it had no memory for something, and
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) where it had no memory for what this thread asked for, and
     /// [`Internal`](ErrorKind::Internal) where it failed, which is so for all that compute on it.
     fn check(&self) -> Result<()> {
-        let mut failure = lock(&self.failure);
-        match *failure {
+        let Failures { without_memory, failed } = &mut *lock(&self.failures);
+        if let Some(why) = failed {
+            return Err(Error::internal(*why));
+        }
+        let thread = std::thread::current().id();
+        match without_memory.extract_if(.., |of| *of == thread).next() {
             None => Ok(()),
-            Some(Failure::Failed(why)) => Err(Error::internal(why)),
-            Some(Failure::OutOfMemory) => {
-                *failure = None;
-                Err(Error::new(ErrorKind::DeviceUnavailable, "it is out of memory"))
-            }
+            Some(_) => Err(Error::new(ErrorKind::DeviceUnavailable, "it is out of memory")),
         }
     }
 
     /// Whether it computes no more.
     #[cfg(not(target_family = "wasm"))]
     pub(crate) fn has_failed(&self) -> bool {
-        matches!(*lock(&self.failure), Some(Failure::Failed(_)))
+        lock(&self.failures).failed.is_some()
     }
 
     /// Waits for what was sent; in a page, where nobody can, not at all.
@@ -498,7 +502,7 @@ impl Queue {
         let (answer, driver) = (answer?, self.driver.clone());
         Ok(Box::pin(async move {
             for error in [memory.await, validation.await].iter().flatten() {
-                Failure::add(&driver.failure, error);
+                lock(&driver.failures).add(error);
             }
             // Which looks at the failure.
             answer.await

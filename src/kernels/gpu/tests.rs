@@ -195,17 +195,29 @@ fn a_model_beyond_the_memory_fails_and_the_device_goes_on() {
         return println!("skipped: there is no GPU, hardware or software");
     };
     let queue = Queue::new(adapter.driver, false);
-    let of_errors = queue.driver.failure.clone();
     let works = |queue: &Queue| {
         let x = sent(queue, &values(12, 1), 3);
         read(queue, &x) == values(12, 1)
     };
     assert!(works(&queue));
-    *lock(&of_errors) = Some(Failure::OutOfMemory);
-    // Beyond what a buffer may have: refused, as everything is that is made of what was not had.
-    queue.floats(&vec![0.0; 1 << 19]);
-    let error = queue.settle().unwrap_err();
-    assert!(error.kind() == ErrorKind::DeviceUnavailable && error.to_string().contains("out of memory"), "{error}");
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let source: Box<dyn std::error::Error + Send + Sync> = "no memory".into();
+            lock(&queue.driver.failures).add(&wgpu::Error::OutOfMemory { source });
+            // Beyond what a buffer may have: refused, as everything is that is made of what was not had.
+            queue.floats(&vec![0.0; 1 << 19]);
+            std::thread::park();
+            let error = queue.settle().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeviceUnavailable);
+            assert!(error.to_string().contains("out of memory"), "{error}");
+        });
+        while lock(&queue.driver.failures).without_memory.is_empty() {
+            std::thread::yield_now();
+        }
+        // Another model's.
+        assert!(works(&queue));
+        other.thread().unpark();
+    });
     assert!(!queue.driver.has_failed() && works(&queue));
     queue.floats(&vec![0.0; 1 << 19]);
     assert_eq!(queue.settle().unwrap_err().kind(), ErrorKind::Internal);
