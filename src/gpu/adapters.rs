@@ -135,7 +135,9 @@ impl Found {
         if !has_all {
             return Err(format!("its workgroups are too small: they need 256 units and {LEAST_SHARED} bytes to share"));
         }
-        let buffer_bytes = limits.buffer_bytes.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size);
+        // Kernels count to 2^32, and some adapters' buffers are larger.
+        let countable = limits.buffer_bytes.min(u64::from(u32::MAX));
+        let buffer_bytes = countable.min(there.max_storage_buffer_binding_size).min(there.max_buffer_size);
         Ok(GpuLimits {
             f16: limits.f16 && self.adapter.features().contains(Features::SHADER_F16),
             shared_memory_bytes: limits.shared_memory_bytes.min(there.max_compute_workgroup_storage_size),

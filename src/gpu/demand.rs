@@ -49,7 +49,7 @@ impl Demand {
         };
         let others = all.iter().filter(|(name, _)| name != "embeddings.word_embeddings.weight");
         let largest = others.max_by_key(|(name, shape)| bytes(name, shape));
-        let values = |tokens: usize| width(config).saturating_mul(4 * tokens as u64);
+        let values = |tokens: usize| width(config).saturating_mul(4).saturating_mul(tokens as u64);
         Demand {
             weights: all.iter().map(|(name, shape)| bytes(name, shape)).sum(),
             matrix: largest.map_or((String::new(), 0), |(name, shape)| (name.clone(), bytes(name, shape))),
