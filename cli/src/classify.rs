@@ -17,7 +17,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let classifier = Classifier::open(args.model.path("classify")?, &args.model.running.options())?;
-    args.texts.each(|input| {
+    let read = args.texts.each(|input| {
         let call = classifier.limited(None, None);
         let labels = call.classify(&input.text)?;
         if args.texts.json {
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         let rows: Vec<_> = labels.iter().map(|l| vec![l.label.to_string(), format!("{:.3}", l.score)]).collect();
         print_line(&table(&rows))
-    })?;
+    });
     tell_gpu(&classifier.report());
-    Ok(())
+    read
 }

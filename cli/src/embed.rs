@@ -17,7 +17,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let embedder = Embedder::open(args.model.path("embed")?, &args.model.running.options())?;
-    args.texts.each(|input| {
+    let read = args.texts.each(|input| {
         let call = embedder.limited(None, None);
         let vector = call.embed(&input.text)?;
         if args.texts.json {
@@ -27,7 +27,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         let values: Vec<String> = vector.iter().map(f32::to_string).collect();
         print_line(&values.join(" "))
-    })?;
+    });
     tell_gpu(&embedder.report());
-    Ok(())
+    read
 }

@@ -17,7 +17,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::data::{Corpus, Kind, Labelled, OffsetsArg, Split, note_reading, one_kind, typing_noise};
-use crate::input::RunningArgs;
+use crate::input::{RunningArgs, tell_gpu};
 use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
 /// Of the bootstraps.
@@ -299,6 +299,7 @@ fn entities(
         })?;
         bar.finish_and_clear();
         row.device = Some(json!(extractor.device()));
+        tell_gpu(&extractor.report());
         if args.fit {
             row.clean.reliability.fit = Judgements::of_entities(&extractor, &texts.clean)?.fit();
         }
@@ -447,6 +448,7 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
             }
             object["noisy"] = json!({"scores": noisy, "lost": lost});
         }
+        tell_gpu(&classifier.report());
         lines.push(line);
         objects.push(object);
         reliabilities.push((path.display().to_string(), reliability));

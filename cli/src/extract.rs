@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(path) => Extractor::open(path, &options)?,
         None => Extractor::embedded(&options)?,
     };
-    args.texts.each(|input| {
+    let read = args.texts.each(|input| {
         let call = extractor.limited(None, None);
         let entities = call.extract(&input.text)?;
         if !args.texts.json {
@@ -75,9 +75,9 @@ pub fn run(args: Args) -> Result<()> {
         }
         name_device(&mut line, extractor.device(), call.computed());
         print_json(&line)
-    })?;
+    });
     tell_gpu(&extractor.report());
-    Ok(())
+    read
 }
 
 fn in_unit(text: &str, entities: &[Entity], unit: Offsets) -> Vec<(usize, usize)> {

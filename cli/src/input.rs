@@ -111,14 +111,17 @@ pub fn name_device(line: &mut Value, device: &DeviceReport, computed: Computed) 
     }
 }
 
-/// Says on stderr that a model's GPU has failed, where it has: the processor goes on without a word.
+/// Says on stderr that a model's GPU has failed, where it has, and how much of what it gave nobody knows to be right.
 pub fn tell_gpu(report: &ModelReport) {
     if let Some(gpu) = report.gpu.as_ref().filter(|gpu| gpu.state == GpuState::Failed) {
         let reason = gpu.reason.as_deref().unwrap_or_default();
-        let batches = gpu.unverified_batches;
+        let goes_on = match report.device.requested {
+            Device::GpuOrCpu => ", and the processor goes on",
+            _ => "",
+        };
         eprintln!(
-            "the GPU {} failed, and the processor goes on: {reason}; {batches} batches are unverified",
-            gpu.adapter
+            "the GPU {} failed{goes_on}: {reason}; {} batches are unverified",
+            gpu.adapter, gpu.unverified_batches
         );
     }
 }

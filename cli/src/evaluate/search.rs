@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Args, SEED, with_interval};
 use crate::data::{Corpus, note_reading};
+use crate::input::tell_gpu;
 use crate::ui::{counter, hint, print_line, table};
 
 /// One model's results, each over all sets.
@@ -49,6 +50,7 @@ pub fn run(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options
         let mut row = Row::new(path.display().to_string(), &sets, noise.is_some(), args, find)?;
         bar.finish_and_clear();
         row.device = Some(json!(embedder.device()));
+        tell_gpu(&embedder.report());
         rows.push(row);
     }
     if args.bm25 {

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::data::Labelled;
 use crate::doctor::{Machine, Speed};
+use crate::input::tell_gpu;
 
 /// [`Report::format`].
 pub const FORMAT: &str = "ampoule-report";
@@ -436,12 +437,14 @@ impl Found {
             all.extend(found);
         }
         let scores = Scores::Entities(all.scores());
+        tell_gpu(&model.report());
         Ok(Found { device: model.device().clone(), answers: Answers::Entities(all), scores, sets: by_set })
     }
 
     fn labels(model: &Classifier, texts: &[LabelledText], each: impl FnMut()) -> Result<Self> {
         let found = FoundLabels::run(model, texts, each)?;
         let scores = Scores::Labels(found.scores());
+        tell_gpu(&model.report());
         Ok(Found { device: model.device().clone(), answers: Answers::Labels(found), scores, sets: Vec::new() })
     }
 
