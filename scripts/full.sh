@@ -18,6 +18,7 @@ else
     cargo test --release --workspace --features ampoule/autodiff-wgpu --test backends
     cargo test --release --workspace --features ampoule/autodiff-wgpu --lib -- --nocapture a_gpu_makes | tee "$temporary/gpu"
     if grep "skipped: there is no GPU" "$temporary/gpu"; then exit 1; fi
+    cargo test --release --workspace --features ampoule/autodiff-wgpu --test gpu -- --nocapture nothing_is_read
 fi
 
 echo "== twenty kills"

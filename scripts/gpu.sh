@@ -8,6 +8,8 @@ drivers() {
         PATH=$PATH:/usr/sbin:/sbin ldconfig -p | grep libvulkan >/dev/null
 }
 drivers || { apt-get -q update && apt-get -qy install libvulkan1 mesa-vulkan-drivers; } >&2 || true
+# By which a test sees what files are read; it says so where there is none.
+command -v strace >/dev/null || { apt-get -q update && apt-get -qy install strace; } >&2 || true
 drivers || { echo "skipped: there is no Vulkan driver, and none could be installed"; exit 0; }
 [ "${1:-}" != --driver ] || exit 0
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}

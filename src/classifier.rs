@@ -131,7 +131,7 @@ impl Classifier {
         self.opened.wait_for_gpu(done, &self.limits.begin())
     }
 
-    /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs.
+    /// Frees the memory that is kept for the next call, which takes it again; running calls keep theirs. What is kept on a GPU stays.
     pub fn trim(&self) {
         self.opened.trim();
     }

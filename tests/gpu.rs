@@ -207,6 +207,18 @@ fn a_bundle_in_f16_is_computed_in_f16() {
     }
 }
 
+/// By Burn, whose operations a build that trains computes there.
+#[test]
+#[cfg(feature = "autodiff-wgpu")]
+fn a_device_to_train_on_computes() {
+    if is_missing() {
+        return;
+    }
+    let device = ampoule::training_device(Device::Gpu, Some("")).unwrap();
+    let x = burn::tensor::Tensor::<2>::from_data([[1.0f32, 2.0], [3.0, 4.0]], &device);
+    assert_eq!(x.clone().matmul(x).into_data().try_to_vec::<f32>().unwrap(), [7.0, 10.0, 15.0, 22.0]);
+}
+
 /// Files and variables that Burn's runtime on GPUs, which builds that train hold, would heed, and write where they say.
 #[test]
 #[cfg(feature = "checkpoint")]
@@ -223,6 +235,9 @@ fn nothing_is_read_or_written_that_was_not_named() {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-e", "trace=%file", "-o"]).arg(traced.path()).arg(std::env::current_exe().unwrap());
     strace.args(["--exact", "a_bundle_in_f16_is_computed_in_f16"]).current_dir(folder.path());
+    if cfg!(feature = "autodiff-wgpu") {
+        strace.arg("a_device_to_train_on_computes");
+    }
     for (name, value) in [
         ("CUBECL_DEBUG_LOG", folder.path().join("log").to_str().unwrap()),
         ("CUBECL_DEBUG_OPTION", "profile"),

@@ -285,7 +285,9 @@ impl<M: Model> Open<M> {
     ) -> Result<Option<GpuReport>> {
         guarded(|| {
             let timeout = timeout_ms.map(Duration::from_millis);
-            let model = self.held()?.model.limited(cancel.map(|token| token.0.clone()), timeout);
+            // It counts as alive meanwhile.
+            let held = self.held()?;
+            let model = held.model.limited(cancel.map(|token| token.0.clone()), timeout);
             Ok(model.wait_for_gpu(done as usize)?.map(Into::into))
         })
     }
