@@ -16,7 +16,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let classifier = Classifier::open(args.model.path("classify")?, &args.model.running.options())?;
+    let classifier = Classifier::open(args.model.path("classify")?, &args.model.running.options()?)?;
     let read = args.texts.each(|input| {
         let call = classifier.limited(None, None);
         let labels = call.classify(&input.text)?;

@@ -172,7 +172,7 @@ pub fn run(args: Args) -> Result<()> {
     if !(args.seconds > 0.0 && args.seconds <= 3600.0) {
         return Err(hint("--seconds is not a time above 0 and up to 3600", "--seconds 5"));
     }
-    let model = Model::open(args.model.model.as_deref(), &args.model.running.options())?;
+    let model = Model::open(args.model.model.as_deref(), &args.model.running.options()?)?;
     // First, so that what computes wrongly is not measured.
     let check = model.self_check()?;
     let ModelReport { gpu: on_gpu, device: report, .. } = model.report();

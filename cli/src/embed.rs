@@ -16,7 +16,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let embedder = Embedder::open(args.model.path("embed")?, &args.model.running.options())?;
+    let embedder = Embedder::open(args.model.path("embed")?, &args.model.running.options()?)?;
     let read = args.texts.each(|input| {
         let call = embedder.limited(None, None);
         let vector = call.embed(&input.text)?;

@@ -85,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     let noise = args.noise.map(typing_noise).transpose()?;
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
-    let options = args.running.options();
+    let options = args.running.options()?;
     if let (true, Split::Test) = (args.fit, split) {
         return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
     }

@@ -33,7 +33,7 @@ enum Offsets {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let mut options = args.model.running.options();
+    let mut options = args.model.running.options()?;
     for argument in &args.min_score {
         let (label, score) = match argument.rsplit_once('=') {
             Some((label, score)) => (Some(label), score),

@@ -82,9 +82,18 @@ impl RunningArgs {
         all
     }
 
-    pub fn options(&self) -> Options {
-        Options {
-            device: self.device.into(),
+    /// As the library takes it; an error where there is what only a GPU has, and none is asked for.
+    pub fn options(&self) -> Result<Options> {
+        let device = Device::from(self.device);
+        let is_gpu = matches!(device, Device::Gpu | Device::GpuOrCpu);
+        if self.adapter.is_some() && !is_gpu {
+            return Err(hint("--adapter: this device has none", "with `--device gpu` or `gpu-or-cpu`"));
+        }
+        if self.gpu_from_tokens.is_some() && device != Device::GpuOrCpu {
+            return Err(hint("--gpu-from-tokens: one device computes all", "with `--device gpu-or-cpu`"));
+        }
+        Ok(Options {
+            device,
             adapter: self.adapter.clone(),
             gpu_from_tokens: self.gpu_from_tokens,
             threads: self.threads,
@@ -100,7 +109,7 @@ impl RunningArgs {
             max_window_tokens: self.window.unwrap_or_default(),
             temperature: self.temperature,
             ..Options::default()
-        }
+        })
     }
 }
 
@@ -178,6 +187,10 @@ impl TextArgs {
                 (Box::new(file), false)
             }
             (None, Some("-")) => (Box::new(io::stdin()), true),
+            (None, _) if self.jsonl || self.whole || self.lines => {
+                let what = "--jsonl, --whole and --lines are about files and stdin, and the text is an argument";
+                return Err(hint(what, "`-` for stdin, or --file"));
+            }
             (None, text) => {
                 return f(Input { id: 1.into(), text: text.unwrap_or_default().to_owned() });
             }

@@ -53,7 +53,10 @@ enum Verb {
 
 fn main() -> ExitCode {
     let verb = match Cli::try_parse() {
-        Ok(cli) => cli.verb,
+        Ok(cli) => match ui::misspelt(&Cli::command()) {
+            None => cli.verb,
+            Some(option) => return ui::fail_misspelt(&option, &Cli::command()),
+        },
         Err(error) => return ui::fail_usage(&error, &Cli::command()),
     };
     let result = match verb {

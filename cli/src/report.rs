@@ -99,7 +99,7 @@ pub fn run(args: Args) -> Result<()> {
 
     let bootstraps = Bootstraps { resamples: args.resamples as usize, seed: SEED };
     let noisy: Vec<Labelled> = noises.iter().map(|noise| data.noisy(noise, args.noise_seed)).collect();
-    let options = args.running.options();
+    let options = args.running.options()?;
     let mut models: Vec<ModelReport> = Vec::new();
     let mut first: Option<Found> = None;
     let mut mistakes = None;

@@ -14,7 +14,6 @@ use serde_json::{Map, Value, json};
 
 use crate::data::DataArgs;
 use crate::distill::ShapeArgs;
-use crate::input::DeviceArg;
 use crate::quantize;
 use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c, table};
 
@@ -58,8 +57,8 @@ pub struct RunArgs {
     #[arg(long)]
     threads: Option<usize>,
     /// Where teacher and student are computed; a GPU needs a build with `--features wgpu`
-    #[arg(long, value_enum)]
-    device: Option<DeviceArg>,
+    #[arg(long, value_parser = ["cpu", "gpu"])]
+    device: Option<String>,
     /// The GPU's adapter, by a part of its name; software in a GPU's place has to be named. `ampoule doctor` lists them
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
@@ -102,8 +101,15 @@ impl RunArgs {
         settings.seed = self.seed.unwrap_or(settings.seed);
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.threads = self.threads.unwrap_or(settings.threads);
-        settings.device = self.device.map_or(settings.device, Device::from);
+        settings.device = match self.device.as_deref() {
+            Some("gpu") => Device::Gpu,
+            Some(_) => Device::Cpu,
+            None => settings.device,
+        };
         settings.adapter = self.adapter.clone().or(settings.adapter);
+        if settings.adapter.is_some() && settings.device == Device::Cpu {
+            return Err(hint("--adapter: the processor has none", "with `--device gpu`"));
+        }
         Ok(settings)
     }
 

@@ -70,15 +70,21 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
         _ => String::new(),
     };
     let argument = get(ContextKind::InvalidArg);
-    let is_option =
-        |text: &str| text.starts_with("--") && text[2..].bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+    let misspelt = misspelt(cli).filter(|option| *option != argument);
     let what = match error.kind() {
         ErrorKind::UnknownArgument if is_option(&argument) => {
             let meant = get(ContextKind::SuggestedArg);
             let meant = if meant.is_empty() { meant } else { format!("; {meant} was meant?") };
             format!("{argument}: there is no such option{meant}")
         }
-        ErrorKind::UnknownArgument => "an argument too many; a text is one argument, in quotes".to_owned(),
+        // It was taken for a text, and the text for one too many.
+        ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict if misspelt.is_some() => {
+            return fail_misspelt(&misspelt.unwrap_or_default(), cli);
+        }
+        ErrorKind::UnknownArgument if takes_text(cli) => {
+            "an argument too many; a text is one argument, in quotes".to_owned()
+        }
+        ErrorKind::UnknownArgument => "an argument too many".to_owned(),
         ErrorKind::InvalidSubcommand => "there is no such verb".to_owned(),
         ErrorKind::MissingRequiredArgument if argument.contains("TEXT") => {
             format!("{argument}: missing; `-` stands for stdin")
@@ -95,10 +101,45 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
             let _ = error.print();
             return ExitCode::from(2);
         }
+        ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
         kind => format!("{argument}: {}", kind.as_str().unwrap_or("not understood")),
     };
-    let verb = std::env::args_os().nth(1).and_then(|verb| cli.find_subcommand(verb)).map(|verb| verb.get_name());
-    say(&what, &verb.map_or_else(|| "`ampoule --help`".to_owned(), |verb| format!("`ampoule {verb} --help`")));
+    say(&what, &verb(cli).map_or_else(|| "`ampoule --help`".to_owned(), help));
+    ExitCode::from(2)
+}
+
+/// The verb of the command line.
+fn verb(cli: &clap::Command) -> Option<&clap::Command> {
+    cli.find_subcommand(std::env::args_os().nth(1)?)
+}
+
+fn help(verb: &clap::Command) -> String {
+    format!("`ampoule {} --help`", verb.get_name())
+}
+
+fn takes_text(cli: &clap::Command) -> bool {
+    verb(cli).is_some_and(|verb| verb.get_arguments().any(|argument| argument.get_id() == "text"))
+}
+
+/// Whether it looks like an option's name, and so holds nothing of a note.
+fn is_option(text: &str) -> bool {
+    let name = text.strip_prefix("--").unwrap_or_default();
+    name.starts_with(|c: char| c.is_ascii_lowercase()) && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+}
+
+/// The first word of the command line that looks like an option which the verb does not have; what follows `--` is not looked at.
+pub fn misspelt(cli: &clap::Command) -> Option<String> {
+    let verb = verb(cli)?;
+    let is_known = |name: &str| name == "--help" || verb.get_arguments().any(|a| a.get_long() == Some(&name[2..]));
+    let words = std::env::args_os().skip(2).take_while(|word| word != "--").filter_map(|word| word.into_string().ok());
+    let mut names = words.map(|word| word.split('=').next().unwrap_or_default().to_owned());
+    names.find(|name| is_option(name) && !is_known(name))
+}
+
+/// What is wrong where an option was taken for a text.
+pub fn fail_misspelt(option: &str, cli: &clap::Command) -> ExitCode {
+    let help = verb(cli).map(help).unwrap_or_default();
+    say(&format!("{option}: there is no such option"), &format!("{help}; a text that begins so comes after `--`"));
     ExitCode::from(2)
 }
 
@@ -116,7 +157,13 @@ fn what_to_try(error: &anyhow::Error) -> String {
         Some(ErrorKind::Incompatible) => {
             "`ampoule inspect` says what the file is; make one that fits with `ampoule quantize`"
         }
-        Some(ErrorKind::DeviceUnavailable) => "`--device cpu`; `ampoule doctor` says what this machine has",
+        Some(ErrorKind::DeviceUnavailable) if cfg!(not(feature = "wgpu")) => {
+            "`--device cpu`; for a GPU, a program built with `--features ampoule-cli/wgpu`"
+        }
+        Some(ErrorKind::DeviceUnavailable) => {
+            "`--device cpu`; `ampoule doctor` alone lists the GPUs, of which `--adapter NAME` takes software too"
+        }
+        Some(ErrorKind::InvalidInput) => "mend what it names; the verb with --help says what is expected",
         Some(ErrorKind::Cancelled) => "run the same command again",
         Some(ErrorKind::Internal) => "report this with the command and the output of `ampoule doctor`",
         _ => "`ampoule help`, or the verb with --help, says what is expected",

@@ -209,6 +209,10 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
         &[CANARY],
         &["inspect", &canary, &canary],
         &["extract", "--file", "x", &canary],
+        &["extract", "--jsno"],
+        &["extract", "--devcie", "cpu", &canary],
+        &["extract", "--linse", "--file", "x"],
+        &["doctor", &canary],
     ] {
         let usage = ampoule(arguments);
         let message = text(&usage.stderr);
@@ -220,6 +224,14 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
     assert!(usage(&["extract", "x", "--ofsets", "utf8"]).contains("--ofsets"));
     assert!(usage(&["quantize", "--precision", "int4", "--model", "x", "--out", "y"]).contains("f32, f16, int8"));
     assert!(usage(&["extract"]).contains("`-` stands for stdin"));
+    assert!(usage(&["extract", "--devcie", "cpu", "x"]).contains("--devcie: there is no such option"));
+    assert_eq!(
+        text(&ampoule(&["extract", "--", "--aspirin"]).stdout).split_whitespace().next(),
+        Some("--[aspirin](Chemical")
+    );
+    assert_fails(&ampoule(&["extract", &canary, "--jsonl"]), "--jsonl");
+    assert_fails(&ampoule(&["extract", &canary, "--adapter", "x"]), "--adapter");
+    assert_fails(&ampoule(&["extract", &canary, "--device", "gpu", "--gpu-from-tokens", "9"]), "--gpu-from-tokens");
     assert_fails(&ampoule(&["extract", "x", "--window", "4096"]), "windows of 4096 tokens: this model takes 3 to 128");
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/clinical-en.int8.safetensors");
     for more in [["--data", "none"], ["--precision", "f16"], ["--licence", "none"]] {
