@@ -275,6 +275,17 @@ fn two_hundred_models_opened_and_closed_leave_nothing() {
     if is_missing() {
         return;
     }
+    // Each model's thread would have an arena of glibc's allocator, whose leavings look like a leak.
+    if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args([
+            "--exact",
+            "two_hundred_models_opened_and_closed_leave_nothing",
+            "--include-ignored",
+            "--nocapture",
+        ]);
+        return assert!(again.env("MALLOC_ARENA_MAX", "1").status().unwrap().success());
+    }
     let threads = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let sentences = sentences(20);
     let expected = expected(&sentences);
@@ -287,8 +298,7 @@ fn two_hundred_models_opened_and_closed_leave_nothing() {
         }
     }
     println!("from the 40th to the 200th model: {settled} to {} kB, {before} to {} threads", resident(), threads());
-    // Each model's thread has an arena of the allocator's; with one for all (MALLOC_ARENA_MAX=1) nothing is added at all.
-    assert!(resident() < settled + 12 * 1024);
+    assert!(resident() < settled + 1024);
     assert!(threads() <= before + 2);
 }
 
