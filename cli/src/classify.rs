@@ -4,7 +4,7 @@ use ampoule::Classifier;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs, name_device, tell_gpu};
+use crate::input::{Line, ModelArgs, TextArgs, tell_gpu};
 use crate::ui::{print_json, print_line, table};
 
 #[derive(clap::Args)]
@@ -22,9 +22,8 @@ pub fn run(args: Args) -> Result<()> {
         let labels = call.classify(&input.text)?;
         if args.texts.json {
             let labels: Vec<_> = labels.iter().map(|l| json!({"label": *l.label, "score": l.score})).collect();
-            let mut line = json!({"id": input.id, "labels": labels});
-            name_device(&mut line, classifier.device(), call.computed());
-            return print_json(&line);
+            let found = json!({ "labels": labels });
+            return print_json(&Line::new(&input.id, found, classifier.device(), call.computed()));
         }
         let rows: Vec<_> = labels.iter().map(|l| vec![l.label.to_string(), format!("{:.3}", l.score)]).collect();
         print_line(&table(&rows))

@@ -4,7 +4,7 @@ use ampoule::Embedder;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::input::{ModelArgs, TextArgs, name_device, tell_gpu};
+use crate::input::{Line, ModelArgs, TextArgs, tell_gpu};
 use crate::ui::{print_json, print_line};
 
 #[derive(clap::Args)]
@@ -21,9 +21,8 @@ pub fn run(args: Args) -> Result<()> {
         let call = embedder.limited(None, None);
         let vector = call.embed(&input.text)?;
         if args.texts.json {
-            let mut line = json!({"id": input.id, "vector": vector});
-            name_device(&mut line, embedder.device(), call.computed());
-            return print_json(&line);
+            let found = json!({ "vector": vector });
+            return print_json(&Line::new(&input.id, found, embedder.device(), call.computed()));
         }
         let values: Vec<String> = vector.iter().map(f32::to_string).collect();
         print_line(&values.join(" "))

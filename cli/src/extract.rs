@@ -3,9 +3,9 @@
 use ampoule::{Entity, Extractor, OffsetMap};
 use anyhow::Result;
 use clap::ValueEnum;
-use serde_json::json;
+use serde::Serialize;
 
-use crate::input::{ModelArgs, TextArgs, name_device, tell_gpu};
+use crate::input::{Line, ModelArgs, TextArgs, tell_gpu};
 use crate::ui::{has_colour, hint, print_json, print_line};
 
 #[derive(clap::Args)]
@@ -30,6 +30,30 @@ enum Offsets {
     Utf8,
     Utf16,
     Chars,
+}
+
+/// What a line says of a text. No tree of values: a book has many entities.
+#[derive(Serialize)]
+struct Found<'a> {
+    entities: Vec<Row<'a>>,
+    #[serde(flatten)]
+    of_text: Option<OfText<'a>>,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    label: &'a str,
+    start: usize,
+    end: usize,
+    score: f32,
+}
+
+/// What makes of it data to train on.
+#[derive(Serialize)]
+struct OfText<'a> {
+    text: &'a str,
+    offsets: Option<String>,
+    covers: Vec<&'a str>,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -62,19 +86,15 @@ pub fn run(args: Args) -> Result<()> {
         if !args.texts.json {
             return print_line(&marked(&input.text, &entities));
         }
-        let entities: Vec<_> = in_unit(&input.text, &entities, args.offsets)
-            .into_iter()
-            .zip(&entities)
-            .map(|((start, end), e)| json!({"label": *e.label, "start": start, "end": end, "score": e.score}))
-            .collect();
-        let mut line = json!({"id": input.id, "entities": entities});
-        if args.with_text {
-            line["text"] = input.text.into();
-            line["offsets"] = args.offsets.to_possible_value().map(|unit| unit.get_name().to_owned()).into();
-            line["covers"] = json!(extractor.labels().iter().map(|label| &**label).collect::<Vec<&str>>());
-        }
-        name_device(&mut line, extractor.device(), call.computed());
-        print_json(&line)
+        let of_text = args.with_text.then(|| OfText {
+            text: &input.text,
+            offsets: args.offsets.to_possible_value().map(|unit| unit.get_name().to_owned()),
+            covers: extractor.labels().iter().map(|label| &**label).collect(),
+        });
+        let places = in_unit(&input.text, &entities, args.offsets).into_iter().zip(&entities);
+        let rows = places.map(|((start, end), e)| Row { label: &e.label, start, end, score: e.score });
+        let found = Found { entities: rows.collect(), of_text };
+        print_json(&Line::new(&input.id, found, extractor.device(), call.computed()))
     });
     tell_gpu(&extractor.report());
     read

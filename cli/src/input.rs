@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use ampoule::{Computed, Device, DeviceReport, GpuState, ModelReport, Options};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::ui::hint;
 
@@ -113,10 +114,23 @@ impl RunningArgs {
     }
 }
 
-/// Puts the tokens that each device computed into a line of JSON, where a GPU was asked for.
-pub fn name_device(line: &mut Value, device: &DeviceReport, computed: Computed) {
-    if matches!(device.requested, Device::Gpu | Device::GpuOrCpu) {
-        line["computed"] = json!(computed);
+/// A line of JSON about a text.
+#[derive(Serialize)]
+pub struct Line<'a, T> {
+    id: &'a Value,
+    /// An object, whose fields stand here.
+    #[serde(flatten)]
+    found: T,
+    /// Where a GPU was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    computed: Option<Computed>,
+}
+
+impl<'a, T: Serialize> Line<'a, T> {
+    /// What was found in the text of this name, by which device.
+    pub fn new(id: &'a Value, found: T, device: &DeviceReport, computed: Computed) -> Self {
+        let has_choice = matches!(device.requested, Device::Gpu | Device::GpuOrCpu);
+        Line { id, found, computed: has_choice.then_some(computed) }
     }
 }
 

@@ -10,7 +10,7 @@ use ampoule::ErrorKind;
 use ampoule_distill::{EvaluationLog, ProgressListener, StepLog, TemperatureFit};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use serde_json::Value;
+use serde::Serialize;
 
 /// An error that says itself what to try.
 #[derive(Debug)]
@@ -70,16 +70,17 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
         _ => String::new(),
     };
     let argument = get(ContextKind::InvalidArg);
-    let misspelt = misspelt(cli).filter(|option| *option != argument);
+    // What is no option is taken for a text, and the text for one too many, or for one beside a file.
+    if let ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict = error.kind()
+        && let Some(option) = misspelt(cli).filter(|_| !is_option(&argument))
+    {
+        return fail_misspelt(&option, cli);
+    }
     let what = match error.kind() {
         ErrorKind::UnknownArgument if is_option(&argument) => {
             let meant = get(ContextKind::SuggestedArg);
             let meant = if meant.is_empty() { meant } else { format!("; {meant} was meant?") };
             format!("{argument}: there is no such option{meant}")
-        }
-        // It was taken for a text, and the text for one too many.
-        ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict if misspelt.is_some() => {
-            return fail_misspelt(&misspelt.unwrap_or_default(), cli);
         }
         ErrorKind::UnknownArgument if takes_text(cli) => {
             "an argument too many; a text is one argument, in quotes".to_owned()
@@ -178,8 +179,8 @@ pub fn print_line(line: &str) -> Result<()> {
 }
 
 /// Prints one JSON object.
-pub fn print_json(value: &Value) -> Result<()> {
-    print_line(&value.to_string())
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    print_line(&serde_json::to_string(value)?)
 }
 
 /// Whether results may be coloured.
