@@ -40,7 +40,8 @@ pub struct Options {
     /// With [`Device::GpuOrCpu`], the tokens of a batch's longest window from which on the GPU computes; without a number both are measured
     /// when the model is opened, in the background, and [`GpuReport::from_tokens`](crate::GpuReport::from_tokens) says what to pin.
     pub gpu_from_tokens: Option<usize>,
-    /// The batches after which a GPU computes the golden cases again; 0 for never. Where it then fails,
+    /// The batches after which a GPU computes the golden cases again; 0 for never. The call that brings them waits, so that its
+    /// [`deadline`](Options::deadline) should leave time for some ten batches; what it gives is right, or it fails. Where it then fails,
     /// [`GpuReport::unverified_batches`](crate::GpuReport::unverified_batches) says how many were answered since it last proved itself.
     pub gpu_check_every: u64,
     /// What of the GPU is used at most.
