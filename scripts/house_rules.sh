@@ -25,6 +25,9 @@ network='^(reqwest|hyper|ureq|curl|hf-hub|tokio|rustls|native-tls|openssl|isahc|
 check "the runtime has no training crate" "tree ampoule | grep -E '$training'"
 check "the runtime has no network crate" "tree ampoule | grep -E '$network'"
 check "the bindings see the runtime alone" "tree ampoule-bindings | grep -E '$training|$network'"
+# Burn's own crates share some of CubeCL's, none of which computes on a GPU.
+check "the processor's bindings have no crate of GPUs" \
+    "tree ampoule-bindings | grep -E '^(wgpu|naga|ash|metal|objc2-metal|pollster|glow|burn-(wgpu|cubecl).*|cubecl-(core|runtime|wgpu|cpp|spirv))'"
 check "the command line has no network crate" "tree ampoule-cli | grep -E '$network'"
 check "distill and quantize do not import each other" \
     "tree ampoule-distill | grep -x ampoule-quantize; tree ampoule-quantize | grep -x ampoule-distill"
