@@ -299,10 +299,10 @@ fn entities(
         })?;
         bar.finish_and_clear();
         row.device = Some(json!(extractor.device()));
-        tell_gpu(&extractor.report());
         if args.fit {
             row.clean.reliability.fit = Judgements::of_entities(&extractor, &texts.clean)?.fit();
         }
+        tell_gpu(&extractor.report());
         rows.push(row);
     }
     if let Some(dictionary) = dictionary {

@@ -107,9 +107,6 @@ impl RunArgs {
             None => settings.device,
         };
         settings.adapter = self.adapter.clone().or(settings.adapter);
-        if settings.adapter.is_some() && settings.device == Device::Cpu {
-            return Err(hint("--adapter: the processor has none", "with `--device gpu`"));
-        }
         Ok(settings)
     }
 

@@ -232,6 +232,11 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
     assert_fails(&ampoule(&["extract", &canary, "--jsonl"]), "--jsonl");
     assert_fails(&ampoule(&["extract", &canary, "--adapter", "x"]), "--adapter");
     assert_fails(&ampoule(&["extract", &canary, "--device", "gpu", "--gpu-from-tokens", "9"]), "--gpu-from-tokens");
+    let data = corpus(folder.path());
+    let run = path("run");
+    let mut train = training("train", data.to_str().unwrap(), &run);
+    train.extend(["--model", encoder.to_str().unwrap(), "--adapter", "x"]);
+    assert_fails(&ampoule(&train), "adapter names a GPU");
     assert_fails(&ampoule(&["extract", "x", "--window", "4096"]), "windows of 4096 tokens: this model takes 3 to 128");
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/clinical-en.int8.safetensors");
     for more in [["--data", "none"], ["--precision", "f16"], ["--licence", "none"]] {

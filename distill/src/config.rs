@@ -167,6 +167,9 @@ impl TrainConfig {
         if self.threads > ampoule::MAX_THREADS {
             return wrong(&format!("threads must be at most {}", ampoule::MAX_THREADS));
         }
+        if self.adapter.is_some() && self.device == Device::Cpu {
+            return wrong("adapter names a GPU, and the device is cpu; take it out, or name the device gpu");
+        }
         if self.terms.is_empty() {
             return wrong("terms is empty; name at least one loss term");
         }
