@@ -43,16 +43,31 @@ pub(crate) struct RunFolder {
 
 impl RunFolder {
     /// Makes the folder, or opens it where it holds a run of the same `identity`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) where it holds another run, or anything else that a run would write over.
     pub(crate) fn open(path: &Path, identity: &Value) -> Result<Self> {
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        let config = path.join("config.json");
+        if let (false, Some(name)) = (config.exists(), foreign(path)) {
+            return Err(Error::invalid_input(format!(
+                "{} is not the folder of a run and holds {name:?}, which a run must not touch; name a new folder",
+                path.display()
+            )));
+        }
         let lock = lock(path)?;
         if lock.is_some() {
             remove_unfinished(path);
         }
-        let config = path.join("config.json");
         match fs::read(&config) {
             Ok(bytes) => {
                 let found = serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null);
+                if !found["config"].is_object() {
+                    return Err(Error::invalid_input(format!(
+                        "{}: not a run's; name a new folder for the run",
+                        config.display()
+                    )));
+                }
                 if found != *identity {
                     return Err(Error::invalid_input(format!(
                         "{} holds another run, of other {}; name another run folder, or delete this one",
@@ -174,7 +189,9 @@ impl RunFolder {
         let keep = best.map(|best| self.best_path(best.step));
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let path = entry.path();
-            let is_best = entry.file_name().to_string_lossy().starts_with("best-");
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("best-"));
+            let is_best = number.is_some_and(|n| n.len() >= 8 && n.bytes().all(|byte| byte.is_ascii_digit()));
             if is_best && Some(&path) != keep.as_ref() {
                 // Only disk space is at stake.
                 let _ = fs::remove_dir_all(path);
@@ -191,6 +208,13 @@ impl RunFolder {
     pub(crate) fn finish(&self, model: &Checkpoint) -> Result<()> {
         model.save(self.path.join("model"))
     }
+}
+
+/// What a folder without `config.json` holds that no run puts there before it.
+fn foreign(path: &Path) -> Option<String> {
+    let names = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.find(|name| !matches!(name.as_str(), "lock" | "budget") && !name.starts_with('.'))
 }
 
 /// Removes what killed processes left half written; only disk space is at stake.
@@ -380,5 +404,31 @@ mod tests {
         }
         fs::write(folder.path().join("config.json"), "{").unwrap();
         assert!(open(&identity(1, "a")).is_err());
+    }
+
+    #[test]
+    fn what_is_no_runs_stays_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = json!({ "config": { "seed": 1 } });
+        let refused = |what: &str| {
+            let error = RunFolder::open(folder.path(), &identity).err().unwrap().to_string();
+            assert!(error.contains(what) && error.contains("name a new folder"), "{error}");
+            assert!(!folder.path().join("lock").exists() || folder.path().join("config.json").exists());
+        };
+        for name in ["log.jsonl", "best-practice", "model"] {
+            fs::write(folder.path().join(name), "mine").unwrap();
+            refused(&format!("{name:?}"));
+            fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        // A checkpoint's folder has a config.json too.
+        fs::write(folder.path().join("config.json"), "{\"model_type\": \"bert\"}").unwrap();
+        refused("config.json");
+        fs::remove_file(folder.path().join("config.json")).unwrap();
+
+        let run = RunFolder::open(folder.path(), &identity).unwrap();
+        let names = ["best-practice", "best-00000001", "best-00000002"];
+        names.iter().for_each(|name| fs::create_dir(folder.path().join(name)).unwrap());
+        run.remove_bests_but(Some(&Best { step: 2, score: 0.5, since: 0 }));
+        assert_eq!(names.map(|name| folder.path().join(name).exists()), [true, false, true]);
     }
 }
