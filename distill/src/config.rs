@@ -182,19 +182,21 @@ impl TrainConfig {
         if self.dropout.is_some_and(|p| !(0.0..1.0).contains(&p)) {
             return wrong("dropout must be in 0..1");
         }
-        if !(self.optimizer.learning_rate > 0.0 && self.optimizer.learning_rate.is_finite()) {
-            return wrong("optimizer.learning_rate must be positive");
-        }
+        self.optimizer.check()?;
         if self.precision == Precision::F16 {
             return wrong("precision must be f32 or int8");
         }
-        let temperatures = self.terms.iter().filter_map(|term| match term {
-            Term::Contrastive { temperature, .. } | Term::Embedding { temperature, .. } => Some(*temperature),
-            _ => None,
-        });
-        // Cosines over anything smaller would reach what stands for "left out".
-        if !temperatures.into_iter().all(|t| t.is_finite() && t >= 1e-3) {
-            return wrong("the temperature of contrastive and embedding must be at least 0.001");
+        for term in &self.terms {
+            if !(term.weight().is_finite() && term.weight() >= 0.0) {
+                return wrong(&format!("the weight of the loss term {:?} must be 0 or more", term.name()));
+            }
+            // Cosines over anything smaller would reach what stands for "left out".
+            if term.temperature().is_some_and(|t| !(t.is_finite() && t >= 1e-3)) {
+                return wrong(&format!("the temperature of the loss term {:?} must be at least 0.001", term.name()));
+            }
+        }
+        if self.terms.iter().all(|term| term.weight() == 0.0) {
+            return wrong("the weights of all loss terms are 0, so nothing would be taught");
         }
         let needs_teacher = self.terms.iter().find(|t| t.needs_teacher());
         if let (Some(term), false) = (needs_teacher, has_teacher) {

@@ -1,12 +1,13 @@
 //! What a student is taught: a list of named terms, each with its weight, whose weighted sum is the loss.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use ampoule::bundle::PoolingMode;
 use ampoule::decode::{Decoder, Scheme};
 use ampoule::model::{HiddenState, Model, Noise};
-use ampoule::{Batch, Error, Result};
+use ampoule::{Batch, Error, ModelConfig, Result};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub enum Term {
         weight: f64,
     },
     /// Kullback-Leibler divergence from the teacher's distribution, both at `temperature`, times its square (Hinton et al.
-    /// 2015). For multi-label heads, the same of each label's Bernoulli distribution.
+    /// 2015). For multi-label heads, the mean of the same over each label's Bernoulli distribution, as `hard` is the mean over labels.
     SoftTargets {
         /// Its factor in the sum.
         weight: f64,
@@ -113,6 +114,39 @@ impl Term {
             | Term::Spans { weight }
             | Term::Contrastive { weight, .. }
             | Term::Embedding { weight, .. } => *weight,
+        }
+    }
+
+    /// What divides its logits or cosines.
+    pub(crate) fn temperature(&self) -> Option<f64> {
+        match self {
+            Term::SoftTargets { temperature, .. }
+            | Term::Contrastive { temperature, .. }
+            | Term::Embedding { temperature, .. } => Some(*temperature),
+            _ => None,
+        }
+    }
+
+    /// Refuses pairs of states that models of these shapes do not have, or have of widths that cannot be compared.
+    pub(crate) fn check(&self, student: &ModelConfig, teacher: &ModelConfig) -> Result<()> {
+        let (layer_map, heads, first) = match self {
+            Term::Hidden { layer_map, .. } => (layer_map, None, 0),
+            Term::Relations { layer_map, heads, .. } | Term::Attention { layer_map, heads, .. } => {
+                (layer_map, Some(*heads), 1)
+            }
+            _ => return Ok(()),
+        };
+        let lacks = |config: &ModelConfig, layer: usize| !(first..=config.num_hidden_layers).contains(&layer);
+        if let Some((s, t)) = layer_map.iter().find(|(s, t)| lacks(student, *s) || lacks(teacher, *t)) {
+            return Err(no_such_pair(self, s, t));
+        }
+        if layer_map.is_empty() {
+            return Err(no_pair());
+        }
+        let widths = [student.hidden_size, teacher.hidden_size];
+        match heads {
+            Some(heads) => widths.iter().try_for_each(|&width| check_heads(self, heads, width)),
+            None => check_widths(widths),
         }
     }
 
@@ -319,7 +353,7 @@ fn soft_targets(
         let pair = |x: Tensor<3>| -> Tensor<4> { Tensor::stack(vec![x.zeros_like(), x], 3) };
         let (student, teacher) = (pair(student), pair(teacher));
         let q = softmax(teacher.clone(), 3);
-        (q * (log_softmax(teacher, 3) - log_softmax(student, 3))).sum_dim(3).squeeze_dim::<3>(3).sum_dim(2)
+        (q * (log_softmax(teacher, 3) - log_softmax(student, 3))).sum_dim(3).squeeze_dim::<3>(3).mean_dim(2)
     } else {
         let q = softmax(teacher.clone(), 2);
         (q * (log_softmax(teacher, 2) - log_softmax(student, 2))).sum_dim(2)
@@ -340,27 +374,49 @@ fn compared<const N: usize>(
 ) -> Result<Tensor<1>> {
     let found = |(s, t): &(HiddenState, HiddenState)| match (student.states.get(s), teacher.states.get(t)) {
         (Some(student), Some(teacher)) => Ok((student.clone(), teacher.clone())),
-        _ => Err(Error::invalid_input(format!(
-            "layer_map of the term {:?} pairs the student's {s:?} with the teacher's {t:?}, and there is no such pair",
-            term.name()
-        ))),
+        _ => Err(no_such_pair(term, s, t)),
     };
     let states = term.pairs().iter().map(found).collect::<Result<Vec<States>>>()?;
     let values = states.as_chunks::<N>().0.iter().map(|states| f(states.clone())).collect::<Result<Vec<_>>>()?;
     let count = values.len();
     let sum = values.into_iter().reduce(|sum, value| sum + value);
-    sum.map(|sum| sum / count as f64)
-        .ok_or_else(|| Error::invalid_input("layer_map is empty; pair at least one of the student's with a teacher's"))
+    sum.map(|sum| sum / count as f64).ok_or_else(no_pair)
+}
+
+fn no_pair() -> Error {
+    Error::invalid_input("layer_map is empty; pair at least one of the student's with a teacher's")
+}
+
+fn no_such_pair(term: &Term, student: impl Debug, teacher: impl Debug) -> Error {
+    Error::invalid_input(format!(
+        "layer_map of the term {:?} pairs the student's {student:?} with the teacher's {teacher:?}, and there is no such pair",
+        term.name()
+    ))
+}
+
+fn check_heads(term: &Term, heads: usize, width: usize) -> Result<()> {
+    match heads > 0 && width.is_multiple_of(heads) {
+        true => Ok(()),
+        false => Err(Error::invalid_input(format!(
+            "the {heads} heads of the loss term {:?} do not divide a width of {width}",
+            term.name()
+        ))),
+    }
+}
+
+fn check_widths([width, expected]: [usize; 2]) -> Result<()> {
+    match width == expected {
+        true => Ok(()),
+        false => Err(Error::invalid_input(format!(
+            "hidden states of width {width} and {expected} cannot be compared; take the term \"hidden\" out, or put \"relations\" \
+             in its place"
+        ))),
+    }
 }
 
 fn hidden((student, teacher): States, targets: &Targets, device: &Device) -> Result<Tensor<1>> {
     let ([_, _, width], [_, _, expected]) = (student.dims(), teacher.dims());
-    if width != expected {
-        return Err(Error::invalid_input(format!(
-            "hidden states of width {width} and {expected} cannot be compared; take the term \"hidden\" out, or put \"relations\" \
-             in its place"
-        )));
-    }
+    check_widths([width, expected])?;
     let difference = student - teacher;
     let squares = (difference.clone() * difference).mean_dim(2).squeeze_dim::<2>(2); // [batch, seq]
     Ok(masked_mean(squares, &targets.tokens, targets.of_step.tokens, device))
@@ -447,12 +503,7 @@ fn relations(
     let padding = (others * 30_000.0).unsqueeze_dims::<4>(&[1, 1]); // [batch, 1, 1, seq]
     let scores = |of: [&Tensor<3>; 2]| -> Result<Tensor<4>> {
         let [batch, seq, width] = of[0].dims();
-        if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(Error::invalid_input(format!(
-                "the {heads} heads of the loss term {:?} do not divide a width of {width}",
-                term.name()
-            )));
-        }
+        check_heads(term, heads, width)?;
         // [batch, heads, seq, width / heads]
         let [a, b] = of.map(|x| x.clone().reshape([batch, seq, heads, width / heads]).swap_dims(1, 2));
         let products = a.matmul(b.swap_dims(2, 3)) / ((width / heads) as f64).sqrt();
@@ -518,21 +569,26 @@ mod tests {
     }
 
     #[test]
-    fn multi_label_terms_are_sums_over_independent_labels() {
+    fn multi_label_terms_are_means_over_independent_labels() {
         let (s, t) = ([0.3f32, -40.0], [1.0f32, 0.5]);
         let sigmoid = |x: f32| 1.0 / (1.0 + (-f64::from(x)).exp());
         let found = scalar(hard(&logits(&s, [1, 1, 2]), &targets(&[1.0], &[1.0, 0.0], true), &Device::flex()));
         assert!((found - (-sigmoid(0.3).ln() / 2.0)).abs() < 1e-6);
-        let found = scalar(soft_targets(
-            &logits(&s[..1], [1, 1, 1]),
-            &logits(&t[..1], [1, 1, 1]),
-            1.0,
-            &targets(&[1.0], &[0.0], true),
-            &Device::flex(),
-        ));
-        let (q, p) = (sigmoid(1.0), sigmoid(0.3));
-        let kl = q * (q / p).ln() + (1.0 - q) * ((1.0 - q) / (1.0 - p)).ln();
-        assert!((found - kl).abs() < 1e-6);
+        // As many labels more as alike weigh as much as one.
+        let kl = |q: f64, p: f64| q * (q / p).ln() + (1.0 - q) * ((1.0 - q) / (1.0 - p)).ln();
+        for (s, t) in [(vec![s[0]], vec![t[0]]), (vec![s[0]; 3], vec![t[0]; 3]), (vec![0.3, -2.0], vec![1.0, 0.5])] {
+            let labels = s.len();
+            let found = scalar(soft_targets(
+                &logits(&s, [1, 1, labels]),
+                &logits(&t, [1, 1, labels]),
+                1.0,
+                &targets(&[1.0], &vec![0.0; labels], true),
+                &Device::flex(),
+            ));
+            let expected: f64 =
+                s.iter().zip(&t).map(|(s, t)| kl(sigmoid(*t), sigmoid(*s))).sum::<f64>() / labels as f64;
+            assert!((found - expected).abs() < 1e-6);
+        }
     }
 
     /// MiniLMv2's formula in f64, heads and padding by hand.

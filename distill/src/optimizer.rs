@@ -23,15 +23,15 @@ pub struct AdamW {
     pub learning_rate: f64,
     /// Share of all steps over which the rate rises from zero.
     pub warmup: f64,
-    /// Decay of the first moment.
+    /// Decay of the first moment, in `0..1`.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment, in `0..1`.
     pub beta2: f64,
-    /// Keeps the quotient finite.
+    /// Keeps the quotient finite; above 0.
     pub epsilon: f64,
     /// Decoupled weight decay; biases and layer norms have none.
     pub weight_decay: f64,
-    /// The largest global norm of the gradient; a longer one is scaled down to it.
+    /// The largest global norm of the gradient, above 0; a longer one is scaled down to it. So large a one as 1e9 clips nothing.
     pub max_grad_norm: f64,
 }
 
@@ -50,6 +50,24 @@ impl Default for AdamW {
 }
 
 impl AdamW {
+    /// What is wrong with the settings.
+    pub(crate) fn check(&self) -> Result<()> {
+        let is_positive = |x: f64| x > 0.0 && x.is_finite();
+        let decays = |beta: f64| (0.0..1.0).contains(&beta);
+        let wrong = [
+            (!is_positive(self.learning_rate), "learning_rate must be above 0"),
+            (!(0.0..=1.0).contains(&self.warmup), "warmup must be in 0..=1"),
+            (!decays(self.beta1) || !decays(self.beta2), "beta1 and beta2 must be in 0..1"),
+            (!is_positive(self.epsilon), "epsilon must be above 0"),
+            (!(self.weight_decay >= 0.0 && self.weight_decay.is_finite()), "weight_decay must be 0 or more"),
+            (!is_positive(self.max_grad_norm), "max_grad_norm must be above 0; 1e9 clips nothing"),
+        ];
+        match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
+            Some((_, what)) => Err(Error::invalid_input(format!("optimizer.{what}"))),
+            None => Ok(()),
+        }
+    }
+
     /// The learning rate of step `step` (from 0) of `total`.
     pub fn rate(&self, step: usize, total: usize) -> f64 {
         let warmup = (self.warmup * total as f64).ceil();

@@ -239,21 +239,27 @@ impl<'a> Sequences<'a> {
             )));
         }
         let (mut scheme, mut outside) = (None, Vec::new());
-        if let Data::Entities { train, .. } = data {
+        if let Data::Entities { train, dev, .. } = data {
             let tags = Scheme::new(&model.id2label)?;
+            let mut covered = train.iter().chain(dev).flat_map(|set| &set.covers);
+            if let Some(label) = covered.find(|label| tags.label_index(label).is_none()) {
+                return Err(Error::invalid_input(format!(
+                    "the data has the label {label:?}, which is not one of the model's: {}",
+                    tags.entity_labels().join(", ")
+                )));
+            }
             for set in train {
-                if let Some(label) = set.covers.iter().find(|l| tags.label_index(l).is_none()) {
-                    return Err(Error::invalid_input(format!(
-                        "the training data has the label {label:?}, which is not one of the model's: {}",
-                        tags.entity_labels().join(", ")
-                    )));
-                }
                 outside
                     .push(outside_of(set, &tags, model.id2label.len()).map(|may| f32::from(u8::from(may))).collect());
             }
             scheme = Some(Arc::new(tags));
         }
-        Ok(Sequences { data, teachers, tokenizer: student.tokenizer.clone(), config: model, scheme, outside })
+        let sequences =
+            Sequences { data, teachers, tokenizer: student.tokenizer.clone(), config: model, scheme, outside };
+        if let Data::Labels { dev, .. } = data {
+            dev.iter().try_for_each(|text| sequences.label_target(text).map(drop))?;
+        }
+        Ok(sequences)
     }
 
     /// The most tokens of a sequence, special tokens not counted.
@@ -413,7 +419,7 @@ impl<'a> Sequences<'a> {
                 let id = self.config.id2label.iter().position(|l| l == label);
                 id.map(|id| id as u32).ok_or_else(|| {
                     Error::invalid_input(format!(
-                        "the training data has the label {label:?}, which is not one of the model's: {}",
+                        "the data has the label {label:?}, which is not one of the model's: {}",
                         self.config.id2label.join(", ")
                     ))
                 })

@@ -12,7 +12,7 @@ use ampoule::bundle::{PoolingMode, weights_sha256};
 use ampoule::decode::Scheme;
 use ampoule::model::{FrozenModel, FrozenOutputs, HiddenState};
 use ampoule::text::{Token, Tokenizer};
-use ampoule::{Batch, Checkpoint, Error, Result, Task};
+use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result, Task};
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
 use serde_json::Value;
@@ -79,15 +79,18 @@ impl Ensemble {
         Ok(Ensemble { members: members.into_iter().map(load).collect::<Result<_>>()?, cache })
     }
 
-    /// Refuses terms that it cannot teach.
-    pub(crate) fn check(&self, terms: &[Term]) -> Result<()> {
+    /// Refuses terms that it cannot teach to a student of this shape.
+    pub(crate) fn check(&self, terms: &[Term], student: &ModelConfig) -> Result<()> {
         let compares = |term: &&Term| !term.pairs().is_empty() || matches!(term, Term::Embedding { .. });
         match terms.iter().find(compares) {
             Some(term) if self.members.len() > 1 => Err(Error::invalid_input(format!(
                 "the loss term {:?} compares states, which several teachers do not have in common; take it out, or name one teacher",
                 term.name()
             ))),
-            _ => Ok(()),
+            _ => {
+                let each = self.members.iter().map(|member| member.model.config());
+                each.flat_map(|teacher| terms.iter().map(move |term| term.check(student, teacher))).collect()
+            }
         }
     }
 

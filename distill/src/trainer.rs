@@ -257,15 +257,20 @@ impl Stage {
     }
 }
 
-/// Of numbers of batches those that `most` steps come to; an epoch without any keeps its number.
-fn first_steps(epochs: Vec<usize>, most: Option<usize>) -> Vec<usize> {
-    let mut left = most.unwrap_or(usize::MAX);
-    let cut = |batches: usize| {
-        let batches = batches.min(left);
-        left -= batches;
-        batches
-    };
-    epochs.into_iter().map(cut).collect()
+/// Refuses what freezes nothing, as a name that is spelt otherwise would, and what leaves nothing to train.
+fn check_freeze(freeze: &[String], weights: &Weights) -> Result<()> {
+    let begins = |name: &String, prefix: &String| name.starts_with(prefix.as_str());
+    let names = || weights.0.keys();
+    if let Some(prefix) = freeze.iter().find(|prefix| !names().any(|name| begins(name, prefix))) {
+        let like = names().next().map_or("", String::as_str);
+        return Err(Error::invalid_input(format!(
+            "freeze has {prefix:?}, and no tensor of the model has a name that begins so; they are named like {like:?}"
+        )));
+    }
+    match names().all(|name| freeze.iter().any(|prefix| begins(name, prefix))) {
+        true => Err(Error::invalid_input("freeze leaves no tensor to train; take some of its names out")),
+        false => Ok(()),
+    }
 }
 
 struct Trainer<'a> {
@@ -312,14 +317,21 @@ impl<'a> Trainer<'a> {
         let sequences = Sequences::new(&student, readers, data)?;
         let mut number = 0;
         let mut planned = Vec::new();
-        for config in stages {
+        for (index, config) in (1..).zip(stages) {
+            let of_stage = |e: Error| e.context(format!("configuration: stage {index}"));
             if let Some(teacher) = &teacher {
-                teacher.check(&config.terms)?;
+                teacher.check(&config.terms, &student.config).map_err(of_stage)?;
             }
-            let batches = |epoch| Ok(sequences.epoch(epoch, &config)?.batches.len());
+            check_freeze(&config.freeze, &student.weights).map_err(of_stage)?;
+            let mut left = config.steps.unwrap_or(usize::MAX);
+            // An epoch that no step is left for keeps its number.
+            let batches = |epoch| -> Result<usize> {
+                let batches = if left == 0 { 0 } else { sequences.epoch(epoch, &config)?.batches.len().min(left) };
+                left -= batches;
+                Ok(batches)
+            };
             let epochs = (number..number + config.epochs).map(batches).collect::<Result<Vec<_>>>()?;
             number += config.epochs;
-            let epochs = first_steps(epochs, config.steps);
             let stage = Stage { config, epochs };
             if stage.steps() == 0 {
                 return Err(Error::invalid_input("there is no text to train on"));
@@ -536,7 +548,12 @@ impl<'a> Trainer<'a> {
         }
         let mut terms = Map::new();
         let mut loss = 0.0;
-        for (term, &value) in self.config().terms.iter().zip(&values) {
+        for (i, (term, &value)) in self.config().terms.iter().zip(&values).enumerate() {
+            // A second one of a kind is logged beside the first.
+            let name = match self.config().terms[..i].iter().filter(|other| other.name() == term.name()).count() {
+                0 => term.name().to_owned(),
+                before => format!("{}-{}", term.name(), before + 1),
+            };
             if !value.is_finite() {
                 return Err(Error::invalid_input(format!(
                     "step {}: the loss term {:?} is {value}; lower the learning rate. The last saved state is intact",
@@ -545,7 +562,7 @@ impl<'a> Trainer<'a> {
                 )));
             }
             loss += value * term.weight();
-            terms.insert(term.name().to_owned(), json!(value));
+            terms.insert(name, json!(value));
         }
         let before = self.stages[..self.stage].iter().map(Stage::steps).sum::<usize>();
         let stage = &self.stages[self.stage];
@@ -715,7 +732,7 @@ impl ModuleMapper for Lift<'_> {
 }
 
 /// Raised when a step's bits change, so that no run goes on under another arithmetic than it began with.
-const ARITHMETIC: u32 = 2;
+const ARITHMETIC: u32 = 3;
 
 /// Purposes of random streams are numbered: here, and in `sequences`.
 const DROPOUT: u64 = 0;

@@ -219,7 +219,7 @@ fn several_teachers_teach_the_mean_of_their_probabilities() {
             assert_eq!(kept.into_data().try_into_vec::<f32>().unwrap(), both);
             assert_eq!(several.counts(), Some((2, found)));
         }
-        let refused = several.check(&terms).err().unwrap().to_string();
+        let refused = several.check(&terms, &student.config).err().unwrap().to_string();
         assert!(refused.contains("\"hidden\" compares states"), "{refused}");
     }
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::*;
-use crate::data::{Annotation, Example, NerSet, Passage, Query, SearchSet};
+use crate::data::{Annotation, Example, LabelledText, NerSet, Passage, Query, SearchSet};
 use crate::losses::Term;
 use crate::optimizer::AdamW;
 use crate::student::{StudentShape, student_from_teacher};
@@ -169,6 +169,76 @@ fn a_loss_that_is_not_finite_stops_the_run_by_step_and_term_and_leaves_the_last_
         let error = run(name, Some(teacher), config).unwrap_err().to_string();
         assert!(error.contains(&format!("step 0: the loss term \"{term}\" is ")), "{name}: {error}");
         assert!(state(name).is_err());
+    }
+}
+
+#[test]
+fn what_a_later_stage_cannot_do_is_said_before_the_first_step() {
+    let text = "the pain of aspirin";
+    let entities = vec![Annotation { label: "Disease".to_owned(), range: 4..8, score: 1.0 }];
+    let examples = vec![Example { id: String::new(), text: text.to_owned(), entities }; 8];
+    let set = NerSet { examples, covers: BTreeSet::from(["Chemical", "Disease"].map(str::to_owned)) };
+    let strange = NerSet { covers: BTreeSet::from(["Strange".to_owned()]), ..set.clone() };
+    let data = |dev: &NerSet| Data::Entities { train: vec![set.clone()], dev: vec![dev.clone()], transfer: Vec::new() };
+    let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-token").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |stage: &str, data: &Data| {
+        let config = format!(r#"{{"batch_size": 4, "threads": 1, "stages": [{{"epochs": 1}}, {stage}]}}"#);
+        let config: TrainConfig = serde_json::from_str(&config).unwrap();
+        let (stop, path) = (AtomicBool::new(false), folder.path().join("run"));
+        let teacher = Some(Teacher::new(start.clone()));
+        train(start.clone(), teacher, data, &config, &path, &stop, &mut After(0, &stop)).map(drop)
+    };
+    let term = |term: &str| format!(r#"{{"epochs": 1, "terms": [{{"weight": 1, "term": {term}}}]}}"#);
+    for (stage, part) in [
+        (term(r#""hidden", "layer_map": [[3, 1]]"#), "the student's 3 with the teacher's 1, and there is no such pair"),
+        (term(r#""relations", "heads": 4, "layer_map": [[0, 1]]"#), "there is no such pair"),
+        (term(r#""attention", "heads": 7, "layer_map": [[1, 1]]"#), "the 7 heads of the loss term \"attention\""),
+        (term(r#""hidden", "layer_map": []"#), "layer_map is empty"),
+        (term(r#""hard", "weight": -1"#).replace(r#""weight": 1, "#, ""), "the weight of the loss term \"hard\""),
+        (term(r#""soft_targets", "temperature": 0"#), "the temperature of the loss term \"soft_targets\""),
+        (r#"{"freeze": ["bert.embeddings"]}"#.to_owned(), "freeze has \"bert.embeddings\", and no tensor"),
+        (r#"{"freeze": [""]}"#.to_owned(), "freeze leaves no tensor to train"),
+        (r#"{"optimizer": {"max_grad_norm": 0}}"#.to_owned(), "optimizer.max_grad_norm must be above 0"),
+        (r#"{"optimizer": {"beta2": 1}}"#.to_owned(), "optimizer.beta1 and beta2 must be in 0..1"),
+        (r#"{"optimizer": {"warmup": 20}}"#.to_owned(), "optimizer.warmup must be in 0..=1"),
+        (r#"{"optimizer": {"epsilon": 0}}"#.to_owned(), "optimizer.epsilon must be above 0"),
+        (r#"{"optimizer": {"weight_decay": -1}}"#.to_owned(), "optimizer.weight_decay must be 0 or more"),
+    ] {
+        let error = run(&stage, &data(&set)).unwrap_err();
+        assert_eq!(error.kind(), ampoule::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("stage 2: ") && error.to_string().contains(part), "{error}");
+    }
+    let error = run("{}", &data(&strange)).unwrap_err().to_string();
+    assert!(error.contains("the data has the label \"Strange\""), "{error}");
+    assert!(!folder.path().join("run").exists());
+    run("{}", &data(&set)).unwrap();
+}
+
+#[test]
+fn two_terms_of_a_kind_are_logged_side_by_side_and_steps_end_an_epoch() {
+    let texts = vec![LabelledText { id: String::new(), text: "the pain".to_owned(), labels: vec!["a".to_owned()] }; 8];
+    let mut start = Checkpoint::open("../tests/fixtures/checkpoints/bert-sequence").unwrap();
+    start.config.id2label[0] = "a".to_owned();
+    let data = Data::Labels { train: texts.clone(), dev: texts, transfer: Vec::new() };
+    let hidden = |layer| Term::Hidden { weight: 1.0, layer_map: vec![(layer, layer)] };
+    let config = TrainConfig {
+        epochs: 1_000_000,
+        steps: Some(3),
+        batch_size: 4,
+        threads: 1,
+        dropout: Some(0.5),
+        terms: vec![hidden(1), Term::Hard { weight: 1.0 }, hidden(2)],
+        ..TrainConfig::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (stop, teacher) = (AtomicBool::new(false), Some(Teacher::new(start.clone())));
+    train(start, teacher, &data, &config, folder.path(), &stop, &mut After(0, &stop)).unwrap();
+    let log = crate::RunLog::read(folder.path()).unwrap();
+    assert_eq!(log.steps.len(), 3);
+    for step in log.steps {
+        let value = |name: &str| step.terms[name].as_f64().unwrap();
+        assert!((value("hidden") + value("hard") + value("hidden-2") - step.loss).abs() < 1e-5 * step.loss);
     }
 }
 
