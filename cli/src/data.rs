@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use ampoule::decode::Scheme;
 use ampoule::{ErrorKind, ModelConfig, Task};
 use ampoule_distill::data::{
-    LabelledText, NerSet, OffsetUnit, SearchSet, held_out, read_folder, read_labelled, read_lines, read_ner,
-    read_search, split,
+    LabelledText, NerSet, OffsetUnit, SearchSet, first_fields, held_out, read_folder, read_labelled, read_lines,
+    read_ner, read_search, split,
 };
 use ampoule_distill::{Data, TrainConfig, TypingNoise, log_test_reading};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::ui::hint;
@@ -24,13 +24,10 @@ pub struct DataArgs {
     pub data: Vec<String>,
     /// Text without labels, one a line or .jsonl
     #[arg(long, value_name = "FILE")]
-    transfer: Vec<PathBuf>,
+    pub transfer: Vec<PathBuf>,
     /// The unit of "start" and "end" in .jsonl lines that name none
     #[arg(long, value_enum, default_value = "utf8")]
     pub offsets: OffsetsArg,
-    /// A text may have several labels, or none
-    #[arg(long)]
-    multi_label: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -140,16 +137,41 @@ impl Corpus {
         Ok((of(train), of(dev)))
     }
 
-    /// Parts its texts into those to train on and those to choose by.
+    /// The entities to choose by alone.
+    pub fn dev_entities(&self, unit: OffsetUnit) -> Result<NerSet> {
+        match self.has_dev() {
+            true => Ok(self.entities(Split::Dev, unit)?),
+            false => Ok(self.parted_entities(unit)?.1),
+        }
+    }
+
+    /// The texts with labels to choose by alone.
+    pub fn dev_labels(&self) -> Result<Vec<LabelledText>> {
+        match self.has_dev() {
+            true => Ok(self.labelled(Split::Dev)?),
+            false => Ok(self.parted_labels()?.1),
+        }
+    }
+
+    /// The queries to choose by alone.
+    pub fn dev_search(&self) -> Result<SearchSet> {
+        match self.has_dev() {
+            true => Ok(self.search(Split::Dev)?),
+            false => Ok(self.parted_search()?.1),
+        }
+    }
+
+    /// Parts its texts into those to train on and those to choose by, and says so.
     fn held_out<T>(&self, texts: Vec<T>, text: impl Fn(&T) -> &str) -> Result<(Vec<T>, Vec<T>)> {
         let (path, all) = (self.path.display(), texts.len());
         let (train, dev) = held_out(texts, text);
         if train.is_empty() || dev.is_empty() {
             return Err(hint(
                 format!("{path}: {all} texts are too few to hold some out to choose by"),
-                "a folder with a train and a dev file",
+                "a folder with a train and a dev file; a dev file is taken whole",
             ));
         }
+        eprintln!("{path}: no dev file; {} of {all} texts are held out to choose by", dev.len());
         Ok((train, dev))
     }
 
@@ -164,32 +186,48 @@ impl Corpus {
         if file.extension().is_none_or(|e| !e.eq_ignore_ascii_case("jsonl")) {
             return Ok(Kind::Entities);
         }
-        let content = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
-        let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        let first: serde_json::Value = serde_json::from_str(first).unwrap_or_default();
-        let has = |field: &str| first.get(field).is_some();
-        let is_labelled = has("label") || has("labels");
-        Ok(match (has("entities"), is_labelled, has("positives") || has("positive")) {
-            (true, ..) => Kind::Entities,
-            (false, false, true) => Kind::Search,
-            _ => Kind::Labels,
-        })
+        let fields = first_fields(&file)?;
+        let has = |field: &str| fields.iter().any(|name| name == field);
+        match (has("entities"), has("label") || has("labels"), has("positives") || has("positive")) {
+            (true, ..) => Ok(Kind::Entities),
+            (false, true, _) => Ok(Kind::Labels),
+            (false, false, true) => Ok(Kind::Search),
+            (false, false, false) => Err(hint(
+                format!(
+                    "{}: its first line has neither \"entities\" nor \"label\", \"labels\" nor \"positives\"",
+                    file.display()
+                ),
+                "the README, \"Train your own\", and `cargo doc` of `ampoule_distill::data` say how such files are written",
+            )),
+        }
     }
 
     pub fn entities(&self, which: Split, unit: OffsetUnit) -> ampoule::Result<NerSet> {
         let covers = self.covers.as_deref();
-        if !self.path.is_dir() {
-            return read_ner(&self.path, unit, covers);
-        }
-        // All files of the folder: its train file says what the others cover.
-        let folder = read_folder(&self.path, unit, covers)?;
-        let set = match which {
-            Split::Train => folder.train,
-            Split::Dev => folder.dev,
-            Split::Test => folder.test,
+        let set = match self.path.is_dir() {
+            // All files of the folder: its train file says what the others cover.
+            true => {
+                let folder = read_folder(&self.path, unit, covers)?;
+                match which {
+                    Split::Train => folder.train,
+                    Split::Dev => folder.dev,
+                    Split::Test => folder.test,
+                }
+            }
+            false => None,
         };
-        set.map_or_else(|| read_ner(&split(&self.path, which.as_str())?, unit, covers), Ok)
+        let file = self.file(which)?;
+        let set = set.map_or_else(|| read_ner(&file, unit, covers), Ok)?;
+        let (within, all) = (set.within_words(), set.entities().count());
+        // Some corpora mark parts of words here and there.
+        if within > 2 && within * 20 > all {
+            eprintln!(
+                "{}: {within} of {all} entities begin or end inside a word, where no model finds them; are their offsets in {unit}? \
+                 --offsets says so",
+                file.display()
+            );
+        }
+        Ok(set)
     }
 
     /// Refuses labels, of the command line or of all that `set` covers, that none of the models has: nothing could be found of them.
@@ -288,14 +326,6 @@ pub fn note_reading<'a>(split: Split, models: impl IntoIterator<Item = &'a PathB
     Ok(())
 }
 
-/// Says that texts are held out, where they are.
-fn say_held_out(corpus: &Corpus, train: usize, dev: usize) {
-    if !corpus.has_dev() {
-        let path = corpus.path.display();
-        eprintln!("{path}: no dev file; {dev} of {} texts are held out to choose by", train + dev);
-    }
-}
-
 impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
@@ -310,7 +340,6 @@ impl DataArgs {
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
                     let (set, chosen_by) = corpus.parted_entities(unit)?;
-                    say_held_out(corpus, set.examples.len(), chosen_by.examples.len());
                     train.push(set);
                     dev.push(chosen_by);
                 }
@@ -320,7 +349,6 @@ impl DataArgs {
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
                     let (texts, chosen_by) = corpus.parted_labels()?;
-                    say_held_out(corpus, texts.len(), chosen_by.len());
                     train.extend(texts);
                     dev.extend(chosen_by);
                 }
@@ -330,7 +358,6 @@ impl DataArgs {
                 let (mut train, mut dev) = (Vec::new(), Vec::new());
                 for corpus in &corpora {
                     let (set, chosen_by) = corpus.parted_search()?;
-                    say_held_out(corpus, set.queries.len(), chosen_by.queries.len());
                     train.push(set);
                     dev.push(chosen_by);
                 }
@@ -344,16 +371,6 @@ impl DataArgs {
         match data {
             Data::Entities { .. } | Data::Labels { .. } => TrainConfig::default(),
             Data::Search { .. } => TrainConfig::for_search(),
-        }
-    }
-
-    /// What a head for `data` answers; embeddings are an encoder's own.
-    pub fn task(&self, data: &Data) -> Task {
-        match data {
-            Data::Entities { .. } => Task::TokenClassification,
-            Data::Labels { .. } if self.multi_label => Task::MultiLabel,
-            Data::Labels { .. } => Task::SingleLabel,
-            Data::Search { .. } => Task::Encoder,
         }
     }
 
@@ -375,8 +392,8 @@ impl DataArgs {
     }
 
     /// Refuses data that covers a label and marks it nowhere, or whose texts all have the same label: a new head would learn nothing else.
-    pub fn check_taught(&self, data: &Data) -> Result<()> {
-        if let (Task::SingleLabel, [label]) = (self.task(data), self.labels(data).as_slice()) {
+    pub fn check_taught(&self, data: &Data, task: Task) -> Result<()> {
+        if let (Task::SingleLabel, [label]) = (task, self.labels(data).as_slice()) {
             return Err(hint(
                 format!("all texts have the label {label:?}, so there is nothing to tell apart"),
                 "texts of at least two labels, or --multi-label",

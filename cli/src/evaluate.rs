@@ -98,6 +98,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     match Labelled::read(&corpora, split, args.offsets.unit())? {
         Labelled::Entities(sets) => entities(&args, noise.as_ref(), &corpora, sets, &options),
+        Labelled::Labels(_) if args.dictionary || args.full_windows => Err(hint(
+            "--dictionary and --full-windows: the data has labels of whole texts, and no entities",
+            "without them",
+        )),
         Labelled::Labels(texts) => labels(&args, noise.as_ref(), texts, &options),
     }
 }
@@ -245,6 +249,13 @@ impl Texts {
         self.clean.iter().chain(self.noisy.iter().flatten()).map(|set| set.examples.len()).sum()
     }
 
+    /// How many of the noisy texts' entities share a word with what stands beside them, and of how many.
+    fn within_words(&self) -> Option<(usize, usize)> {
+        let noisy = self.noisy.as_ref()?;
+        let sum = |count: fn(&NerSet) -> usize| noisy.iter().map(count).sum::<usize>();
+        Some((sum(NerSet::within_words), sum(|set| set.entities().count())))
+    }
+
     /// Scores what `run` finds.
     fn score(
         &self,
@@ -312,11 +323,17 @@ fn entities(
     }
     if args.json {
         let models = rows.iter().map(|row| row.json(&rows[0], args)).collect();
-        let json = json!({"split": args.split.as_str(), "full_windows": args.full_windows});
+        let mut json = json!({"split": args.split.as_str(), "full_windows": args.full_windows});
+        if let Some((within, all)) = texts.within_words() {
+            json["entities_within_words"] = json!({"noisy": within, "of": all});
+        }
         return args.print(noise, json, models);
     }
     let lines: Vec<_> = std::iter::once(header(args)).chain(rows.iter().map(|row| row.line(&rows[0], args))).collect();
     print_line(&table(&lines))?;
+    if let Some((within, all)) = texts.within_words().filter(|(within, _)| *within > 0) {
+        print_line(&format!("of {all} noisy entities {within} begin or end inside a word, where no model finds them"))?;
+    }
     rows.iter().try_for_each(|row| row.clean.reliability.show(&row.name, args))
 }
 

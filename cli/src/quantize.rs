@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
-use crate::data::{Corpus, DataArgs, Labelled, OffsetsArg, Split};
+use crate::data::{Corpus, DataArgs, Labelled, OffsetsArg};
 use crate::ui::{fitted, hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
@@ -29,22 +29,23 @@ pub struct Args {
     /// Keep a matrix wider, as in `--keep classifier.weight=f16`
     #[arg(long, value_name = "TENSOR=PRECISION")]
     keep: Vec<String>,
-    /// Labelled text on which the F1 before and after is measured and the bundle's temperature is fitted: a file, or a folder's dev
-    /// file. Without it the bundle has the checkpoint's temperature. Of an encoder, queries of passages, on which MRR@10 is measured
+    /// Labelled text on which the F1 before and after is measured and the bundle's temperature is fitted: a folder's dev file, or, where
+    /// there is none, those texts that `train` holds out of the same file. Without it the bundle has the checkpoint's temperature. Of an
+    /// encoder, queries of passages, on which MRR@10 is measured
     #[arg(long, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
     /// The unit of "start" and "end" in .jsonl lines that name none
-    #[arg(long, value_enum, default_value = "utf8")]
+    #[arg(long, value_enum, default_value = "utf8", requires = "data")]
     offsets: OffsetsArg,
     /// Text, one a line or .jsonl, by which the inputs of int8 layers are evened out (SmoothQuant); without it texts of --data,
     /// or none where the model was trained in int8
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// The most F1, or MRR@10, that may be lost, of 100
-    #[arg(long, default_value_t = MAX_LOSS, value_name = "F1")]
+    #[arg(long, default_value_t = MAX_LOSS, value_name = "F1", requires = "data")]
     max_loss: f64,
     /// Write the bundle whatever it loses
-    #[arg(long)]
+    #[arg(long, requires = "data")]
     force: bool,
     /// The most tokens of a window that the bundle asks for, where it answers best on shorter ones than it has positions
     #[arg(long, value_name = "TOKENS")]
@@ -61,9 +62,6 @@ pub struct Args {
     /// One JSON object
     #[arg(long)]
     pub json: bool,
-    /// Whether the data's dev texts are those of a training run on it, which holds some out where there is no dev file
-    #[arg(skip)]
-    pub as_trained: bool,
 }
 
 impl Args {
@@ -84,7 +82,6 @@ impl Args {
             card: None,
             all: false,
             json: false,
-            as_trained: false,
         }
     }
 }
@@ -224,25 +221,15 @@ impl Dev {
         let corpora: Vec<Corpus> = args.data.iter().map(|argument| Corpus::parse(argument)).collect();
         let unit = args.offsets.unit();
         if config.task == Task::Encoder {
-            let read = |corpus: &Corpus| match args.as_trained {
-                true => Ok(corpus.parted_search()?.1),
-                false => Ok(corpus.search(Split::Dev)?),
-            };
-            return Ok(Dev::Search(corpora.iter().map(read).collect::<Result<_>>()?));
+            return Ok(Dev::Search(corpora.iter().map(Corpus::dev_search).collect::<Result<_>>()?));
         }
         if config.task != Task::TokenClassification {
-            let read = |corpus: &Corpus| match args.as_trained {
-                true => Ok(corpus.parted_labels()?.1),
-                false => Ok(corpus.labelled(Split::Dev)?),
-            };
-            let texts = corpora.iter().map(read).collect::<Result<Vec<_>>>()?.concat();
+            let texts = corpora.iter().map(Corpus::dev_labels).collect::<Result<Vec<_>>>()?.concat();
+            Corpus::check_known_labels(&texts, std::slice::from_ref(config))?;
             return Ok(Dev::Labelled(Labelled::Labels(texts)));
         }
         let read = |corpus: &Corpus| {
-            let set = match args.as_trained {
-                true => corpus.parted_entities(unit)?.1,
-                false => corpus.entities(Split::Dev, unit)?,
-            };
+            let set = corpus.dev_entities(unit)?;
             corpus.check_known(&set, std::slice::from_ref(config))?;
             Ok(set)
         };

@@ -14,6 +14,7 @@ use ampoule::bundle::{Bundle, Precision, weights_sha256};
 use ampoule::{Checkpoint, ModelConfig, Task};
 use ampoule_distill::{RunLog, TypingNoise};
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use self::figures::{
     Bootstraps, Found, Mistake, ModelReport, NoiseReport, NoisyScore, Report, Role, RunReport, Source,
@@ -214,14 +215,21 @@ fn about(candidate: &Candidate, log: &RunLog) -> Result<figures::About> {
         let info = Bundle::inspect(path)?;
         (info.metadata.precision, info.metadata.temperature, info.source_sha256, info.bytes)
     };
+    // One, or several.
+    let taught = match &log.config["teacher_sha256"] {
+        Value::Array(several) => several.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let taught: Vec<&str> = taught.iter().filter_map(Value::as_str).collect();
+    let has_teacher = !taught.is_empty();
     let is_runs_teacher = match candidate.role {
-        Role::Teacher => log.config["teacher_sha256"].as_str().map(|taught| taught == sha256),
+        Role::Teacher if has_teacher => Some(taught.contains(&sha256.as_str())),
         _ => None,
     };
     Ok(figures::About {
         name: match candidate.role {
             Role::Teacher => "teacher".to_owned(),
-            Role::Run if log.config["teacher_sha256"].is_string() => "student".to_owned(),
+            Role::Run if has_teacher => "student".to_owned(),
             Role::Run => "run's model".to_owned(),
             _ => {
                 path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())

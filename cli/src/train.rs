@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
-use ampoule::{Checkpoint, Device};
+use ampoule::{Checkpoint, Device, Task};
 use ampoule_distill::{
     Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, log_start, merge, plan,
     student_from_teacher, train,
@@ -27,6 +27,9 @@ pub struct Args {
     shape: ShapeArgs,
     #[command(flatten)]
     data: DataArgs,
+    /// A text may have several labels, or none
+    #[arg(long)]
+    multi_label: bool,
     /// Write the start and the batches of the first epoch to this folder, and do not train. They hold the texts' token ids;
     /// examples/produce/reference.py repeats them in torch
     #[arg(long, value_name = "FOLDER")]
@@ -130,7 +133,6 @@ impl RunArgs {
         let out = self.run.join(format!("model.{precision}.safetensors"));
         let mut args = quantize::Args::new(self.run.join("model"), out, precision, data);
         args.json = self.json;
-        args.as_trained = true;
         args
     }
 
@@ -206,7 +208,19 @@ impl RunArgs {
 pub fn run(args: Args) -> Result<()> {
     let data = args.data.read()?;
     let settings = args.run.settings(&args.data.defaults(&data))?;
-    let task = args.data.task(&data);
+    let task = match (&data, args.multi_label) {
+        (Data::Labels { .. }, true) => Task::MultiLabel,
+        (Data::Labels { .. }, false) => Task::SingleLabel,
+        (_, true) => return Err(hint("--multi-label: the data has no labels of whole texts", "without it")),
+        (Data::Entities { .. }, false) => Task::TokenClassification,
+        (Data::Search { .. }, false) => Task::Encoder,
+    };
+    if task != Task::Encoder && !args.data.transfer.is_empty() {
+        return Err(hint(
+            "--transfer: texts without labels need a teacher to say something of them",
+            "`ampoule distill --teacher FOLDER`; `extract --json --with-text` of any model makes labels of them",
+        ));
+    }
     let labels = args.data.labels(&data);
     let (config, _) = Checkpoint::inspect(&args.model)?;
     // The order of labels is the model's own.
@@ -214,7 +228,7 @@ pub fn run(args: Args) -> Result<()> {
     let student = match config.task == task && is_same {
         true => Checkpoint::open(&args.model)?,
         false => {
-            args.data.check_taught(&data)?;
+            args.data.check_taught(&data, task)?;
             Checkpoint::open_with_head(&args.model, &NewHead { task, labels, seed: settings.seed })?
         }
     };

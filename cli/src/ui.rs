@@ -264,9 +264,11 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 /// Shows a training run: a bar with rate and time left on a terminal, and a row an evaluation.
 pub struct TrainingView {
     bar: ProgressBar,
-    /// Sums of the loss terms since the last evaluation.
+    /// Sums of the loss terms since the last evaluation, or the stage's beginning.
     sums: Vec<(String, f64)>,
+    /// As many steps as these are sums of, and their stage.
     steps: usize,
+    stage: usize,
     json: bool,
     /// What the dev score is.
     metric: &'static str,
@@ -276,7 +278,7 @@ impl TrainingView {
     /// `json` prints each evaluation as an object on stdout in place of the row on stderr.
     pub fn new(json: bool, metric: &'static str) -> Self {
         let bar = bar(None, "{bar:30} {pos}/{len} steps  {speed}  {eta} left  {msg}");
-        TrainingView { bar, sums: Vec::new(), steps: 0, json, metric }
+        TrainingView { bar, sums: Vec::new(), steps: 0, stage: 0, json, metric }
     }
 
     /// Takes the bar away.
@@ -298,6 +300,10 @@ impl ProgressListener for TrainingView {
     fn step(&mut self, log: &StepLog) {
         self.bar.set_position(log.step as u64);
         self.bar.set_message(format!("loss {:.4}", log.loss));
+        if log.stage != self.stage {
+            (self.stage, self.steps) = (log.stage, 0);
+            self.sums.clear();
+        }
         self.steps += 1;
         let terms: Vec<(String, f64)> =
             log.terms.iter().map(|(name, v)| (name.clone(), v.as_f64().unwrap_or(f64::NAN))).collect();
@@ -329,5 +335,20 @@ impl ProgressListener for TrainingView {
         self.bar.suspend(|| {
             eprintln!("step {}{terms}{entities}  {} {}{best}", log.step, self.metric, percent(log.dev_score));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stages_terms_are_not_added_to_those_of_the_one_before() {
+        let mut view = TrainingView::new(false, "F1");
+        for (stage, terms) in [(1, r#"{"hidden": 4}"#), (1, r#"{"hidden": 2}"#), (2, r#"{"hard": 1, "hidden": 3}"#)] {
+            let log = format!(r#"{{"step": 1, "stage": {stage}, "loss": 1, "terms": {terms}}}"#);
+            view.step(&serde_json::from_str(&log).unwrap());
+        }
+        assert_eq!((view.steps, view.sums), (1, vec![("hard".to_owned(), 1.0), ("hidden".to_owned(), 3.0)]));
     }
 }

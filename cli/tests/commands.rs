@@ -342,8 +342,8 @@ fn bad_data_is_refused_by_file_and_line() {
         (format!("{lower}=Disease"), "it marks \"disease\""),
     ] {
         assert_fails(&ampoule(&["evaluate", "--model", model, "--data", &data]), part);
-        assert_fails(&ampoule(&["quantize", "--model", model, "--data", &data, "--out", out_text]), part);
         if data.starts_with(&sound) && !data.starts_with(&test) {
+            assert_fails(&ampoule(&["quantize", "--model", model, "--data", &data, "--out", out_text]), part);
             assert_fails(&ampoule(&["train", "--model", model, "--data", &data, "--run", run_text]), part);
         }
     }
@@ -545,7 +545,48 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     ] {
         fs::write(&labels, serde_json::json!({"text": "the pain", "label": label}).to_string()).unwrap();
         assert_fails(&ampoule(&["evaluate", "--model", classifier.to_str().unwrap(), "--data", &labels]), part);
+        let quantize = ["quantize", "--model", classifier.to_str().unwrap(), "--out", "x.safetensors"];
+        fs::copy(&labels, Path::new(&one).join("dev.jsonl")).unwrap();
+        assert_fails(&ampoule(&[quantize.as_slice(), &["--data", &one]].concat()), part);
     }
+    // Options that would do nothing.
+    let train = ["train", "--model", start, "--data", corpus, "--run", "x"];
+    fs::write(&empty, "a text").unwrap();
+    assert_fails(&ampoule(&[train.as_slice(), &["--transfer", &empty]].concat()), "need a teacher");
+    assert_fails(&ampoule(&[train.as_slice(), &["--multi-label"]].concat()), "no labels of whole texts");
+    for option in ["--dictionary", "--full-windows"] {
+        let evaluate = ["evaluate", "--model", classifier.to_str().unwrap(), "--data", &labels, option];
+        assert_fails(&ampoule(&evaluate), "and no entities");
+    }
+    let unused = ampoule(&["quantize", "--model", &model, "--out", "x.safetensors", "--max-loss", "2"]);
+    assert!(unused.status.code() == Some(2) && text(&unused.stderr).contains("--data"), "{}", text(&unused.stderr));
+}
+
+#[test]
+fn offsets_in_another_unit_are_noticed_and_a_file_alone_is_parted_as_it_was_in_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, run, bundle) = ["a.jsonl", "run", "b.safetensors"].map(|name| folder.path().join(name)).into();
+    let line = |i: usize| {
+        let entity = serde_json::json!({"start": 4, "end": 11, "label": "Chemical"});
+        serde_json::json!({"text": format!("é {} aspirin of {}", char::from(b'a' + (i % 26) as u8), i), "entities": [entity]})
+    };
+    fs::write(&file, (0..120).map(|i| line(i).to_string() + "\n").collect::<String>()).unwrap();
+    let (model, [file, run, bundle]) =
+        (fixture("bert-token"), [&file, &run, &bundle].map(|path| path.to_str().unwrap()));
+    let data = format!("{file}=Chemical,Disease");
+    let train = ["train", "--model", model.to_str().unwrap(), "--data", &data, "--run", run, "--epochs", "1"];
+    let as_bytes = ampoule(&[train.as_slice(), &["--plan"]].concat());
+    let warned = text(&as_bytes.stderr);
+    assert!(as_bytes.status.success() && warned.contains("120 of 120 entities begin or end inside a word"), "{warned}");
+    let output = ampoule(&[train.as_slice(), &["--offsets", "chars"]].concat());
+    let said = text(&output.stderr);
+    let held_out = |said: &str| said.lines().find(|line| line.contains("texts are held out")).map(str::to_owned);
+    assert!(output.status.success() && !said.contains("inside a word") && held_out(&said).is_some(), "{said}");
+    let model = format!("{run}/model");
+    let quantize = ["quantize", "--model", &model, "--data", &data, "--offsets", "chars", "--force", "--out", bundle];
+    let output = ampoule(&quantize);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(held_out(&text(&output.stderr)), held_out(&said));
 }
 
 #[test]
@@ -775,8 +816,8 @@ fn temperatures_are_fitted_and_shown(model: &str, corpus: &str, folder: &Path) {
     let own = temperature_of(model);
     assert!(own != 1.0 && temperature_of(model) == own);
     let [with, without] = ["with", "without"].map(|n| folder.join(n).to_str().unwrap().to_owned());
-    let arguments = ["quantize", "--model", model, "--json", "--force", "--out"];
-    let said = json(&[arguments.as_slice(), &[&with, "--data", corpus]].concat());
+    let arguments = ["quantize", "--model", model, "--json", "--out"];
+    let said = json(&[arguments.as_slice(), &[&with, "--data", corpus, "--force"]].concat());
     let fitted = temperature_of(&with);
     assert_eq!(said["fit"]["temperature"].as_f64().unwrap() as f32, fitted);
     assert!(said["fit"]["nll_after"].as_f64().unwrap() < said["fit"]["nll_before"].as_f64().unwrap(), "{said}");

@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 pub use join::join;
 pub use jsonl::read_labelled;
-pub use lines::read_lines;
+pub use lines::{first_fields, read_lines};
 pub use runs::{full_windows, runs};
 pub use search::{Passage, Query, SearchSet, read_search};
 
@@ -82,6 +82,29 @@ pub struct NerSet {
     pub examples: Vec<Example>,
     /// Every entity's label is one of these.
     pub covers: BTreeSet<String>,
+}
+
+impl NerSet {
+    /// Of all texts.
+    pub fn entities(&self) -> impl Iterator<Item = &Annotation> {
+        self.examples.iter().flat_map(|example| &example.entities)
+    }
+
+    /// How many of its entities begin or end between two letters or digits. Models answer with whole words, and find none of them
+    /// exactly: their offsets are in another unit, or noise of typing took the space beside them.
+    pub fn within_words(&self) -> usize {
+        let is_within = |text: &str, at: usize| {
+            let is_of_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+            is_of_word(text[..at].chars().next_back()) && is_of_word(text[at..].chars().next())
+        };
+        let of = |example: &Example| {
+            let ends = |entity: &&Annotation| {
+                [entity.range.start, entity.range.end].iter().any(|&at| is_within(&example.text, at))
+            };
+            example.entities.iter().filter(ends).count()
+        };
+        self.examples.iter().map(of).sum()
+    }
 }
 
 /// What `train`, `dev` and `test` files of a folder hold.

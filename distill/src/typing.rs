@@ -142,7 +142,8 @@ impl TypingNoise {
         (noisy, alignment)
     }
 
-    /// [`apply`](Self::apply) to a text with entities: each covers exactly what became of it.
+    /// [`apply`](Self::apply) to a text with entities: each covers exactly what became of it. Where the space or the punctuation beside
+    /// it is lost, that is [a part of a word](NerSet::within_words).
     pub fn example(&self, example: &Example, seed: u64) -> (Example, Alignment) {
         let keep: Vec<Range<usize>> = example.entities.iter().map(|entity| entity.range.clone()).collect();
         let (text, alignment) = self.apply(&example.text, &keep, seed);

@@ -168,7 +168,7 @@ fn annotations(text: &str, entities: Vec<Entity>, unit: OffsetUnit) -> Result<Ve
         }
         before = Some((index, end));
         let (Some(from), Some(to)) = (cursor.advance(start), cursor.advance(end)) else {
-            let found = if cursor.bytes == text.len() {
+            let found = if cursor.units < end {
                 format!("reaches beyond the text, which has {} units", cursor.units)
             } else {
                 "begins or ends inside a character".to_owned()

@@ -1,8 +1,12 @@
 //! The lines of a file, numbered.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use ampoule::{Error, Result};
+use serde::de::IgnoredAny;
+
+use super::jsonl::parse;
 
 /// Reads a text a line, or the `"text"` of each line of a `.jsonl` file; blank lines are skipped.
 ///
@@ -27,6 +31,22 @@ pub fn read_lines(path: &Path) -> Result<Vec<String>> {
         Ok(())
     })?;
     Ok(texts)
+}
+
+/// The names of the fields of a `.jsonl` file's first object, which tell what the file holds.
+///
+/// # Errors
+/// As [`read_lines`]; also [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where there is no object, or something else in its place.
+pub fn first_fields(path: &Path) -> Result<Vec<String>> {
+    let mut first: Option<BTreeMap<String, IgnoredAny>> = None;
+    each(path, |_, line| {
+        if first.is_none() {
+            first = parse(line, "an object a line")?;
+        }
+        Ok(())
+    })?;
+    let first = first.ok_or_else(|| Error::invalid_input(format!("{}: no text in it", path.display())))?;
+    Ok(first.into_keys().collect())
 }
 
 /// Calls `take` with each line, without its end, and its number, from 1. The errors of `take` are given file and line.

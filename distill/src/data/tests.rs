@@ -120,6 +120,13 @@ fn refuses_malformed_jsonl() {
         r#","offsets":"utf16""#,
         "entity 0: 0..2, in units of utf16, begins or ends inside a character",
     );
+    // Within the last character is not beyond it.
+    refused(
+        "a.jsonl",
+        format!(r#"{{"text":"a💊","entities":[{}]}}"#, entity(0, 3)),
+        1,
+        "begins or ends inside a character",
+    );
     jsonl(&entity(9, 12), r#","offsets":"chars""#, "reaches beyond the text, which has 11 units");
     jsonl(&entity(7, 7), "", "entity 0: start 7 is not before end 7");
     jsonl(&format!("{},{}", entity(0, 2), entity(9, 8)), "", "entity 1: start 9 is not before end 8");
@@ -421,6 +428,33 @@ fn unlabelled_texts_are_lines_or_the_texts_of_json_lines() {
         let error = read("b.jsonl", &format!("{{\"text\": \"a\"}}\n{wrong}\n")).unwrap_err().to_string();
         assert!(error.contains("b.jsonl:2") && !error.contains(CANARY), "{error}");
     }
+}
+
+#[test]
+fn the_first_objects_fields_tell_what_a_file_holds() {
+    let (_folder, path) = file("a.jsonl", "\u{feff}\n{\"text\": \"a\", \"label\": \"b\"}\r\n{\"text\": 1}");
+    assert_eq!(first_fields(&path).unwrap(), ["label", "text"]);
+    for (content, message) in [("\n \n", "no text in it"), ("[1]", "a.jsonl:1: not the fields"), ("\n{", "a.jsonl:2: ")]
+    {
+        let (_folder, path) = file("a.jsonl", content);
+        let error = first_fields(&path).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn entities_that_end_inside_a_word_are_counted() {
+    let annotation = |range: Range<usize>| Annotation { label: "D".to_owned(), range, score: 1.0 };
+    let example = |text: &str, ranges: &[Range<usize>]| Example {
+        id: String::new(),
+        text: text.to_owned(),
+        entities: ranges.iter().cloned().map(annotation).collect(),
+    };
+    let within = |examples: Vec<Example>| NerSet { examples, covers: covers(&["D"]) }.within_words();
+    assert_eq!(within(vec![example("a pain, b-pain", &[2..6, 10..14])]), 0);
+    // A letter too early or too late, an accent that takes two bytes, a digit beside it, and a word that goes on.
+    assert_eq!(within(vec![example("a pain", &[3..6]), example("é pain", &[2..6]), example("pain2 x", &[0..4])]), 3);
+    assert_eq!(within(vec![example("apain", &[1..5]), example("pain", &[0..4])]), 1);
 }
 
 #[test]
