@@ -62,6 +62,19 @@ pub enum HiddenState {
     Attention(usize),
 }
 
+impl HiddenState {
+    /// The layer, from 1, in which it comes up; 0 for the embeddings.
+    pub fn layer(self) -> usize {
+        match self {
+            HiddenState::Layer(layer)
+            | HiddenState::Query(layer)
+            | HiddenState::Key(layer)
+            | HiddenState::Value(layer)
+            | HiddenState::Attention(layer) => layer,
+        }
+    }
+}
+
 /// Sees each [`HiddenState`]; its error ends the computation.
 pub type Observe<'a> = dyn FnMut(HiddenState, &Tensor<3>) -> Result<()> + 'a;
 

@@ -22,7 +22,7 @@ pub struct DataArgs {
     /// `FOLDER=Label,…` says which labels it covers, where they are not those that occur in its train file. May be given several times
     #[arg(long, required = true, value_name = "FOLDER[=LABELS]")]
     pub data: Vec<String>,
-    /// Text without labels, one a line or .jsonl
+    /// Text without labels, one a line or .jsonl, on which a teacher answers, or an embedder learns from itself
     #[arg(long, value_name = "FILE")]
     pub transfer: Vec<PathBuf>,
     /// The unit of "start" and "end" in .jsonl lines that name none
@@ -103,8 +103,19 @@ impl Corpus {
 
     /// Whether a file of it is there to choose by; otherwise some of its texts to train on are held out.
     fn has_dev(&self) -> bool {
-        let found = |folder| split(folder, Split::Dev.as_str());
-        self.path.is_dir() && !matches!(found(&self.path), Err(e) if e.kind() == ErrorKind::NotFound)
+        self.path.is_dir() && self.has(Split::Dev)
+    }
+
+    fn has(&self, which: Split) -> bool {
+        !matches!(split(&self.path, which.as_str()), Err(e) if e.kind() == ErrorKind::NotFound)
+    }
+
+    /// Whether what `train` would choose by is held out of what it would train on. A file that is called so is a dev file.
+    fn is_parted(&self) -> bool {
+        match self.path.is_dir() {
+            true => !self.has(Split::Dev) && self.has(Split::Train),
+            false => self.path.file_stem().is_none_or(|stem| stem != Split::Dev.as_str()),
+        }
     }
 
     /// Entities to train on, and to choose by.
@@ -137,28 +148,31 @@ impl Corpus {
         Ok((of(train), of(dev)))
     }
 
-    /// The entities to choose by alone.
-    pub fn dev_entities(&self, unit: OffsetUnit) -> Result<NerSet> {
-        match self.has_dev() {
-            true => Ok(self.entities(Split::Dev, unit)?),
-            false => Ok(self.parted_entities(unit)?.1),
+    /// The entities to choose by, and the texts of the others where they are held out of these.
+    pub fn dev_entities(&self, unit: OffsetUnit) -> Result<(NerSet, Vec<String>)> {
+        if !self.is_parted() {
+            return Ok((self.entities(Split::Dev, unit)?, Vec::new()));
         }
+        let (train, dev) = self.parted_entities(unit)?;
+        Ok((dev, train.examples.into_iter().map(|example| example.text).collect()))
     }
 
-    /// The texts with labels to choose by alone.
-    pub fn dev_labels(&self) -> Result<Vec<LabelledText>> {
-        match self.has_dev() {
-            true => Ok(self.labelled(Split::Dev)?),
-            false => Ok(self.parted_labels()?.1),
+    /// The texts with labels to choose by, and the others.
+    pub fn dev_labels(&self) -> Result<(Vec<LabelledText>, Vec<String>)> {
+        if !self.is_parted() {
+            return Ok((self.labelled(Split::Dev)?, Vec::new()));
         }
+        let (train, dev) = self.parted_labels()?;
+        Ok((dev, train.into_iter().map(|text| text.text).collect()))
     }
 
-    /// The queries to choose by alone.
-    pub fn dev_search(&self) -> Result<SearchSet> {
-        match self.has_dev() {
-            true => Ok(self.search(Split::Dev)?),
-            false => Ok(self.parted_search()?.1),
+    /// The queries to choose by, and the texts of the others.
+    pub fn dev_search(&self) -> Result<(SearchSet, Vec<String>)> {
+        if !self.is_parted() {
+            return Ok((self.search(Split::Dev)?, Vec::new()));
         }
+        let (train, dev) = self.parted_search()?;
+        Ok((dev, train.queries.into_iter().map(|query| query.text).collect()))
     }
 
     /// Parts its texts into those to train on and those to choose by, and says so.
@@ -168,7 +182,7 @@ impl Corpus {
         if train.is_empty() || dev.is_empty() {
             return Err(hint(
                 format!("{path}: {all} texts are too few to hold some out to choose by"),
-                "a folder with a train and a dev file; a dev file is taken whole",
+                "a folder with a train and a dev file; `quantize` takes a file called dev whole",
             ));
         }
         eprintln!("{path}: no dev file; {} of {all} texts are held out to choose by", dev.len());
@@ -197,7 +211,7 @@ impl Corpus {
                     "{}: its first line has neither \"entities\" nor \"label\", \"labels\" nor \"positives\"",
                     file.display()
                 ),
-                "the README, \"Train your own\", and `cargo doc` of `ampoule_distill::data` say how such files are written",
+                "the README, \"Your own student\", which says how such files are written",
             )),
         }
     }
@@ -222,8 +236,8 @@ impl Corpus {
         // Some corpora mark parts of words here and there.
         if within > 2 && within * 20 > all {
             eprintln!(
-                "{}: {within} of {all} entities begin or end inside a word, where no model finds them; are their offsets in {unit}? \
-                 --offsets says so",
+                "{}: {within} of {all} entities begin or end inside a word, where no model finds them; are the offsets in another unit? \
+                 --offsets, or \"offsets\" of a line, says in which",
                 file.display()
             );
         }
@@ -262,11 +276,19 @@ impl Corpus {
     }
 
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
+        self.check_uncovered()?;
         read_labelled(&self.file(which)?)
     }
 
     pub fn search(&self, which: Split) -> ampoule::Result<SearchSet> {
+        self.check_uncovered()?;
         read_search(&self.file(which)?)
+    }
+
+    /// Entities alone are of a label that a corpus may not cover.
+    fn check_uncovered(&self) -> ampoule::Result<()> {
+        let what = |_| format!("{}: =LABELS is for entities, and this marks none", self.path.display());
+        self.covers.as_ref().map_or(Ok(()), |covers| Err(ampoule::Error::invalid_input(what(covers))))
     }
 }
 

@@ -8,8 +8,8 @@ use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, ModelConfig, Task};
 use ampoule_distill::{
-    Candidate, Data, StudentShape, Teacher, Term, TrainConfig, VocabularyReport, factorize_embeddings,
-    prune_vocabulary, relation_heads, student_from_states, student_from_teacher,
+    Candidate, Data, StudentShape, Teacher, Term, TrainConfig, VocabularyReport, check_run_folder,
+    factorize_embeddings, prune_vocabulary, relation_heads, student_from_states, student_from_teacher,
 };
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -100,6 +100,7 @@ enum Basis {
 }
 
 pub fn run(mut args: Args) -> Result<()> {
+    check_run_folder(&args.run.run)?;
     let teachers = args.teacher.iter().map(Checkpoint::open).collect::<ampoule::Result<Vec<_>>>()?;
     let Some(teacher) = teachers.first() else { return Err(hint("no teacher is named", "--teacher FOLDER")) };
     let data = args.data.read()?;

@@ -71,6 +71,12 @@ pub struct Args {
 }
 
 impl Args {
+    /// An option that is given and for entities alone.
+    fn of_entities(&self) -> Option<&'static str> {
+        let given = [("--dictionary", self.dictionary), ("--full-windows", self.full_windows)];
+        given.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
+    }
+
     /// What was done, and the results of each model.
     fn print(&self, noise: Option<&TypingNoise>, mut json: Value, models: Vec<Value>) -> Result<()> {
         if let Some(noise) = noise {
@@ -98,11 +104,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     match Labelled::read(&corpora, split, args.offsets.unit())? {
         Labelled::Entities(sets) => entities(&args, noise.as_ref(), &corpora, sets, &options),
-        Labelled::Labels(_) if args.dictionary || args.full_windows => Err(hint(
-            "--dictionary and --full-windows: the data has labels of whole texts, and no entities",
-            "without them",
-        )),
-        Labelled::Labels(texts) => labels(&args, noise.as_ref(), texts, &options),
+        Labelled::Labels(texts) => match args.of_entities() {
+            Some(name) => {
+                let what = format!("{name} is for entities, and the data has labels of whole texts");
+                Err(hint(what, format!("without {name}")))
+            }
+            None => labels(&args, noise.as_ref(), texts, &options),
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ampoule::bundle::{self, Bundle, Golden, Load, Precision};
 use ampoule::{Checkpoint, Classifier, Embedder, Extractor, ModelConfig, Options, Task};
-use ampoule_distill::data::{NerSet, SearchSet, read_lines};
+use ampoule_distill::data::{SearchSet, read_lines};
 use ampoule_distill::{FoundEntities, FoundLabels, FoundPassages, Judgements, TemperatureFit};
 use ampoule_quantize::{FitTemperature, Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
@@ -29,8 +29,8 @@ pub struct Args {
     /// Keep a matrix wider, as in `--keep classifier.weight=f16`
     #[arg(long, value_name = "TENSOR=PRECISION")]
     keep: Vec<String>,
-    /// Labelled text on which the F1 before and after is measured and the bundle's temperature is fitted: a folder's dev file, or, where
-    /// there is none, those texts that `train` holds out of the same file. Without it the bundle has the checkpoint's temperature. Of an
+    /// Labelled text on which the F1 before and after is measured and the bundle's temperature is fitted: a folder's dev file, a file
+    /// called dev, or those texts that `train` holds out of any other. Without it the bundle has the checkpoint's temperature. Of an
     /// encoder, queries of passages, on which MRR@10 is measured
     #[arg(long, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
@@ -111,13 +111,13 @@ pub fn run(args: Args) -> Result<()> {
         .as_ref()
         .map(|path| std::fs::read_to_string(path).with_context(|| path.display().to_string()))
         .transpose()?;
-    let dev = Dev::read(&args, &checkpoint.config)?;
+    let (dev, others) = Dev::read(&args, &checkpoint.config)?;
     let plain = QuantizeOptions::default();
     let precision = args.precision.unwrap_or(plain.precision);
     let texts = match (precision, &args.calibration) {
         // What was trained in int8 was trained without factors.
         (Precision::Int8, None) if checkpoint.quantization_aware => Vec::new(),
-        (Precision::Int8, _) => calibration(&args, &dev)?,
+        (Precision::Int8, _) => calibration(&args, &dev, others)?,
         (_, None) => Vec::new(),
         (precision, Some(_)) => {
             return Err(hint(
@@ -189,8 +189,8 @@ fn renew(args: &Args) -> Result<()> {
 /// The most texts by which a model is calibrated.
 const CALIBRATION_TEXTS: usize = 256;
 
-/// Texts of the kind that the model is for: evenly taken from those that are given, else from the data's.
-fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
+/// Texts of the kind that the model is for: evenly taken from those that are given, else from all of the data's.
+fn calibration(args: &Args, dev: &Dev, others: Vec<String>) -> Result<Vec<String>> {
     let mut texts: Vec<String> = match &args.calibration {
         Some(path) => {
             let texts = read_lines(path)?;
@@ -199,7 +199,7 @@ fn calibration(args: &Args, dev: &Dev) -> Result<Vec<String>> {
             }
             texts
         }
-        None => dev.texts().into_iter().map(str::to_owned).collect(),
+        None => dev.texts().into_iter().map(str::to_owned).chain(others).collect(),
     };
     let step = texts.len().div_ceil(CALIBRATION_TEXTS).max(1);
     let mut at = 0;
@@ -217,23 +217,31 @@ enum Dev {
 }
 
 impl Dev {
-    fn read(args: &Args, config: &ModelConfig) -> Result<Self> {
+    /// These, and the texts out of which they were held, if they were.
+    fn read(args: &Args, config: &ModelConfig) -> Result<(Self, Vec<String>)> {
+        fn parts<T>(read: Vec<(T, Vec<String>)>) -> (Vec<T>, Vec<String>) {
+            let (dev, others): (Vec<T>, Vec<Vec<String>>) = read.into_iter().unzip();
+            (dev, others.concat())
+        }
         let corpora: Vec<Corpus> = args.data.iter().map(|argument| Corpus::parse(argument)).collect();
         let unit = args.offsets.unit();
         if config.task == Task::Encoder {
-            return Ok(Dev::Search(corpora.iter().map(Corpus::dev_search).collect::<Result<_>>()?));
+            let (sets, others) = parts(corpora.iter().map(Corpus::dev_search).collect::<Result<_>>()?);
+            return Ok((Dev::Search(sets), others));
         }
         if config.task != Task::TokenClassification {
-            let texts = corpora.iter().map(Corpus::dev_labels).collect::<Result<Vec<_>>>()?.concat();
+            let (texts, others) = parts(corpora.iter().map(Corpus::dev_labels).collect::<Result<_>>()?);
+            let texts = texts.concat();
             Corpus::check_known_labels(&texts, std::slice::from_ref(config))?;
-            return Ok(Dev::Labelled(Labelled::Labels(texts)));
+            return Ok((Dev::Labelled(Labelled::Labels(texts)), others));
         }
         let read = |corpus: &Corpus| {
-            let set = corpus.dev_entities(unit)?;
-            corpus.check_known(&set, std::slice::from_ref(config))?;
-            Ok(set)
+            let read = corpus.dev_entities(unit)?;
+            corpus.check_known(&read.0, std::slice::from_ref(config))?;
+            Ok(read)
         };
-        Ok(Dev::Labelled(Labelled::Entities(corpora.iter().map(read).collect::<Result<Vec<NerSet>>>()?)))
+        let (sets, others) = parts(corpora.iter().map(read).collect::<Result<_>>()?);
+        Ok((Dev::Labelled(Labelled::Entities(sets)), others))
     }
 
     fn texts(&self) -> Vec<&str> {

@@ -14,7 +14,6 @@ use ampoule::bundle::{Bundle, Precision, weights_sha256};
 use ampoule::{Checkpoint, ModelConfig, Task};
 use ampoule_distill::{RunLog, TypingNoise};
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 use self::figures::{
     Bootstraps, Found, Mistake, ModelReport, NoiseReport, NoisyScore, Report, Role, RunReport, Source,
@@ -215,12 +214,7 @@ fn about(candidate: &Candidate, log: &RunLog) -> Result<figures::About> {
         let info = Bundle::inspect(path)?;
         (info.metadata.precision, info.metadata.temperature, info.source_sha256, info.bytes)
     };
-    // One, or several.
-    let taught = match &log.config["teacher_sha256"] {
-        Value::Array(several) => several.as_slice(),
-        one => std::slice::from_ref(one),
-    };
-    let taught: Vec<&str> = taught.iter().filter_map(Value::as_str).collect();
+    let taught = log.teachers();
     let has_teacher = !taught.is_empty();
     let is_runs_teacher = match candidate.role {
         Role::Teacher if has_teacher => Some(taught.contains(&sha256.as_str())),

@@ -6,7 +6,7 @@ use ampoule::bundle::Precision;
 use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, Device, Task};
 use ampoule_distill::{
-    Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, dump_batches, log_start, merge, plan,
+    Data, Outcome, Plan, PlannedStage, Teacher, TrainConfig, check_run_folder, dump_batches, log_start, merge, plan,
     student_from_teacher, train,
 };
 use anyhow::{Context, Result};
@@ -32,7 +32,7 @@ pub struct Args {
     multi_label: bool,
     /// Write the start and the batches of the first epoch to this folder, and do not train. They hold the texts' token ids;
     /// examples/produce/reference.py repeats them in torch
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "plan")]
     dump_batches: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
@@ -41,7 +41,7 @@ pub struct Args {
 /// Where and how a run trains; shared with `distill`.
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// Folder of the run; a run that is there already goes on
+    /// Folder of the run, a new one; a run that is there already goes on
     #[arg(long, value_name = "FOLDER")]
     pub run: PathBuf,
     /// JSON file of settings; `--set` and the options below come after it
@@ -206,6 +206,7 @@ impl RunArgs {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    check_run_folder(&args.run.run)?;
     let data = args.data.read()?;
     let settings = args.run.settings(&args.data.defaults(&data))?;
     let task = match (&data, args.multi_label) {

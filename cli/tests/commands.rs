@@ -556,10 +556,23 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     assert_fails(&ampoule(&[train.as_slice(), &["--multi-label"]].concat()), "no labels of whole texts");
     for option in ["--dictionary", "--full-windows"] {
         let evaluate = ["evaluate", "--model", classifier.to_str().unwrap(), "--data", &labels, option];
-        assert_fails(&ampoule(&evaluate), "and no entities");
+        assert_fails(&ampoule(&evaluate), &format!("{option} is for entities"));
     }
-    let unused = ampoule(&["quantize", "--model", &model, "--out", "x.safetensors", "--max-loss", "2"]);
-    assert!(unused.status.code() == Some(2) && text(&unused.stderr).contains("--data"), "{}", text(&unused.stderr));
+    assert_fails(
+        &ampoule(&["evaluate", "--model", start, "--data", &format!("{labels}=odd")]),
+        "=LABELS is for entities",
+    );
+    for unused in [["--max-loss", "2"].as_slice(), &["--force"], &["--offsets", "chars"]] {
+        let quantize = ["quantize", "--model", &model, "--out", "x.safetensors"];
+        let refused = ampoule(&[quantize.as_slice(), unused].concat());
+        let said = text(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains("--data"), "{said}");
+    }
+    // Another's folder is told of before anything is read.
+    for verb in [vec!["train", "--model", "nowhere"], vec!["distill", "--teacher", "nowhere", "--budget", "4 MB"]] {
+        let others = [verb.as_slice(), &["--plan", "--data", "nowhere", "--run", start]].concat();
+        assert_fails(&ampoule(&others), "config.json: not a run's; name a new folder");
+    }
 }
 
 #[test]
@@ -587,6 +600,16 @@ fn offsets_in_another_unit_are_noticed_and_a_file_alone_is_parted_as_it_was_in_t
     let output = ampoule(&quantize);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(held_out(&text(&output.stderr)), held_out(&said));
+    // A dev file is whole.
+    let dev = folder.path().join("dev.jsonl");
+    fs::copy(file, &dev).unwrap();
+    let dev = format!("{}=Chemical,Disease", dev.display());
+    let json = |data: &str| -> serde_json::Value {
+        let quantize = ["quantize", "--json", "--model", &model, "--data", data, "--offsets", "chars", "--force"];
+        serde_json::from_slice(&ampoule(&[quantize.as_slice(), &["--out", bundle]].concat()).stdout).unwrap()
+    };
+    let judgements = |data: &str| json(data)["fit"]["judgements"].as_u64().unwrap();
+    assert!(judgements(&dev) > 10 * judgements(&data), "{} of {}", judgements(&data), judgements(&dev));
 }
 
 #[test]

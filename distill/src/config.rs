@@ -187,8 +187,12 @@ impl TrainConfig {
             return wrong("precision must be f32 or int8");
         }
         for term in &self.terms {
-            if !(term.weight().is_finite() && term.weight() >= 0.0) {
-                return wrong(&format!("the weight of the loss term {:?} must be 0 or more", term.name()));
+            let weight = term.weight();
+            if weight != 0.0 && !(weight > 0.0 && (weight as f32).is_normal()) {
+                return wrong(&format!(
+                    "the weight of the loss term {:?} must be 0 or more, as f32 has it",
+                    term.name()
+                ));
             }
             // Cosines over anything smaller would reach what stands for "left out".
             if term.temperature().is_some_and(|t| !(t.is_finite() && t >= 1e-3)) {

@@ -90,11 +90,13 @@ impl NerSet {
         self.examples.iter().flat_map(|example| &example.entities)
     }
 
-    /// How many of its entities begin or end between two letters or digits. Models answer with whole words, and find none of them
-    /// exactly: their offsets are in another unit, or noise of typing took the space beside them.
+    /// How many of its entities begin or end between two letters or digits, those of scripts without spaces not counted. Models answer
+    /// with whole words, and find none of them exactly: their offsets are in another unit, or noise of typing took the space beside them.
     pub fn within_words(&self) -> usize {
         let is_within = |text: &str, at: usize| {
-            let is_of_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+            // Thai to Lao, Burmese, Khmer, and what is written in Chinese and Japanese.
+            let is_spaced = |c: &char| !matches!(u32::from(*c), 0xE00..=0xEFF | 0x1000..=0x109F | 0x1780..=0x17FF | 0x2E80..=0x9FFF | 0xF900..=0xFAFF | 0x20000..=0x3FFFF);
+            let is_of_word = |c: Option<char>| c.filter(is_spaced).is_some_and(char::is_alphanumeric);
             is_of_word(text[..at].chars().next_back()) && is_of_word(text[at..].chars().next())
         };
         let of = |example: &Example| {

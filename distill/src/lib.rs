@@ -66,7 +66,7 @@ pub use evaluate::{EntityError, FoundEntities, FoundLabels, LabelError};
 pub use factorize::factorize_embeddings;
 pub use losses::{Counts, Outputs, Targets, Term, losses};
 pub use optimizer::AdamW;
-pub use run::{RunLog, log_start, log_test_reading};
+pub use run::{RunLog, check_run_folder, log_start, log_test_reading};
 pub use search::FoundPassages;
 pub use sequences::Data;
 pub use student::{StudentShape, relation_heads, student_from_states, student_from_teacher};

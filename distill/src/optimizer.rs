@@ -52,14 +52,16 @@ impl Default for AdamW {
 impl AdamW {
     /// What is wrong with the settings.
     pub(crate) fn check(&self) -> Result<()> {
-        let is_positive = |x: f64| x > 0.0 && x.is_finite();
-        let decays = |beta: f64| (0.0..1.0).contains(&beta);
+        // Computed in f32, where what is smaller is nothing.
+        let is_positive = |x: f64| x > 0.0 && (x as f32).is_normal();
+        let decays = |beta: f64| beta >= 0.0 && (beta as f32) < 1.0;
+        let decay = self.weight_decay * self.learning_rate;
         let wrong = [
             (!is_positive(self.learning_rate), "learning_rate must be above 0"),
             (!(0.0..=1.0).contains(&self.warmup), "warmup must be in 0..=1"),
             (!decays(self.beta1) || !decays(self.beta2), "beta1 and beta2 must be in 0..1"),
             (!is_positive(self.epsilon), "epsilon must be above 0"),
-            (!(self.weight_decay >= 0.0 && self.weight_decay.is_finite()), "weight_decay must be 0 or more"),
+            (!(0.0..1.0).contains(&decay), "weight_decay must be 0 or more, and below 1 / learning_rate"),
             (!is_positive(self.max_grad_norm), "max_grad_norm must be above 0; 1e9 clips nothing"),
         ];
         match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {

@@ -43,31 +43,17 @@ pub(crate) struct RunFolder {
 
 impl RunFolder {
     /// Makes the folder, or opens it where it holds a run of the same `identity`.
-    ///
-    /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) where it holds another run, or anything else that a run would write over.
     pub(crate) fn open(path: &Path, identity: &Value) -> Result<Self> {
+        let is_run = check_run_folder(path)?;
         fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
-        let config = path.join("config.json");
-        if let (false, Some(name)) = (config.exists(), foreign(path)) {
-            return Err(Error::invalid_input(format!(
-                "{} is not the folder of a run and holds {name:?}, which a run must not touch; name a new folder",
-                path.display()
-            )));
-        }
         let lock = lock(path)?;
-        if lock.is_some() {
+        if lock.is_some() && is_run {
             remove_unfinished(path);
         }
+        let config = path.join("config.json");
         match fs::read(&config) {
             Ok(bytes) => {
                 let found = serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null);
-                if !found["config"].is_object() {
-                    return Err(Error::invalid_input(format!(
-                        "{}: not a run's; name a new folder for the run",
-                        config.display()
-                    )));
-                }
                 if found != *identity {
                     return Err(Error::invalid_input(format!(
                         "{} holds another run, of other {}; name another run folder, or delete this one",
@@ -190,9 +176,7 @@ impl RunFolder {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("best-"));
-            let is_best = number.is_some_and(|n| n.len() >= 8 && n.bytes().all(|byte| byte.is_ascii_digit()));
-            if is_best && Some(&path) != keep.as_ref() {
+            if is_best(&name.to_string_lossy()) && Some(&path) != keep.as_ref() {
                 // Only disk space is at stake.
                 let _ = fs::remove_dir_all(path);
             }
@@ -210,11 +194,38 @@ impl RunFolder {
     }
 }
 
-/// What a folder without `config.json` holds that no run puts there before it.
-fn foreign(path: &Path) -> Option<String> {
-    let names = fs::read_dir(path).into_iter().flatten().flatten();
+/// Looks, and touches nothing, whether a run may be written to the folder `run`: whether there is none, or one that holds a run, which is
+/// `true`, or nothing of the names that a run would write over.
+///
+/// # Errors
+/// [`InvalidInput`](ErrorKind::InvalidInput) where a run would write over what is no run's.
+pub fn check_run_folder(run: &Path) -> Result<bool> {
+    let config = run.join("config.json");
+    match fs::read(&config) {
+        Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
+            Ok(found) if found["config"].is_object() => return Ok(true),
+            _ => return Err(Error::invalid_input(format!("{}: not a run's; name a new folder", config.display()))),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io(&config, e)),
+    }
+    let names = fs::read_dir(run).into_iter().flatten().flatten();
     let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.find(|name| !matches!(name.as_str(), "lock" | "budget") && !name.starts_with('.'))
+    let is_ours = |name: &String| is_best(name) || OF_RUN.contains(&name.as_str());
+    match names.find(is_ours) {
+        Some(name) => Err(Error::invalid_input(format!(
+            "{} is not the folder of a run and holds {name:?}, which a run would write over; name a new folder",
+            run.display()
+        ))),
+        None => Ok(false),
+    }
+}
+
+/// What a run writes beside `config.json`, which is there first, and its best models.
+const OF_RUN: [&str; 4] = ["state.safetensors", "log.jsonl", "model", "dev.int8.safetensors"];
+
+fn is_best(name: &str) -> bool {
+    name.strip_prefix("best-").is_some_and(|n| n.len() >= 8 && n.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Removes what killed processes left half written; only disk space is at stake.
@@ -229,7 +240,8 @@ fn remove_unfinished(path: &Path) {
 /// Keeps other processes from training in the folder. A file system without locks keeps none.
 fn lock(path: &Path) -> Result<Option<fs::File>> {
     let name = path.join("lock");
-    let file = fs::File::create(&name).map_err(|e| Error::io(&name, e))?;
+    let open = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&name);
+    let file = open.map_err(|e| Error::io(&name, e))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Err(Error::invalid_input(format!(
@@ -260,6 +272,7 @@ fn differences(found: &Value, expected: &Value) -> Vec<String> {
             "student_sha256" => all.push("weights to start from".to_owned()),
             "teacher_sha256" | "teacher" => all.push("teacher".to_owned()),
             "data_sha256" => all.push("data".to_owned()),
+            "arithmetic" => all.push("arithmetic (another version of this program began it)".to_owned()),
             other => all.push(other.to_owned()),
         }
     }
@@ -285,6 +298,15 @@ pub struct RunLog {
 }
 
 impl RunLog {
+    /// The digests of the teacher's weights, or of several teachers'; none of a run without one.
+    pub fn teachers(&self) -> Vec<&str> {
+        let teachers = match &self.config["teacher_sha256"] {
+            Value::Array(several) => several.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        teachers.iter().filter_map(Value::as_str).collect()
+    }
+
     /// Reads `config.json` and `log.jsonl` of the folder `run`; a line that a kill cut short is left out.
     ///
     /// # Errors
@@ -410,22 +432,41 @@ mod tests {
     fn what_is_no_runs_stays_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let identity = json!({ "config": { "seed": 1 } });
+        let all = || -> Vec<(std::ffi::OsString, String)> {
+            let files = fs::read_dir(folder.path()).unwrap().flatten().filter(|entry| entry.path().is_file());
+            let mut all: Vec<_> =
+                files.map(|file| (file.file_name(), fs::read_to_string(file.path()).unwrap())).collect();
+            all.sort();
+            all
+        };
+        let write = |name: &str, content: &str| fs::write(folder.path().join(name), content).unwrap();
         let refused = |what: &str| {
+            let before = all();
             let error = RunFolder::open(folder.path(), &identity).err().unwrap().to_string();
             assert!(error.contains(what) && error.contains("name a new folder"), "{error}");
-            assert!(!folder.path().join("lock").exists() || folder.path().join("config.json").exists());
+            assert_eq!(all(), before);
         };
-        for name in ["log.jsonl", "best-practice", "model"] {
-            fs::write(folder.path().join(name), "mine").unwrap();
+        write(".partial-mine", "mine");
+        for name in ["log.jsonl", "best-00000007", "model", "state.safetensors"] {
+            write(name, "mine");
             refused(&format!("{name:?}"));
             fs::remove_file(folder.path().join(name)).unwrap();
         }
         // A checkpoint's folder has a config.json too.
-        fs::write(folder.path().join("config.json"), "{\"model_type\": \"bert\"}").unwrap();
+        write("config.json", "{\"model_type\": \"bert\"}");
         refused("config.json");
         fs::remove_file(folder.path().join("config.json")).unwrap();
 
+        // What a run does not write may lie there: notes, settings, the cache of a teacher, a trial's shapes.
+        for name in ["lock", "notes.txt", "settings.json", "desktop.ini", "best-practice.md"] {
+            write(name, "mine");
+        }
         let run = RunFolder::open(folder.path(), &identity).unwrap();
+        assert_eq!(all().into_iter().filter(|(_, content)| content == "mine").count(), 6);
+        write(".partial-ours", "half");
+        drop(run);
+        let run = RunFolder::open(folder.path(), &identity).unwrap();
+        assert!(!folder.path().join(".partial-ours").exists());
         let names = ["best-practice", "best-00000001", "best-00000002"];
         names.iter().for_each(|name| fs::create_dir(folder.path().join(name)).unwrap());
         run.remove_bests_but(Some(&Best { step: 2, score: 0.5, since: 0 }));

@@ -241,12 +241,14 @@ impl<'a> Sequences<'a> {
         let (mut scheme, mut outside) = (None, Vec::new());
         if let Data::Entities { train, dev, .. } = data {
             let tags = Scheme::new(&model.id2label)?;
-            let mut covered = train.iter().chain(dev).flat_map(|set| &set.covers);
-            if let Some(label) = covered.find(|label| tags.label_index(label).is_none()) {
-                return Err(Error::invalid_input(format!(
-                    "the data has the label {label:?}, which is not one of the model's: {}",
-                    tags.entity_labels().join(", ")
-                )));
+            for (sets, split) in [(train, "train"), (dev, "dev")] {
+                let mut covered = sets.iter().flat_map(|set| &set.covers);
+                if let Some(label) = covered.find(|label| tags.label_index(label).is_none()) {
+                    return Err(Error::invalid_input(format!(
+                        "the {split} data has the label {label:?}, which is not one of the model's: {}; say which labels it covers",
+                        tags.entity_labels().join(", ")
+                    )));
+                }
             }
             for set in train {
                 outside
@@ -257,7 +259,9 @@ impl<'a> Sequences<'a> {
         let sequences =
             Sequences { data, teachers, tokenizer: student.tokenizer.clone(), config: model, scheme, outside };
         if let Data::Labels { dev, .. } = data {
-            dev.iter().try_for_each(|text| sequences.label_target(text).map(drop))?;
+            for (text, number) in dev.iter().zip(1..) {
+                sequences.label_target(text).map_err(|e| e.context(format!("text {number} of the dev data")))?;
+            }
         }
         Ok(sequences)
     }

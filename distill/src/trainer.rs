@@ -21,9 +21,9 @@ use crate::calibration::{TemperatureFit, fit_on_dev};
 use crate::config::TrainConfig;
 use crate::embedding::pair_losses;
 use crate::evaluate::dev_score;
-use crate::losses::{Outputs, losses};
+use crate::losses::{Outputs, Term, losses};
 use crate::optimizer::{NamedGradients, OptimizerState, WORDS};
-use crate::run::{Best, RunFolder, State, threads_of};
+use crate::run::{Best, RunFolder, State, check_run_folder, threads_of};
 use crate::sequences::{Data, Epoch, Input, Part, Sequences};
 use crate::teacher::{Ensemble, Reader, Teacher};
 
@@ -102,7 +102,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data or a configuration that cannot be trained on, a run folder of
-/// another configuration, and a loss that is not finite; [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be
+/// another configuration or [of something else](check_run_folder), and a loss that is not finite; [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be
 /// written, in which case the files before are intact; [`DeviceUnavailable`](ampoule::ErrorKind::DeviceUnavailable) where there is no GPU,
 /// or it fails.
 pub fn train(
@@ -115,6 +115,7 @@ pub fn train(
     listener: &mut dyn ProgressListener,
 ) -> Result<Outcome> {
     let stages = config.checked_stages(teacher.is_some())?;
+    check_run_folder(run)?;
     // A run goes on with the threads that it began with: sums depend on their number.
     let (config, stages) = with_threads(config, stages, threads_of(run));
     let workers = workers(&config)?;
@@ -258,19 +259,34 @@ impl Stage {
 }
 
 /// Refuses what freezes nothing, as a name that is spelt otherwise would, and what leaves nothing to train.
-fn check_freeze(freeze: &[String], weights: &Weights) -> Result<()> {
-    let begins = |name: &String, prefix: &String| name.starts_with(prefix.as_str());
-    let names = || weights.0.keys();
-    if let Some(prefix) = freeze.iter().find(|prefix| !names().any(|name| begins(name, prefix))) {
-        let like = names().next().map_or("", String::as_str);
+fn check_freeze(config: &TrainConfig, weights: &Weights) -> Result<()> {
+    let freezes = |prefix: &str| weights.0.keys().any(|name| name.starts_with(prefix));
+    if let Some(prefix) = config.freeze.iter().find(|prefix| !freezes(prefix)) {
+        // Published weights have the model's name before each of theirs.
+        let meant = match prefix.split_once('.') {
+            Some((_, rest)) if freezes(rest) => format!("; {rest:?} was meant?"),
+            _ => weights.0.keys().next().map_or(String::new(), |name| format!("; they are named like {name:?}")),
+        };
         return Err(Error::invalid_input(format!(
-            "freeze has {prefix:?}, and no tensor of the model has a name that begins so; they are named like {like:?}"
+            "freeze has {prefix:?}, and no tensor of the model has a name that begins so{meant}"
         )));
     }
-    match names().all(|name| freeze.iter().any(|prefix| begins(name, prefix))) {
-        true => Err(Error::invalid_input("freeze leaves no tensor to train; take some of its names out")),
-        false => Ok(()),
+    // States are compared up to a layer, and what comes after it has no gradient.
+    let layers = config.terms.iter().flat_map(Term::pairs).map(|(state, _)| state.layer()).max().unwrap_or(0);
+    let reads_all = config.teaches_labels();
+    let is_reached = |name: &str| match name.strip_prefix("encoder.layer.").and_then(|rest| rest.split('.').next()) {
+        Some(layer) => reads_all || layer.parse::<usize>().is_ok_and(|layer| layer < layers),
+        None => reads_all || name.starts_with("embeddings"),
+    };
+    let is_frozen = |name: &str| config.freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
+    match weights.0.keys().any(|name| is_reached(name) && !is_frozen(name)) {
+        true => Ok(()),
+        false => Err(nothing_to_train()),
     }
+}
+
+fn nothing_to_train() -> Error {
+    Error::invalid_input("freeze leaves nothing to train of what the loss terms reach; take some of its names out")
 }
 
 struct Trainer<'a> {
@@ -322,7 +338,7 @@ impl<'a> Trainer<'a> {
             if let Some(teacher) = &teacher {
                 teacher.check(&config.terms, &student.config).map_err(of_stage)?;
             }
-            check_freeze(&config.freeze, &student.weights).map_err(of_stage)?;
+            check_freeze(&config, &student.weights).map_err(of_stage)?;
             let mut left = config.steps.unwrap_or(usize::MAX);
             // An epoch that no step is left for keeps its number.
             let batches = |epoch| -> Result<usize> {
@@ -623,6 +639,9 @@ impl<'a> Trainer<'a> {
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
+        if !loss.is_tracked() {
+            return Err(nothing_to_train());
+        }
         let (gradient, values) = NamedGradients::collect(&model, loss.backward(), words, values_of_terms)?;
         Ok(Computed { terms: values.into_iter().map(f64::from).collect(), gradient })
     }

@@ -23,10 +23,8 @@ struct Row {
 }
 
 pub fn run(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options: &Options) -> Result<()> {
-    let of_entities =
-        [("--dictionary", args.dictionary), ("--full-windows", args.full_windows)].into_iter().find(|(_, is)| *is);
     let of_scores = [("--reliability", args.reliability), ("--fit", args.fit)].into_iter().find(|(_, is)| *is);
-    if let Some((name, _)) = of_entities {
+    if let Some(name) = args.of_entities() {
         return Err(hint(format!("{name} is for entities, and the data has queries of passages"), "--bm25"));
     }
     if let Some((name, _)) = of_scores {

@@ -612,6 +612,7 @@ impl Page<'_> {
             let mut text =
                 format!("{}<br>{}<br>{}", escaped(&about.path), escaped(&about.shape), hash(&about.weights_sha256));
             text.push_str(match about.is_runs_teacher {
+                Some(true) if run.config["teacher_sha256"].is_array() => "<br>It is one of the teachers of this run.",
                 Some(true) => "<br>It is the teacher of this run.",
                 Some(false) => {
                     "<br><strong>It is not the teacher of this run</strong>, whose weights had another digest."
@@ -640,7 +641,10 @@ impl Page<'_> {
         for (name, field) in
             [("start", "student_sha256"), ("teacher", "teacher_sha256"), ("training data", "data_sha256")]
         {
-            let digest = run.config[field].as_str().map_or("none".to_owned(), hash);
+            let digest = match run.config[field].as_array() {
+                Some(several) => several.iter().filter_map(Value::as_str).map(hash).collect::<Vec<_>>().join("<br>"),
+                None => run.config[field].as_str().map_or("none".to_owned(), hash),
+            };
             rows.push_str(&row(&format!("{name}, SHA-256"), digest));
         }
         rows.push_str(&row("measured on a test set before", format!("{} times", run.test_readings)));

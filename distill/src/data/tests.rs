@@ -454,6 +454,7 @@ fn entities_that_end_inside_a_word_are_counted() {
     assert_eq!(within(vec![example("a pain, b-pain", &[2..6, 10..14])]), 0);
     // A letter too early or too late, an accent that takes two bytes, a digit beside it, and a word that goes on.
     assert_eq!(within(vec![example("a pain", &[3..6]), example("é pain", &[2..6]), example("pain2 x", &[0..4])]), 3);
+    assert_eq!(within(vec![example("我头痛了", &[3..9]), example("x痛y", &[1..4])]), 0);
     assert_eq!(within(vec![example("apain", &[1..5]), example("pain", &[0..4])]), 1);
 }
 

@@ -136,7 +136,7 @@ fn a_loss_that_is_not_finite_stops_the_run_by_step_and_term_and_leaves_the_last_
         let (stop, path) = (AtomicBool::new(false), folder.path().join(name));
         train(start.clone(), teacher, &data, config, &path, &stop, &mut After(0, &stop))
     };
-    let optimizer = AdamW { learning_rate: 1e30, warmup: 0.0, ..AdamW::default() };
+    let optimizer = AdamW { learning_rate: 1e30, warmup: 0.0, weight_decay: 0.0, ..AdamW::default() };
     let config = TrainConfig {
         epochs: 3,
         batch_size: 4,
@@ -190,6 +190,11 @@ fn what_a_later_stage_cannot_do_is_said_before_the_first_step() {
         train(start.clone(), teacher, data, &config, &path, &stop, &mut After(0, &stop)).map(drop)
     };
     let term = |term: &str| format!(r#"{{"epochs": 1, "terms": [{{"weight": 1, "term": {term}}}]}}"#);
+    let frozen = |freeze: &str, layer: usize| {
+        format!(
+            r#"{{"freeze": {freeze}, "terms": [{{"term": "hidden", "weight": 1, "layer_map": [[{layer}, {layer}]]}}]}}"#
+        )
+    };
     for (stage, part) in [
         (term(r#""hidden", "layer_map": [[3, 1]]"#), "the student's 3 with the teacher's 1, and there is no such pair"),
         (term(r#""relations", "heads": 4, "layer_map": [[0, 1]]"#), "there is no such pair"),
@@ -197,8 +202,13 @@ fn what_a_later_stage_cannot_do_is_said_before_the_first_step() {
         (term(r#""hidden", "layer_map": []"#), "layer_map is empty"),
         (term(r#""hard", "weight": -1"#).replace(r#""weight": 1, "#, ""), "the weight of the loss term \"hard\""),
         (term(r#""soft_targets", "temperature": 0"#), "the temperature of the loss term \"soft_targets\""),
-        (r#"{"freeze": ["bert.embeddings"]}"#.to_owned(), "freeze has \"bert.embeddings\", and no tensor"),
-        (r#"{"freeze": [""]}"#.to_owned(), "freeze leaves no tensor to train"),
+        (r#"{"freeze": ["bert.embeddings"]}"#.to_owned(), "\"embeddings\" was meant?"),
+        (r#"{"freeze": ["nothing"]}"#.to_owned(), "they are named like \""),
+        (r#"{"freeze": [""]}"#.to_owned(), "freeze leaves nothing to train"),
+        (frozen(r#"["embeddings"]"#, 0), "freeze leaves nothing to train"),
+        (frozen(r#"["embeddings", "encoder.layer.0"]"#, 1), "freeze leaves nothing to train"),
+        (r#"{"optimizer": {"weight_decay": 1e5}}"#.to_owned(), "optimizer.weight_decay must be 0 or more, and below"),
+        (r#"{"optimizer": {"epsilon": 1e-50}}"#.to_owned(), "optimizer.epsilon must be above 0"),
         (r#"{"optimizer": {"max_grad_norm": 0}}"#.to_owned(), "optimizer.max_grad_norm must be above 0"),
         (r#"{"optimizer": {"beta2": 1}}"#.to_owned(), "optimizer.beta1 and beta2 must be in 0..1"),
         (r#"{"optimizer": {"warmup": 20}}"#.to_owned(), "optimizer.warmup must be in 0..=1"),
@@ -210,7 +220,7 @@ fn what_a_later_stage_cannot_do_is_said_before_the_first_step() {
         assert!(error.to_string().contains("stage 2: ") && error.to_string().contains(part), "{error}");
     }
     let error = run("{}", &data(&strange)).unwrap_err().to_string();
-    assert!(error.contains("the data has the label \"Strange\""), "{error}");
+    assert!(error.contains("the dev data has the label \"Strange\""), "{error}");
     assert!(!folder.path().join("run").exists());
     run("{}", &data(&set)).unwrap();
 }
