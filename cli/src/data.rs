@@ -287,8 +287,13 @@ impl Corpus {
 
     /// Entities alone are of a label that a corpus may not cover.
     fn check_uncovered(&self) -> ampoule::Result<()> {
-        let what = |_| format!("{}: =LABELS is for entities, and this marks none", self.path.display());
-        self.covers.as_ref().map_or(Ok(()), |covers| Err(ampoule::Error::invalid_input(what(covers))))
+        match self.covers {
+            Some(_) => Err(ampoule::Error::invalid_input(format!(
+                "{}: =LABELS is for entities, and this marks none",
+                self.path.display()
+            ))),
+            None => Ok(()),
+        }
     }
 }
 

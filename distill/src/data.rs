@@ -95,7 +95,9 @@ impl NerSet {
     pub fn within_words(&self) -> usize {
         let is_within = |text: &str, at: usize| {
             // Thai to Lao, Burmese, Khmer, and what is written in Chinese and Japanese.
-            let is_spaced = |c: &char| !matches!(u32::from(*c), 0xE00..=0xEFF | 0x1000..=0x109F | 0x1780..=0x17FF | 0x2E80..=0x9FFF | 0xF900..=0xFAFF | 0x20000..=0x3FFFF);
+            let unspaced =
+                [0xE00..=0xEFF, 0x1000..=0x109F, 0x1780..=0x17FF, 0x2E80..=0x9FFF, 0xF900..=0xFAFF, 0x20000..=0x3FFFF];
+            let is_spaced = |c: &char| !unspaced.iter().any(|script| script.contains(&u32::from(*c)));
             let is_of_word = |c: Option<char>| c.filter(is_spaced).is_some_and(char::is_alphanumeric);
             is_of_word(text[..at].chars().next_back()) && is_of_word(text[at..].chars().next())
         };
