@@ -343,7 +343,7 @@ fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// The files that hold the weights, by the first layout that is there.
-fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
+pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     for (whole, index) in
         [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]
     {

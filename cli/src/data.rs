@@ -48,7 +48,7 @@ impl OffsetsArg {
 }
 
 /// Which file of a folder.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Split {
     Train,
     Dev,
@@ -71,6 +71,11 @@ pub enum Kind {
     Entities,
     Labels,
     Search,
+}
+
+/// The split that is measured on, where this one is asked for: of several the one that is last to be looked at.
+pub fn split_of(data: &[String], asked: Split) -> Split {
+    data.iter().map(|corpus| Corpus::parse(corpus).split(asked)).max().unwrap_or(asked)
 }
 
 /// The one kind of all files.
@@ -110,11 +115,18 @@ impl Corpus {
         !matches!(split(&self.path, which.as_str()), Err(e) if e.kind() == ErrorKind::NotFound)
     }
 
+    /// The split that it is, where this one is asked for: a file may be called by another.
+    fn split(&self, asked: Split) -> Split {
+        let stem = self.path.file_stem().filter(|_| !self.path.is_dir());
+        let called = Split::value_variants().iter().find(|split| stem.is_some_and(|stem| stem == split.as_str()));
+        called.copied().unwrap_or(asked)
+    }
+
     /// Whether what `train` would choose by is held out of what it would train on. A file that is called so is a dev file.
     fn is_parted(&self) -> bool {
         match self.path.is_dir() {
             true => !self.has(Split::Dev) && self.has(Split::Train),
-            false => self.path.file_stem().is_none_or(|stem| stem != Split::Dev.as_str()),
+            false => self.split(Split::Train) != Split::Dev,
         }
     }
 
@@ -262,8 +274,15 @@ impl Corpus {
         }
     }
 
-    /// Refuses texts none of whose labels any of the models has.
+    /// Refuses texts none of whose labels any of the models has, and for one that gives a single label texts that have not one.
     pub fn check_known_labels(texts: &[LabelledText], models: &[ModelConfig]) -> Result<()> {
+        let others = texts.iter().filter(|text| text.labels.len() != 1).count();
+        if others > 0 && models.iter().any(|config| config.task == Task::SingleLabel) {
+            return Err(hint(
+                format!("{others} of {} texts have no label or several, and a model gives exactly one", texts.len()),
+                "texts of one label each, or a model with a multi-label head",
+            ));
+        }
         let known = |label: &String| models.iter().any(|config| config.id2label.contains(label));
         let mut labels = texts.iter().flat_map(|text| &text.labels).peekable();
         match labels.peek().copied() {
@@ -346,8 +365,8 @@ pub fn typing_noise(words: f64) -> Result<TypingNoise> {
 }
 
 /// Notes that models were measured on a test set, once nothing stands in the way of it.
-pub fn note_reading<'a>(split: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
-    if let Split::Test = split {
+pub fn note_reading<'a>(asked: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
+    if let Split::Test = split_of(data, asked) {
         models.into_iter().try_for_each(|model| log_test_reading(model, data))?;
     }
     Ok(())

@@ -8,7 +8,8 @@ use ampoule::text::Tokenizer;
 use ampoule::{Classifier, Extractor, ModelConfig, Options};
 use ampoule_distill::data::{Example, LabelledText, NerSet, full_windows};
 use ampoule_distill::score::{
-    Bootstrap, Interval, NerReport, Prf, interval, label_intervals, paired_bootstrap, paired_label_bootstrap,
+    Bootstrap, ClassReport, Interval, LabelBootstrap, NerReport, Prf, interval, label_intervals, paired_bootstrap,
+    paired_label_bootstrap,
 };
 use ampoule_distill::{
     Calibration, Dictionary, FoundEntities, FoundLabels, Judgements, Reliability, TemperatureFit, TypingNoise,
@@ -16,7 +17,7 @@ use ampoule_distill::{
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::data::{Corpus, Kind, Labelled, OffsetsArg, Split, note_reading, one_kind, typing_noise};
+use crate::data::{Corpus, Kind, Labelled, OffsetsArg, Split, note_reading, one_kind, split_of, typing_noise};
 use crate::input::{RunningArgs, tell_gpu};
 use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
@@ -92,7 +93,7 @@ pub fn run(args: Args) -> Result<()> {
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options()?;
-    if let (true, Split::Test) = (args.fit, split) {
+    if let (true, Split::Test) = (args.fit, split_of(&args.data, split)) {
         return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
     }
     let kind = one_kind(&corpora, split)?;
@@ -331,7 +332,7 @@ fn entities(
     }
     if args.json {
         let models = rows.iter().map(|row| row.json(&rows[0], args)).collect();
-        let mut json = json!({"split": args.split.as_str(), "full_windows": args.full_windows});
+        let mut json = json!({"split": split_of(&args.data, args.split).as_str(), "full_windows": args.full_windows});
         if let Some((within, all)) = texts.within_words() {
             json["entities_within_words"] = json!({"noisy": within, "of": all});
         }
@@ -401,6 +402,10 @@ fn with_interval(bootstrap: &Bootstrap) -> String {
     format!("{difference:+.2} ({low:+.2}..{high:+.2})")
 }
 
+fn in_thousandths(Bootstrap { difference, low, high, .. }: &Bootstrap) -> String {
+    format!("{difference:+.3} ({low:+.3}..{high:+.3})")
+}
+
 fn header(args: &Args) -> Vec<String> {
     let name =
         |path: &String| Corpus::parse(path).path.file_name().map_or(path.clone(), |n| n.to_string_lossy().into_owned());
@@ -430,13 +435,15 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
     note_reading(args.split, &args.models, &args.data)?;
     let mut objects = Vec::new();
     let mut reliabilities = Vec::new();
-    let mut header =
-        ["text labels", "accuracy (95 %)", "F1 micro", "F1 macro (95 %)", "AUROC (95 %)"].map(str::to_owned).to_vec();
+    let mut header = ["text labels", "accuracy (95 %)", "difference (95 %)", "F1 micro", "F1 macro (95 %)"].to_vec();
+    header.extend(["difference (95 %)", "AUROC (95 %)"]);
+    let mut header: Vec<String> = header.into_iter().map(str::to_owned).collect();
     header.extend(ScoreReliability::HEADER.map(str::to_owned));
     if noise.is_some() {
         header.extend(["accuracy noisy", "lost (95 %)", "F1 macro noisy", "lost (95 %)"].map(str::to_owned));
     }
     let mut lines = vec![header];
+    let mut first: Option<ClassReport> = None;
     for path in &args.models {
         let classifier = Classifier::open(path, options)?;
         let bar = counter(texts.len() * (1 + usize::from(noise.is_some())), "texts");
@@ -454,22 +461,30 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
         let three = |x: f64| format!("{x:.3}");
         let within = |of: Interval| format!("{:.3} ({:.3}..{:.3})", of.value, of.low, of.high);
         let intervals = label_intervals(&clean, args.resamples as usize, SEED);
+        // Models of other labels have no score in common.
+        let difference = Some(first.as_ref().unwrap_or(&clean))
+            .filter(|first| first.per_label.keys().eq(clean.per_label.keys()))
+            .map(|first| paired_label_bootstrap(&clean, first, args.resamples as usize, SEED));
+        let beside = |of: fn(&LabelBootstrap) -> Bootstrap| {
+            difference.as_ref().map_or("-".to_owned(), |difference| in_thousandths(&of(difference)))
+        };
         let mut line = vec![path.display().to_string()];
-        line.extend([within(intervals.accuracy), three(clean.micro_f1), within(intervals.macro_f1)]);
+        line.extend([within(intervals.accuracy), beside(|of| of.accuracy), three(clean.micro_f1)]);
+        line.extend([within(intervals.macro_f1), beside(|of| of.macro_f1)]);
         line.push(intervals.auroc.map_or("-".to_owned(), within));
         line.extend(reliability.cells());
         let mut object = json!({
             "model": path,
             "scores": clean,
             "intervals": intervals,
+            "difference_from_first": difference,
             "calibration": reliability.json(),
             "device": classifier.device(),
         });
         if let Some(noisy) = noisy {
             let lost = paired_label_bootstrap(&clean, &noisy, args.resamples as usize, SEED);
             for (score, lost) in [(noisy.accuracy, lost.accuracy), (noisy.macro_f1, lost.macro_f1)] {
-                let Bootstrap { difference, low, high, .. } = lost;
-                line.extend([three(score), format!("{difference:+.3} ({low:+.3}..{high:+.3})")]);
+                line.extend([three(score), in_thousandths(&lost)]);
             }
             object["noisy"] = json!({"scores": noisy, "lost": lost});
         }
@@ -477,9 +492,10 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
         lines.push(line);
         objects.push(object);
         reliabilities.push((path.display().to_string(), reliability));
+        first.get_or_insert(clean);
     }
     if args.json {
-        return args.print(noise, json!({"split": args.split.as_str()}), objects);
+        return args.print(noise, json!({"split": split_of(&args.data, args.split).as_str()}), objects);
     }
     print_line(&table(&lines))?;
     reliabilities.iter().try_for_each(|(name, reliability)| reliability.show(name, args))

@@ -168,12 +168,13 @@ fn renew(args: &Args) -> Result<()> {
         || args.calibration.is_some()
         || args.card.is_some()
         || args.window.is_some()
+        || args.all
         || !args.data.is_empty()
         || !args.keep.is_empty();
     if is_asked_for_more {
         return Err(hint(
             format!("{} is a bundle, of which only golden cases can be made", args.model.display()),
-            "--model and --out alone, or the checkpoint folder as --model",
+            "--model and --out, and --json, alone; or the checkpoint folder as --model",
         ));
     }
     let bundle = Bundle::open(&args.model, Load::Copy, true)?;

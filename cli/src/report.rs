@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use ampoule::bundle::{Bundle, Precision, weights_sha256};
+use ampoule::checkpoint::weight_files;
 use ampoule::{Checkpoint, ModelConfig, Task};
 use ampoule_distill::{RunLog, TypingNoise};
 use anyhow::{Context, Result};
@@ -18,7 +19,7 @@ use anyhow::{Context, Result};
 use self::figures::{
     Bootstraps, Found, Mistake, ModelReport, NoiseReport, NoisyScore, Report, Role, RunReport, Source,
 };
-use crate::data::{Corpus, Labelled, OffsetsArg, Split, note_reading, typing_noise};
+use crate::data::{Corpus, Labelled, OffsetsArg, Split, note_reading, split_of, typing_noise};
 use crate::doctor::{Machine, Speed};
 use crate::evaluate::SEED;
 use crate::input::RunningArgs;
@@ -114,7 +115,7 @@ pub fn run(args: Args) -> Result<()> {
         if args.with_text && number + 1 == candidates.len() {
             mistakes = Some(Mistake::of(&found, &data));
         }
-        let about = about(candidate, &log)?;
+        let about = about(candidate, found.temperature, &log)?;
         let speed = if args.timing > 0.0 { Some(speed(&args, &candidate.path)?) } else { None };
         models.push(ModelReport::new(about, &found, first.as_ref(), noise, speed, &args.data, bootstraps)?);
         first.get_or_insert(found);
@@ -127,7 +128,7 @@ pub fn run(args: Args) -> Result<()> {
         holds_text: args.with_text,
         task: candidates[0].config.task.as_str(),
         run: RunReport::new(&args.run, &log),
-        split: args.split.as_str(),
+        split: split_of(&args.data, args.split).as_str(),
         data: sources,
         bootstraps,
         noise: NoiseReport { seed: args.noise_seed, settings: TypingNoise::default().into() },
@@ -204,15 +205,15 @@ fn check(candidates: &[Candidate], corpora: &[Corpus], data: &Labelled) -> Resul
     }
 }
 
-/// What a model is, without a measurement.
-fn about(candidate: &Candidate, log: &RunLog) -> Result<figures::About> {
+/// What a model is, whose scores are at this temperature.
+fn about(candidate: &Candidate, temperature: f32, log: &RunLog) -> Result<figures::About> {
     let path = &candidate.path;
-    let (precision, temperature, sha256, bytes) = if path.is_dir() {
+    let (precision, sha256, bytes) = if path.is_dir() {
         let checkpoint = Checkpoint::open(path)?;
-        (Precision::F32, checkpoint.temperature, weights_sha256(&checkpoint.weights), bytes_of(path)?)
+        (Precision::F32, weights_sha256(&checkpoint.weights), bytes_of(path)?)
     } else {
         let info = Bundle::inspect(path)?;
-        (info.metadata.precision, info.metadata.temperature, info.source_sha256, info.bytes)
+        (info.metadata.precision, info.source_sha256, info.bytes)
     };
     let taught = log.teachers();
     let has_teacher = !taught.is_empty();
@@ -241,17 +242,18 @@ fn about(candidate: &Candidate, log: &RunLog) -> Result<figures::About> {
     })
 }
 
-/// Bytes of the files of a checkpoint that opening reads: of two formats of weights safetensors.
+/// Bytes of a checkpoint: the weights that opening reads, configuration and tokenizer.
 fn bytes_of(folder: &Path) -> Result<u64> {
-    let mut sizes = std::collections::BTreeMap::<String, u64>::new();
-    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())?.flatten() {
-        let extension = entry.path().extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
-        let bytes = entry.metadata().with_context(|| folder.display().to_string())?;
-        *sizes.entry(extension).or_default() += if bytes.is_file() { bytes.len() } else { 0 };
+    let place = || folder.display().to_string();
+    let mut files = weight_files(folder).map_err(|e| e.context(place()))?;
+    for entry in std::fs::read_dir(folder).with_context(place)? {
+        let path = entry.with_context(place)?.path();
+        let is_one = |kind: &str| path.extension().is_some_and(|extension| extension == kind);
+        files.extend((is_one("json") || is_one("txt")).then_some(path));
     }
-    let size = |extension: &str| sizes.get(extension).copied().unwrap_or_default();
-    let weights = if size("safetensors") > 0 { size("safetensors") } else { size("bin") };
-    Ok(weights + size("json") + size("txt"))
+    // A folder of a model hub's cache holds links.
+    let bytes = |file: &PathBuf| Ok(std::fs::metadata(file).with_context(|| file.display().to_string())?.len());
+    files.iter().map(bytes).sum()
 }
 
 /// Times a model in a process of its own, so that its peak of memory is its own.

@@ -239,13 +239,9 @@ fn failures_say_where_and_what_to_try_and_nothing_of_the_text() {
     assert_fails(&ampoule(&train), "adapter names a GPU");
     assert_fails(&ampoule(&["extract", "x", "--window", "4096"]), "windows of 4096 tokens: this model takes 3 to 128");
     let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/clinical-en.int8.safetensors");
-    for more in [["--data", "none"], ["--precision", "f16"], ["--licence", "none"]] {
-        let [option, value] = more;
-        let out = path("out");
-        assert_fails(
-            &ampoule(&["quantize", "--model", bundle, "--out", &out, option, value]),
-            "only golden cases can be made",
-        );
+    for more in [["--data", "none"].as_slice(), &["--precision", "f16"], &["--licence", "none"], &["--all"]] {
+        let quantize = ["quantize", "--model", bundle, "--out", &path("out")];
+        assert_fails(&ampoule(&[quantize.as_slice(), more].concat()), "only golden cases can be made");
     }
     // The embedded bundle has golden cases, so that writing it again with them changes nothing.
     let renewed = ampoule(&["quantize", "--model", bundle, "--out", &path("renewed")]);
@@ -419,6 +415,7 @@ fn a_budget_becomes_a_student_that_fits() {
     for (more, part) in [
         (["--budget", "4 apples"].as_slice(), "budget \"4 apples\": expected a size in kB"),
         (&["--budget", "0.3 MB", "--tries", "0"], "--tries 0"),
+        (&["--budget", "0.3 MB", "--device-threads", "0"], "--device-threads 0"),
         (&["--budget", "5 ms@4000"], "this teacher reads 3 to 128 tokens at once"),
         (&["--budget", "5 kB"], "no student of this teacher fits 0.005 MB: the smallest takes 0."),
         (&["--budget", "0.3 MB", "--embedding", "900"], "embeddings 900 wide"),
@@ -1035,6 +1032,29 @@ fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_
     let log = fs::read_to_string(format!("{run}/log.jsonl")).unwrap();
     assert_eq!(log.matches("test_reading").count(), 1, "once for a run, whatever the number of its models");
 
+    // A checkpoint in a model hub's cache is links; what lies beside it is no part of it.
+    #[cfg(unix)]
+    {
+        let links = path("links");
+        fs::create_dir(&links).unwrap();
+        for entry in fs::read_dir(&teacher).unwrap().flatten() {
+            std::os::unix::fs::symlink(entry.path(), Path::new(&links).join(entry.file_name())).unwrap();
+        }
+        fs::copy(&bundle, Path::new(&links).join("other.int8.safetensors")).unwrap();
+        let output = report(&[&plain, ["--model", &links, "--temperature", "2", "--json"].as_slice()].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let all = said["models"].as_array().unwrap();
+        assert_eq!([&all[3]["bytes"], &all[0]["bytes"]], [&models[0]["bytes"]; 2]);
+        let parts = ["model.safetensors", "config.json", "tokenizer.json"];
+        let bytes: u64 = parts.iter().map(|file| fs::metadata(Path::new(&teacher).join(file)).unwrap().len()).sum();
+        assert!(
+            models[0]["bytes"].as_u64() >= Some(bytes) && models[0]["bytes"].as_u64() < Some(bytes + 10_000),
+            "{said}"
+        );
+        assert!(all.iter().all(|model| model["temperature"] == 2.0) && models[0]["temperature"] != 2.0, "{said}");
+    }
+
     assert_fails(&report(&["--timing=-1"]), "--timing is not a time");
     assert_fails(&report(&["--noise", "2"]), "--noise is not a share");
     assert_fails(&report(&["--model", fixture("bert-encoder").to_str().unwrap()]), "its task is encoder");
@@ -1219,6 +1239,45 @@ fn classifiers_are_trained_quantized_and_used() {
         for model in said["models"].as_array().unwrap() {
             assert!(model["scores"]["macro_f1"].as_f64().unwrap() > 0.95, "{kind}: {said}");
         }
+        let narrow = path(&format!("{kind}-narrow/model"));
+        let beside = ["evaluate", "--model", &model, "--model", &narrow, "--data", &corpus];
+        let shown = text(&ampoule(&beside).stdout);
+        assert_eq!(shown.matches("difference (95 %)").count(), 2, "{shown}");
+        let output = ampoule(&[beside.as_slice(), &["--json"]].concat()).stdout;
+        let compared: serde_json::Value = serde_json::from_slice(&output).unwrap();
+        for score in ["accuracy", "macro_f1"] {
+            let of = |at: usize| compared["models"][at]["scores"][score].as_f64().unwrap();
+            let difference = |at: usize| compared["models"][at]["difference_from_first"][score]["difference"].as_f64();
+            assert!(difference(0) == Some(0.0) && (difference(1).unwrap() - of(1) + of(0)).abs() < 1e-12, "{compared}");
+        }
+        // A file is of the split that it is called by.
+        let [dev, test] = ["dev", "test"].map(|file| format!("{corpus}/{file}.jsonl"));
+        let said_of_dev = text(&ampoule(&["evaluate", "--model", &bundle, "--data", &dev, "--fit", "--json"]).stdout);
+        assert!(said_of_dev.contains("\"split\":\"dev\""), "{said_of_dev}");
+        let fit = ["evaluate", "--model", &bundle, "--fit", "--split", "dev", "--data", &corpus, "--data", &test];
+        assert_fails(&ampoule(&fit), "what is fitted on the test set");
+        let log = || fs::read_to_string(format!("{run}/log.jsonl")).unwrap().matches("test_reading").count();
+        let before = log();
+        for (data, readings) in [(&dev, 0), (&test, 1)] {
+            assert!(ampoule(&["evaluate", "--split", "dev", "--model", &model, "--data", data]).status.success());
+            assert_eq!(log() - before, readings, "{data}");
+        }
+        if kind == "single" {
+            let two = path("two.jsonl");
+            fs::write(&two, r#"{"text": "the pain", "labels": ["symptom", "drug"]}"#).unwrap();
+            for verb in [["evaluate"].as_slice(), &["report", "--run", &run], &["quantize", "--out", "x.safetensors"]] {
+                let model = ["--model", &model, "--data", &two];
+                let refused = match verb[0] {
+                    "quantize" => {
+                        let dev = path("dev.jsonl");
+                        fs::copy(&two, &dev).unwrap();
+                        ampoule(&[verb, &["--model", model[1], "--data", &dev]].concat())
+                    }
+                    _ => ampoule(&[verb, &model].concat()),
+                };
+                assert_fails(&refused, "1 of 1 texts have no label or several");
+            }
+        }
 
         let output = ampoule(&["evaluate", "--json", "--noise", "0.9", "--model", &bundle, "--data", &corpus]);
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -1244,6 +1303,7 @@ fn classifiers_are_trained_quantized_and_used() {
         for (model, expected) in report["models"].as_array().unwrap().iter().zip(said["models"].as_array().unwrap()) {
             assert_eq!(model["f1"]["value"], expected["scores"]["macro_f1"]);
             assert_eq!(model["accuracy"]["value"], expected["scores"]["accuracy"]);
+            assert!(model["auroc"]["value"].is_f64() && model["auroc"]["value"] == expected["scores"]["auroc"]);
             let sum =
                 |list: &serde_json::Value| list.as_array().unwrap().iter().filter_map(|n| n.as_u64()).sum::<u64>();
             let confusion = &model["confusion"];
@@ -1354,6 +1414,7 @@ fn embedders_are_trained_distilled_quantized_and_scored() {
         (&["--full-windows"], "--full-windows"),
         (&["--reliability"], "--reliability"),
         (&["--fit", "--split", "dev"], "--fit"),
+        (&["--temperature", "2"], "--temperature"),
     ] {
         assert_fails(&evaluate(options), part);
     }

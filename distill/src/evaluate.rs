@@ -38,6 +38,9 @@ pub struct EntityError {
 pub struct LabelError {
     /// Index of the text.
     pub text: usize,
+    /// In which way: of a text that may have several labels `Missed` where one of its own is not among those that it was given, else
+    /// `Spurious`.
+    pub verdict: Verdict,
     /// What the gold standard has.
     pub gold: Vec<String>,
     /// What it was given.
@@ -207,8 +210,14 @@ impl FoundLabels {
     pub fn errors(&self) -> Vec<LabelError> {
         let texts = self.gold.iter().zip(self.given()).enumerate();
         let error = |(text, (gold, given)): (usize, (&Vec<String>, Vec<String>))| {
-            let set = |labels: &[String]| labels.iter().cloned().collect::<BTreeSet<String>>();
-            (set(gold) != set(&given)).then(|| LabelError { text, gold: gold.clone(), given })
+            let misses = gold.iter().any(|label| !given.contains(label));
+            let verdict = match (misses, given.iter().any(|label| !gold.contains(label))) {
+                (false, false) => return None,
+                (true, true) if !self.multi_label => Verdict::Label,
+                (true, _) => Verdict::Missed,
+                (false, true) => Verdict::Spurious,
+            };
+            Some(LabelError { text, verdict, gold: gold.clone(), given })
         };
         texts.filter_map(error).collect()
     }

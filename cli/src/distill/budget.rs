@@ -203,6 +203,9 @@ pub fn choose(args: &mut Args, teachers: &[Checkpoint], data: &Data) -> Result<b
     if args.budget.tries == 0 {
         return Err(hint("--tries 0: there would be no student", "--tries 3"));
     }
+    if args.budget.device_threads == 0 {
+        return Err(hint("--device-threads 0: the device would have none", "--device-threads 1"));
+    }
     let settings = serde_json::to_value(args.run.settings(&TrainConfig::default())?)?;
     if names_layers(&settings) {
         return Err(hint(

@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Args, SEED, with_interval};
-use crate::data::{Corpus, note_reading};
+use crate::data::{Corpus, note_reading, split_of};
 use crate::input::tell_gpu;
 use crate::ui::{counter, hint, print_line, table};
 
@@ -23,12 +23,14 @@ struct Row {
 }
 
 pub fn run(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options: &Options) -> Result<()> {
-    let of_scores = [("--reliability", args.reliability), ("--fit", args.fit)].into_iter().find(|(_, is)| *is);
     if let Some(name) = args.of_entities() {
-        return Err(hint(format!("{name} is for entities, and the data has queries of passages"), "--bm25"));
+        let instead = if args.dictionary { "--bm25".to_owned() } else { format!("without {name}") };
+        return Err(hint(format!("{name} is for entities, and the data has queries of passages"), instead));
     }
-    if let Some((name, _)) = of_scores {
-        return Err(hint(format!("{name}: embeddings have no scores that could be fitted"), format!("without {name}")));
+    let of_scores =
+        [("--reliability", args.reliability), ("--fit", args.fit), ("--temperature", options.temperature.is_some())];
+    if let Some((name, _)) = of_scores.into_iter().find(|(_, is_given)| *is_given) {
+        return Err(hint(format!("{name}: embeddings have no scores"), format!("without {name}")));
     }
     let sets = corpora.iter().map(|c| c.search(args.split)).collect::<ampoule::Result<Vec<_>>>()?;
     // As with entities, each is opened before any is scored.
@@ -57,7 +59,7 @@ pub fn run(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options
     }
     if args.json {
         let models = rows.iter().map(|row| row.json(&rows[0], args)).collect();
-        return args.print(noise, json!({"split": args.split.as_str()}), models);
+        return args.print(noise, json!({"split": split_of(&args.data, args.split).as_str()}), models);
     }
     let mut header = ["search", "MRR@10", "95 %", "difference (95 %)"].map(str::to_owned).to_vec();
     header.extend(["R@1", "95 %", "R@5", "95 %", "R@10", "95 %"].map(str::to_owned));

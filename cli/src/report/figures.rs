@@ -8,8 +8,8 @@ use std::path::Path;
 use ampoule::{Classifier, DeviceReport, Extractor, Options};
 use ampoule_distill::data::{LabelledText, NerSet};
 use ampoule_distill::score::{
-    Bootstrap, ClassReport, Confusion, Counts, Interval, NerReport, Prf, Verdict, interval, label_intervals,
-    label_retention, paired_bootstrap, paired_label_bootstrap, retention,
+    Bootstrap, ClassReport, Confusion, Counts, Interval, LabelIntervals, NerReport, Prf, Verdict, interval,
+    label_intervals, label_retention, paired_bootstrap, paired_label_bootstrap, retention,
 };
 use ampoule_distill::{
     Calibration, EvaluationLog, FoundEntities, FoundLabels, LabelError, RunLog, StepLog, TypingNoise,
@@ -225,7 +225,7 @@ pub struct About {
     pub parameters: usize,
     /// Of a bundle its file's; of a folder those of its weights, tokenizer and configuration.
     pub bytes: u64,
-    /// Its own temperature.
+    /// That of its scores: `--temperature`, or else its own.
     pub temperature: f32,
     /// Of a folder its weights' digest; of a bundle that of the weights that it was made of, so the two can be compared.
     pub weights_sha256: String,
@@ -248,7 +248,7 @@ pub struct ModelReport {
     /// Of labels: the share of texts whose labels are exactly right.
     pub accuracy: Option<Interval>,
     /// Of labels: the area under the ROC curve.
-    pub auroc: Option<f64>,
+    pub auroc: Option<Interval>,
     /// The share of the first model's F1 that it has, on the same texts (paired bootstrap); none where that is 0, and of the first.
     pub retention: Option<Interval>,
     /// How much its F1 lies above the first's (paired bootstrap); none of the first.
@@ -365,15 +365,10 @@ impl Mistake {
                 evenly(&found.errors()).map(mistake).collect()
             }
             (Answers::Labels(found), Labelled::Labels(texts)) => {
-                let mistake = |LabelError { text, gold, given }: &LabelError| {
+                let mistake = |LabelError { text, verdict, gold, given }: &LabelError| {
                     let text = &texts[*text];
                     let [_, marked, after] = around(&text.text, 0..text.text.len().min(3 * AROUND));
-                    let verdict = match (gold.len(), given.len()) {
-                        (1, 1) => Verdict::Label,
-                        (there, said) if there > said => Verdict::Missed,
-                        _ => Verdict::Spurious,
-                    };
-                    let (gold, found) = (gold.clone(), given.clone());
+                    let (verdict, gold, found) = (*verdict, gold.clone(), given.clone());
                     Mistake { id: text.id.clone(), verdict, before: String::new(), marked, after, gold, found }
                 };
                 evenly(&found.errors()).map(mistake).collect()
@@ -402,6 +397,8 @@ fn around(text: &str, range: Range<usize>) -> [String; 3] {
 
 /// What a model answers to some texts.
 pub struct Found {
+    /// That of its scores.
+    pub temperature: f32,
     device: DeviceReport,
     answers: Answers,
     scores: Scores,
@@ -438,14 +435,16 @@ impl Found {
         }
         let scores = Scores::Entities(all.scores());
         tell_gpu(&model.report());
-        Ok(Found { device: model.device().clone(), answers: Answers::Entities(all), scores, sets: by_set })
+        let (temperature, device) = (model.temperature(), model.device().clone());
+        Ok(Found { temperature, device, answers: Answers::Entities(all), scores, sets: by_set })
     }
 
     fn labels(model: &Classifier, texts: &[LabelledText], each: impl FnMut()) -> Result<Self> {
         let found = FoundLabels::run(model, texts, each)?;
         let scores = Scores::Labels(found.scores());
         tell_gpu(&model.report());
-        Ok(Found { device: model.device().clone(), answers: Answers::Labels(found), scores, sets: Vec::new() })
+        let (temperature, device) = (model.temperature(), model.device().clone());
+        Ok(Found { temperature, device, answers: Answers::Labels(found), scores, sets: Vec::new() })
     }
 
     fn f1(&self, Bootstraps { resamples, seed }: Bootstraps) -> Interval {
@@ -512,11 +511,12 @@ impl ModelReport {
             f1: of_counts(&by_label[label], prf.f1, bootstraps),
             support: prf.support,
         };
-        let (micro, accuracy, auroc) = match &found.scores {
-            Scores::Entities(report) => (Some(report.micro), None, None),
+        let (f1, micro, accuracy, auroc) = match &found.scores {
+            Scores::Entities(report) => (found.f1(bootstraps), Some(report.micro), None, None),
             Scores::Labels(report) => {
-                let accuracy = label_intervals(report, bootstraps.resamples, bootstraps.seed).accuracy;
-                (None, Some(accuracy), report.auroc)
+                let LabelIntervals { accuracy, macro_f1, auroc } =
+                    label_intervals(report, bootstraps.resamples, bootstraps.seed);
+                (macro_f1, None, Some(accuracy), auroc)
             }
         };
         let set = |(name, report): (&String, &NerReport)| SetScore {
@@ -526,7 +526,7 @@ impl ModelReport {
         Ok(ModelReport {
             about,
             device: found.device.clone(),
-            f1: found.f1(bootstraps),
+            f1,
             micro,
             accuracy,
             auroc,

@@ -212,7 +212,11 @@ impl Page<'_> {
                 }
                 (None, accuracy) => {
                     let accuracy = or_dash(accuracy.as_ref(), with_interval);
-                    let _ = write!(rows, "<td>{accuracy}</td><td>{}</td></tr>", or_dash(model.auroc, points));
+                    let _ = write!(
+                        rows,
+                        "<td>{accuracy}</td><td>{}</td></tr>",
+                        or_dash(model.auroc.as_ref(), with_interval)
+                    );
                 }
             }
         }
@@ -502,7 +506,7 @@ impl Page<'_> {
         let text = match is_timed {
             true => format!(
                 "Time of a call on a text of so many tokens, from text to answer, on {}; this is another at each measurement. Memory is \
-                 the most that a process held which opened the model and made these calls, and nothing else, the program itself counted.",
+                 the most that a process held which opened the model, let a bundle check itself and made these calls, the program itself counted.",
                 escaped(machine.processor.as_deref().unwrap_or(&machine.target))
             ),
             false => "Nothing was timed.".to_owned(),

@@ -326,6 +326,37 @@ fn labellings_differ_by_what_their_scores_say() {
 }
 
 #[test]
+fn whether_a_rare_label_is_drawn_is_no_mistake_of_a_model() {
+    // 12 labels of 60, 30 and 10 texts, and nine of one text; a thirteenth that no text has.
+    let counts = [60, 30, 10].into_iter().chain([1; 9]);
+    let gold: Vec<Vec<String>> =
+        counts.enumerate().flat_map(|(label, count)| vec![vec![format!("l{label:02}")]; count]).collect();
+    let names: Vec<String> = (0..13).map(|label| format!("l{label:02}")).collect();
+    let labelled = |say: &dyn Fn(usize, &str) -> String| {
+        let scores: Vec<Vec<(String, f32)>> =
+            gold.iter().enumerate().map(|(at, text)| vec![(say(at, &text[0]), 0.9)]).collect();
+        classification_scores(&gold, &scores, &names, false)
+    };
+    let right = labelled(&|_, label| label.to_owned());
+    let of_all = right.macro_f1;
+    assert!((of_all - 12.0 / 13.0).abs() < 1e-12);
+    let macro_f1 = label_intervals(&right, 200, 1).macro_f1;
+    assert!((macro_f1.low - of_all).abs() < 1e-12 && (macro_f1.high - of_all).abs() < 1e-12, "{macro_f1:?}");
+    for label in &names[..12] {
+        assert_eq!(interval(&right.by_label[label], 200, 1), (1.0, 1.0), "{label}");
+    }
+    assert_eq!(interval(&right.by_label["l12"], 200, 1), (0.0, 0.0));
+
+    // Of one that is wrong in all rare labels and every tenth of the others too the interval holds the score.
+    let wrong = labelled(&|at, label| if at >= 100 || at % 10 == 0 { "l00" } else { label }.to_owned());
+    let interval = label_intervals(&wrong, 1000, 1).macro_f1;
+    assert!(interval.low < wrong.macro_f1 && wrong.macro_f1 < interval.high, "{interval:?}");
+    let difference = paired_label_bootstrap(&right, &wrong, 1000, 1).macro_f1;
+    assert!((difference.difference - (right.macro_f1 - wrong.macro_f1)).abs() < 1e-12);
+    assert!(difference.low < difference.difference && difference.difference < difference.high, "{difference:?}");
+}
+
+#[test]
 fn chance_alone_is_significant_no_oftener_than_it_should_be() {
     let significant = (0..200)
         .filter(|&seed| {
