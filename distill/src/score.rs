@@ -116,7 +116,8 @@ pub struct Interval {
 pub struct LabelIntervals {
     /// Of [`ClassReport::accuracy`].
     pub accuracy: Interval,
-    /// Of [`ClassReport::macro_f1`]; a label of which a sample has no text counts in it as in all texts.
+    /// Of [`ClassReport::macro_f1`]; a label of which a sample has no text counts in it as in all texts. How little is known of a label
+    /// that one text has it cannot show.
     pub macro_f1: Interval,
     /// Of [`ClassReport::auroc`]; of a sample without a text that has a label, or with none that has not, its area is left out.
     pub auroc: Option<Interval>,
