@@ -9,7 +9,7 @@ temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 skip() { echo "skipped: $1"; }
 
-echo "== NdArray and wgpu compile, and NdArray gives the answers of transformers"
+echo "== NdArray and wgpu compile, and NdArray gives the answers of the processor's kernel"
 cargo test --release --workspace --features ampoule/ndarray --test backends
 scripts/gpu.sh --include-ignored | tee "$temporary/gpu"
 if grep "^skipped: there is no Vulkan driver" "$temporary/gpu"; then

@@ -38,8 +38,8 @@
 //! # Tensors
 //! * Those of [`ModelConfig::tensors`], under those names: Hugging Face's for BERT, without a prefix, linear weights `[out, in]`.
 //!   Vectors (biases, norms) are F32. A matrix is F32, F16 or I8, never narrower than `precision`. With `f16` every
-//!   matrix is F16. With `int8` the linear weights and the word embedding are I8, and the position and token-type
-//!   embeddings, which are small and added to every token, F16.
+//!   matrix is F16; with `int8` the linear weights and the word embedding are I8, and the position and token-type
+//!   embeddings, which are small and added to every token, F16, unless a matrix is kept wider.
 //! * An I8 matrix `X`, `[rows, columns]`, comes with `X.scale`, F32, `[rows]`. That of a linear layer of the encoder may come with
 //!   `X.pre_quant_scale`, F32, `[columns]`; a layer's query, key and value have the same, or none has one.
 //! * `tokenizer.json`, U8: the file of Hugging Face's `tokenizers`.
@@ -71,8 +71,8 @@
 //! * **The result** is `sum as f32 * (scale_x * scale_w) + bias`, in this order, the last two operations not fused. A
 //!   look-up in the word embedding is `q as f32 * scale`.
 //!
-//! With a kernel of ours the runtime computes the encoder's linear layers of an int8 bundle so. Burn's back ends, which also
-//! compute every head, get weights widened to f32 when a model is loaded, and their activations stay f32.
+//! With a kernel of ours the runtime computes the encoder's linear layers of an int8 bundle so. Its head, and all of it on a GPU or by Burn's
+//! back ends, is computed with weights widened to floats, and activations that stay floats.
 
 mod check;
 mod golden;

@@ -46,8 +46,9 @@ impl Extractor {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), [`Corrupt`](ErrorKind::Corrupt),
-    /// [`Incompatible`](ErrorKind::Incompatible) (another version, or a model of another task) or
-    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable).
+    /// [`Incompatible`](ErrorKind::Incompatible) (another version, or a model of another task),
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable), or [`InvalidInput`](ErrorKind::InvalidInput) for options that this model or this
+    /// machine cannot have.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
         Self::from_opened(Opened::open(path.as_ref(), options)?)
     }
@@ -55,7 +56,8 @@ impl Extractor {
     /// Opens the bundle that this crate carries: chemicals and diseases in English text.
     ///
     /// # Errors
-    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable).
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable), or [`InvalidInput`](ErrorKind::InvalidInput) for options that it or this machine
+    /// cannot have.
     #[cfg(feature = "embedded")]
     pub fn embedded(options: &Options) -> Result<Self> {
         Self::from_bundle(Bundle::embedded()?, options)
@@ -181,7 +183,9 @@ impl Extractor {
     /// The entities of a text, in order.
     ///
     /// # Errors
-    /// [`Cancelled`](ErrorKind::Cancelled) when the token of the options was cancelled or the deadline passed.
+    /// [`Cancelled`](ErrorKind::Cancelled) when the token of the options was cancelled or the deadline passed,
+    /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable) when a GPU fails that no processor stands in for, and
+    /// [`Internal`](ErrorKind::Internal) where an answer is not finite.
     pub fn extract(&self, text: &str) -> Result<Vec<Entity>> {
         let mut all = Vec::new();
         self.extract_each(text, |entity| {

@@ -37,8 +37,8 @@ pub struct Args {
     /// The unit of "start" and "end" in .jsonl lines that name none
     #[arg(long, value_enum, default_value = "utf8", requires = "data")]
     offsets: OffsetsArg,
-    /// Text, one a line or .jsonl, by which the inputs of int8 layers are evened out (SmoothQuant); without it texts of --data,
-    /// or none where the model was trained in int8
+    /// Text, one a line or .jsonl, by which the inputs of int8 layers are evened out (SmoothQuant), at most 256 of them, evenly taken; without
+    /// it texts of --data, or none where the model was trained in int8
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// The most F1, or MRR@10, that may be lost, of 100

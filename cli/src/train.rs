@@ -59,7 +59,7 @@ pub struct RunArgs {
     /// Worker threads; 0 for as many as there are cores, at most four
     #[arg(long)]
     threads: Option<usize>,
-    /// Where teacher and student are computed; a GPU needs a build with `--features wgpu`
+    /// Where teacher and student are computed; a GPU needs a build with `--features ampoule-cli/wgpu`
     #[arg(long, value_parser = ["cpu", "gpu"])]
     device: Option<String>,
     /// The GPU's adapter, by a part of its name; software in a GPU's place has to be named. `ampoule doctor` lists them

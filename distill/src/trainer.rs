@@ -60,7 +60,7 @@ pub struct EvaluationLog {
     pub precision: Option<f64>,
     /// Recall, for entities.
     pub recall: Option<f64>,
-    /// Whether no earlier evaluation was better.
+    /// Whether it is the best of its stage so far.
     pub best: bool,
 }
 
@@ -98,7 +98,7 @@ pub enum Outcome {
 ///
 /// The folder holds `config.json`, `log.jsonl`, the state to resume from, the best weights so far and, at the end, `model`, a
 /// Hugging Face folder. One process at a time trains in it. A call on a folder that holds a state of the same configuration
-/// resumes from it, and ends with the same tensors as a run that was never broken. `stop` is looked at between steps.
+/// resumes from it, and ends on a processor with the same tensors as a run that was never broken. `stop` is looked at between steps.
 ///
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data or a configuration that cannot be trained on, a run folder of

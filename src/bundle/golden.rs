@@ -15,7 +15,7 @@ const LENGTHS: [usize; 4] = [3, 16, 33, 130];
 ///
 /// An answer is what the head gives, `[tokens, labels]` or `[labels]`, or of an encoder the mean of the last hidden states, `[hidden]`. It
 /// is known twice: under the [integer contract](super#the-integer-contract), and with weights widened to f32 and activations that stay f32,
-/// as Burn's back ends compute.
+/// as GPUs and Burn's back ends compute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Golden {
     pub(crate) cases: Vec<GoldenCase>,

@@ -296,7 +296,7 @@ impl Proven {
         let is_proved = match is_due {
             false => false,
             // To its end, even where its caller goes meanwhile: callers who never wait for that long would never have it proved.
-            true => self.prove().await.map_err(failed).map(|_| true)?,
+            true => self.prove().await.map_err(failed)?.is_some(),
         };
         let report = &mut lock(&self.shared.status).report;
         report.computed_tokens += batch.lengths().iter().sum::<usize>() as u64;

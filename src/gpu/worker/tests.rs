@@ -264,6 +264,16 @@ fn a_proof_that_was_begun_ends_though_its_caller_is_gone() {
     assert_eq!((gpu.report().state, gpu.report().unverified_batches), (GpuState::Ready, 1));
 }
 
+#[test]
+fn without_golden_cases_nothing_vouches_for_any_batch() {
+    let gpu = start_with(Fault::None, |plan| plan.golden = None);
+    gpu.wait().unwrap();
+    for _ in 0..6 {
+        gpu.outputs(&text(20), Output::Logits, &Limit::NONE).unwrap();
+    }
+    assert_eq!((gpu.report().self_check, gpu.report().unverified_batches), (None, 6));
+}
+
 /// Wrong numbers that look right: only the golden cases can tell.
 #[test]
 fn plausible_wrong_answers_are_found_by_the_next_proof_and_counted() {
