@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the embedded bundle from all-MiniLM-L6-v2, class A corpora and sentences without labels: about three hours on two cores.
+# Makes the embedded bundle from all-MiniLM-L6-v2, corpora and sentences without labels, whose terms let it be shipped: about three hours on
+# two cores.
 #   examples/produce/full.sh MINILM_FOLDER DATA_FOLDER RUNS_FOLDER
 # DATA_FOLDER holds ner_bc5cdr and ner_ncbi_disease, each with train, dev and test .tsv (IOB2), and unlabeled_en/sentences_a.txt. A killed run goes on when this is
 # called again. AMPOULE names a built binary in place of `cargo run`.
