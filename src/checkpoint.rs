@@ -342,7 +342,10 @@ fn read_json(path: &Path) -> Result<Value> {
         .map_err(|e| Error::corrupt(format!("{}: not JSON: {e}", path.display())).with_source(e))
 }
 
-/// The files that hold the weights, by the first layout that is there.
+/// The files of a checkpoint folder that hold the weights, by the first layout that is there.
+///
+/// # Errors
+/// [`NotFound`](ErrorKind::NotFound) where there are none, [`Corrupt`](ErrorKind::Corrupt) for an index that names none of the folder's.
 pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     for (whole, index) in
         [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]

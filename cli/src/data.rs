@@ -48,7 +48,7 @@ impl OffsetsArg {
 }
 
 /// Which file of a folder.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Split {
     Train,
     Dev,
@@ -73,9 +73,20 @@ pub enum Kind {
     Search,
 }
 
-/// The split that is measured on, where this one is asked for: of several the one that is last to be looked at.
-pub fn split_of(data: &[String], asked: Split) -> Split {
-    data.iter().map(|corpus| Corpus::parse(corpus).split(asked)).max().unwrap_or(asked)
+/// The splits that are measured on, where this one is asked for.
+fn splits(data: &[String], asked: Split) -> impl Iterator<Item = Split> {
+    data.iter().map(move |corpus| Corpus::parse(corpus).split(asked))
+}
+
+/// Whether a test set is measured on, where this split is asked for.
+pub fn is_test(data: &[String], asked: Split) -> bool {
+    splits(data, asked).any(|split| split == Split::Test)
+}
+
+/// What the split that is measured on is called, where this one is asked for.
+pub fn split_name(data: &[String], asked: Split) -> &'static str {
+    let first = splits(data, asked).next().unwrap_or(asked);
+    if splits(data, asked).all(|split| split == first) { first.as_str() } else { "mixed" }
 }
 
 /// The one kind of all files.
@@ -366,7 +377,7 @@ pub fn typing_noise(words: f64) -> Result<TypingNoise> {
 
 /// Notes that models were measured on a test set, once nothing stands in the way of it.
 pub fn note_reading<'a>(asked: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
-    if let Split::Test = split_of(data, asked) {
+    if is_test(data, asked) {
         models.into_iter().try_for_each(|model| log_test_reading(model, data))?;
     }
     Ok(())

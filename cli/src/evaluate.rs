@@ -17,7 +17,9 @@ use ampoule_distill::{
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::data::{Corpus, Kind, Labelled, OffsetsArg, Split, note_reading, one_kind, split_of, typing_noise};
+use crate::data::{
+    Corpus, Kind, Labelled, OffsetsArg, Split, is_test, note_reading, one_kind, split_name, typing_noise,
+};
 use crate::input::{RunningArgs, tell_gpu};
 use crate::ui::{counter, fitted, hint, print_json, print_line, table};
 
@@ -26,7 +28,7 @@ pub const SEED: u64 = 1;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Bundles or checkpoint folders; the first is what the others are compared with
+    /// Bundles or checkpoint folders; the first is what the others are compared with, of labels of whole texts those with the same labels
     #[arg(long = "model", required = true, value_name = "PATH")]
     models: Vec<PathBuf>,
     /// Labelled text, or queries of passages: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
@@ -93,8 +95,9 @@ pub fn run(args: Args) -> Result<()> {
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
     let split = args.split;
     let options = args.running.options()?;
-    if let (true, Split::Test) = (args.fit, split_of(&args.data, split)) {
-        return Err(hint("--fit: what is fitted on the test set cannot be measured on it", "--split dev"));
+    if args.fit && is_test(&args.data, split) {
+        let instead = if split == Split::Test { "--split dev" } else { "a dev file in the test file's place" };
+        return Err(hint("--fit: what is fitted on the test set cannot be measured on it", instead));
     }
     let kind = one_kind(&corpora, split)?;
     if args.bm25 && kind != Kind::Search {
@@ -332,7 +335,7 @@ fn entities(
     }
     if args.json {
         let models = rows.iter().map(|row| row.json(&rows[0], args)).collect();
-        let mut json = json!({"split": split_of(&args.data, args.split).as_str(), "full_windows": args.full_windows});
+        let mut json = json!({"split": split_name(&args.data, args.split), "full_windows": args.full_windows});
         if let Some((within, all)) = texts.within_words() {
             json["entities_within_words"] = json!({"noisy": within, "of": all});
         }
@@ -495,7 +498,7 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
         first.get_or_insert(clean);
     }
     if args.json {
-        return args.print(noise, json!({"split": split_of(&args.data, args.split).as_str()}), objects);
+        return args.print(noise, json!({"split": split_name(&args.data, args.split)}), objects);
     }
     print_line(&table(&lines))?;
     reliabilities.iter().try_for_each(|(name, reliability)| reliability.show(name, args))

@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use self::figures::{
     Bootstraps, Found, Mistake, ModelReport, NoiseReport, NoisyScore, Report, Role, RunReport, Source,
 };
-use crate::data::{Corpus, Labelled, OffsetsArg, Split, note_reading, split_of, typing_noise};
+use crate::data::{Corpus, Labelled, OffsetsArg, Split, note_reading, split_name, typing_noise};
 use crate::doctor::{Machine, Speed};
 use crate::evaluate::SEED;
 use crate::input::RunningArgs;
@@ -128,7 +128,7 @@ pub fn run(args: Args) -> Result<()> {
         holds_text: args.with_text,
         task: candidates[0].config.task.as_str(),
         run: RunReport::new(&args.run, &log),
-        split: split_of(&args.data, args.split).as_str(),
+        split: split_name(&args.data, args.split),
         data: sources,
         bootstraps,
         noise: NoiseReport { seed: args.noise_seed, settings: TypingNoise::default().into() },
@@ -249,7 +249,7 @@ fn bytes_of(folder: &Path) -> Result<u64> {
     for entry in std::fs::read_dir(folder).with_context(place)? {
         let path = entry.with_context(place)?.path();
         let is_one = |kind: &str| path.extension().is_some_and(|extension| extension == kind);
-        files.extend((is_one("json") || is_one("txt")).then_some(path));
+        files.extend(((is_one("json") || is_one("txt")) && path.is_file()).then_some(path));
     }
     // A folder of a model hub's cache holds links.
     let bytes = |file: &PathBuf| Ok(std::fs::metadata(file).with_context(|| file.display().to_string())?.len());

@@ -1,8 +1,7 @@
 //! Scores: entities as seqeval counts them (strict, IOB2), labels as scikit-learn does, both to the last digit, and how sure one
 //! may be of them (bootstrap over texts).
 //!
-//! A quotient whose divisor is 0 is 0 (`zero_division=0`); but a bootstrap sample in which there is nothing to find says nothing of a micro F1,
-//! and is left out. Every function that takes several lists takes one entry a text, in the
+//! A quotient whose divisor is 0 is 0 (`zero_division=0`). Every function that takes several lists takes one entry a text, in the
 //! same order in each, and panics when their lengths differ: a score of mismatched lists would be a silent falsehood.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -112,12 +111,14 @@ pub struct Interval {
 }
 
 /// How sure one may be of a labelling of texts.
+///
+/// A sample that lacks all texts of a rare label has a lower macro F1 for that alone, and an AUROC of other labels. So the ends are moved by
+/// as much as the samples' mean lies beside the score, the bootstrap's estimate of bias (Efron and Tibshirani 1993, chapter 10), within `0..=1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct LabelIntervals {
     /// Of [`ClassReport::accuracy`].
     pub accuracy: Interval,
-    /// Of [`ClassReport::macro_f1`]; a label of which a sample has no text counts in it as in all texts. How little is known of a label
-    /// that one text has it cannot show.
+    /// Of [`ClassReport::macro_f1`].
     pub macro_f1: Interval,
     /// Of [`ClassReport::auroc`]; of a sample without a text that has a label, or with none that has not, its area is left out.
     pub auroc: Option<Interval>,
@@ -128,7 +129,7 @@ pub struct LabelIntervals {
 pub struct LabelBootstrap {
     /// Of [`ClassReport::accuracy`].
     pub accuracy: Bootstrap,
-    /// Of [`ClassReport::macro_f1`]; a label of which a sample has no text counts in it as in all texts.
+    /// Of [`ClassReport::macro_f1`]; a label that no drawn text has or was given counts 0, on both sides.
     pub macro_f1: Bootstrap,
 }
 
@@ -142,7 +143,7 @@ pub struct Bootstrap {
     /// Its upper end.
     pub high: f64,
     /// The two-sided p-value of "no difference": twice the share of resamples on the rarer side of 0, those at 0 being on both,
-    /// and one resample more counted on each side, so that it is never 0 and at most 1; of the resamples that say something.
+    /// and one resample more counted on each side, so that it is never 0 and at most 1.
     pub p: f64,
 }
 
@@ -288,33 +289,27 @@ pub fn paired_bootstrap(a: &[Counts], b: &[Counts], resamples: usize, seed: u64)
 pub fn paired_label_bootstrap(a: &ClassReport, b: &ClassReport, resamples: usize, seed: u64) -> LabelBootstrap {
     assert_eq!(a.decisions.len(), b.decisions.len(), "the same texts for both");
     assert!(a.per_label.keys().eq(b.per_label.keys()), "the same labels for both");
-    let compare = |a_of: &dyn Fn(&[usize]) -> f64, b_of: &dyn Fn(&[usize]) -> f64| {
-        paired(a.decisions.len(), resamples, seed, |picks| a_of(picks) - b_of(picks))
+    let compare = |score: &dyn Fn(&ClassReport, &[usize]) -> f64| {
+        paired(a.decisions.len(), resamples, seed, |picks| score(a, picks) - score(b, picks))
     };
-    LabelBootstrap {
-        accuracy: compare(&accuracy_of(a), &accuracy_of(b)),
-        macro_f1: compare(&macro_f1(a), &macro_f1(b)),
-    }
+    LabelBootstrap { accuracy: compare(&accuracy_of), macro_f1: compare(&macro_f1) }
 }
 
 /// The 95 % intervals of a labelling's scores, by bootstrap samples of its texts as in [`interval`].
 pub fn label_intervals(report: &ClassReport, resamples: usize, seed: u64) -> LabelIntervals {
-    let of = |score: &dyn Fn(&[usize]) -> f64, value: f64| {
-        Interval::of(value, &resampled(report.decisions.len(), resamples, seed, score))
+    let of = |score: &dyn Fn(&ClassReport, &[usize]) -> f64, value: f64| {
+        let mut values = resampled(report.decisions.len(), resamples, seed, |picks| score(report, picks));
+        values.retain(|value| value.is_finite());
+        let bias = mean(&values).map_or(0.0, |mean| mean - value);
+        let Interval { low, high, .. } = Interval::of(value, &values);
+        Interval { value, low: (low - bias).clamp(0.0, 1.0), high: (high - bias).clamp(0.0, 1.0) }
     };
-    let auroc = report.auroc.map(|value| {
-        let area = |picks: &[usize]| auroc(&report.ranked, picks).unwrap_or(f64::NAN);
-        of(&area, value)
-    });
-    LabelIntervals {
-        accuracy: of(&accuracy_of(report), report.accuracy),
-        macro_f1: of(&macro_f1(report), report.macro_f1),
-        auroc,
-    }
+    let auroc = report.auroc.map(|value| of(&|report, picks| auroc(&report.ranked, picks).unwrap_or(f64::NAN), value));
+    LabelIntervals { accuracy: of(&accuracy_of, report.accuracy), macro_f1: of(&macro_f1, report.macro_f1), auroc }
 }
 
 /// The share of the micro F1 of `b` that `a` has on the same texts, by bootstrap samples of texts as in [`paired_bootstrap`]; those
-/// in which `b` has none are left out too. `None` where `b` has none at all.
+/// in which `b` has none are left out. `None` where `b` has none at all.
 ///
 /// # Panics
 /// When `a` and `b` differ in length.
@@ -329,7 +324,7 @@ pub fn retention(a: &[Counts], b: &[Counts], resamples: usize, seed: u64) -> Opt
 /// When `a` and `b` differ in texts.
 pub fn label_retention(a: &ClassReport, b: &ClassReport, resamples: usize, seed: u64) -> Option<Interval> {
     assert_eq!(a.decisions.len(), b.decisions.len(), "the same texts for both");
-    share(a.decisions.len(), resamples, seed, macro_f1(a), macro_f1(b))
+    share(a.decisions.len(), resamples, seed, |picks| macro_f1(a, picks), |picks| macro_f1(b, picks))
 }
 
 /// Resamples the quotient of two scores of the same texts.
@@ -342,7 +337,8 @@ fn share(
 ) -> Option<Interval> {
     let all = Vec::from_iter(0..texts);
     let value = Some(part(&all) / whole(&all)).filter(|value| value.is_finite())?;
-    let values = resampled(texts, resamples, seed, |picks| part(picks) / whole(picks));
+    let mut values = resampled(texts, resamples, seed, |picks| part(picks) / whole(picks));
+    values.retain(|value| value.is_finite());
     Some(Interval::of(value, &values))
 }
 
@@ -357,36 +353,26 @@ impl Interval {
 /// Resamples a difference of two scores of the same texts; it is given the indices of texts.
 fn paired(texts: usize, resamples: usize, seed: u64, difference: impl Fn(&[usize]) -> f64) -> Bootstrap {
     let values = resampled(texts, resamples, seed, &difference);
-    let difference =
-        Some(difference(&Vec::from_iter(0..texts))).filter(|of_all| of_all.is_finite()).unwrap_or_default();
+    let difference = difference(&Vec::from_iter(0..texts));
     let below = values.iter().filter(|&&x| x <= 0.0).count();
     let above = values.iter().filter(|&&x| x >= 0.0).count();
     Bootstrap {
         difference,
         low: percentile(&values, 0.025).unwrap_or(difference),
         high: percentile(&values, 0.975).unwrap_or(difference),
-        p: f64::min(1.0, 2.0 * (below.min(above) + 1) as f64 / (values.len() + 1) as f64),
+        p: f64::min(1.0, 2.0 * (below.min(above) + 1) as f64 / (resamples + 1) as f64),
     }
 }
 
-fn accuracy_of(report: &ClassReport) -> impl Fn(&[usize]) -> f64 {
-    |picks| accuracy(picks.iter().map(|&at| &report.decisions[at]))
+fn accuracy_of(report: &ClassReport, picks: &[usize]) -> f64 {
+    accuracy(picks.iter().map(|&at| &report.decisions[at]))
 }
 
-/// Of picked texts. A label that they have not counts as in all texts: whether a rare one is drawn is chance, and nothing of the model's.
-fn macro_f1(report: &ClassReport) -> impl Fn(&[usize]) -> f64 {
-    let tally = |picks: &mut dyn Iterator<Item = usize>| {
-        let mut tallies = vec![Tally::default(); report.per_label.len()];
-        let decided = picks.flat_map(|at| &report.decisions[at].labels);
-        decided.for_each(|&(label, held, said)| tallies[label].add(held, said));
-        tallies
-    };
-    let of_all: Vec<f64> = tally(&mut (0..report.decisions.len())).iter().map(Tally::f1).collect();
-    move |picks| {
-        let tallies = tally(&mut picks.iter().copied());
-        let f1 = |(of_all, tally): (&f64, &Tally)| if tally.gold == 0 { *of_all } else { tally.f1() };
-        mean(&of_all.iter().zip(&tallies).map(f1).collect::<Vec<_>>()).unwrap_or_default()
-    }
+fn macro_f1(report: &ClassReport, picks: &[usize]) -> f64 {
+    let mut tallies = vec![Tally::default(); report.per_label.len()];
+    let decided = picks.iter().flat_map(|&at| &report.decisions[at].labels);
+    decided.for_each(|&(label, held, said)| tallies[label].add(held, said));
+    mean(&tallies.iter().map(Tally::f1).collect::<Vec<_>>()).unwrap_or_default()
 }
 
 fn accuracy<'a>(texts: impl ExactSizeIterator<Item = &'a Decisions>) -> f64 {
@@ -488,7 +474,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// Sorted values of a statistic of resampled texts, but for samples of which it says nothing (NaN); it is given the indices drawn.
+/// Sorted values of a statistic of resampled texts; it is given the indices drawn.
 fn resampled(texts: usize, resamples: usize, seed: u64, mut statistic: impl FnMut(&[usize]) -> f64) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut picks = vec![0; texts];
@@ -497,16 +483,13 @@ fn resampled(texts: usize, resamples: usize, seed: u64, mut statistic: impl FnMu
             picks.fill_with(|| rng.random_range(0..texts));
             statistic(&picks)
         })
-        .filter(|value| value.is_finite())
         .collect();
     values.sort_unstable_by(f64::total_cmp);
     values
 }
 
-/// NaN where these texts hold nothing to find.
 fn micro_f1(texts: &[Counts], picks: &[usize]) -> f64 {
-    let Prf { f1, support, .. } = Tally::of(picks.iter().map(|&at| &texts[at])).prf();
-    if support == 0 { f64::NAN } else { f1 }
+    Tally::of(picks.iter().map(|&at| &texts[at])).prf().f1
 }
 
 /// The value below which a `share` of the sorted values lies, interpolated linearly.

@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Args, SEED, with_interval};
-use crate::data::{Corpus, note_reading, split_of};
+use crate::data::{Corpus, note_reading, split_name};
 use crate::input::tell_gpu;
 use crate::ui::{counter, hint, print_line, table};
 
@@ -59,7 +59,7 @@ pub fn run(args: &Args, noise: Option<&TypingNoise>, corpora: &[Corpus], options
     }
     if args.json {
         let models = rows.iter().map(|row| row.json(&rows[0], args)).collect();
-        return args.print(noise, json!({"split": split_of(&args.data, args.split).as_str()}), models);
+        return args.print(noise, json!({"split": split_name(&args.data, args.split)}), models);
     }
     let mut header = ["search", "MRR@10", "95 %", "difference (95 %)"].map(str::to_owned).to_vec();
     header.extend(["R@1", "95 %", "R@5", "95 %", "R@10", "95 %"].map(str::to_owned));

@@ -47,7 +47,7 @@ pub struct Report {
     pub task: &'static str,
     /// The run that made the model.
     pub run: RunReport,
-    /// Which files of the data's folders were measured on: `train`, `dev` or `test`.
+    /// Which files were measured on: `train`, `dev` or `test`, or `mixed`.
     pub split: &'static str,
     /// What was measured on.
     pub data: Vec<Source>,

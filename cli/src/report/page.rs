@@ -482,14 +482,14 @@ impl Page<'_> {
                 model.calibration.at_own.count
             );
         }
-        let header = ["model", "ECE at temperature 1", "its temperature", "ECE at its temperature", "answers"];
+        let header = ["model", "ECE at temperature 1", "temperature", "ECE at that", "answers"];
         self.table("", "Expected calibration error", &header, &format!("<tbody>{rows}</tbody>"));
         self.out.push_str("<div class=\"figures\">\n");
         for (number, model) in self.report.models.iter().enumerate() {
             let name = format!("{} {}", key(number), model.about.name);
             let mut all = vec![("temperature 1".to_owned(), &model.calibration.at_one)];
             if model.calibration.at_one != model.calibration.at_own {
-                all.push((format!("its temperature, {}", model.about.temperature), &model.calibration.at_own));
+                all.push((format!("temperature {}", model.about.temperature), &model.calibration.at_own));
             }
             for (at, reliability) in all {
                 let name = format!("{name}, {at}");
