@@ -34,7 +34,7 @@ pub struct Args {
     /// Labelled text, or queries of passages: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
     #[arg(long, required = true, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
-    /// Which file of a folder
+    /// Which file of a folder; a file called train, dev or test is what it is called
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
     /// The unit of "start" and "end" in .jsonl lines that name none
@@ -96,7 +96,7 @@ pub fn run(args: Args) -> Result<()> {
     let split = args.split;
     let options = args.running.options()?;
     if args.fit && is_test(&args.data, split) {
-        let instead = if split == Split::Test { "--split dev" } else { "a dev file in the test file's place" };
+        let instead = "--split dev, or a dev file in a test file's place";
         return Err(hint("--fit: what is fitted on the test set cannot be measured on it", instead));
     }
     let kind = one_kind(&corpora, split)?;
@@ -438,9 +438,8 @@ fn labels(args: &Args, noise: Option<&TypingNoise>, texts: Vec<LabelledText>, op
     note_reading(args.split, &args.models, &args.data)?;
     let mut objects = Vec::new();
     let mut reliabilities = Vec::new();
-    let mut header = ["text labels", "accuracy (95 %)", "difference (95 %)", "F1 micro", "F1 macro (95 %)"].to_vec();
-    header.extend(["difference (95 %)", "AUROC (95 %)"]);
-    let mut header: Vec<String> = header.into_iter().map(str::to_owned).collect();
+    let mut header = ["text labels", "accuracy (95 %)", "difference (95 %)", "F1 micro"].map(str::to_owned).to_vec();
+    header.extend(["F1 macro (95 %)", "difference (95 %)", "AUROC (95 %)"].map(str::to_owned));
     header.extend(ScoreReliability::HEADER.map(str::to_owned));
     if noise.is_some() {
         header.extend(["accuracy noisy", "lost (95 %)", "F1 macro noisy", "lost (95 %)"].map(str::to_owned));

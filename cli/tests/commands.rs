@@ -1256,6 +1256,9 @@ fn classifiers_are_trained_quantized_and_used() {
         assert!(said_of_dev.contains("\"split\":\"dev\""), "{said_of_dev}");
         let fit = ["evaluate", "--model", &bundle, "--fit", "--split", "dev", "--data", &corpus, "--data", &test];
         assert_fails(&ampoule(&fit), "what is fitted on the test set");
+        let both = ["evaluate", "--model", &bundle, "--split", "dev", "--data", &corpus, "--data", &test, "--json"];
+        let said_of_both = text(&ampoule(&both).stdout);
+        assert!(said_of_both.contains("\"split\":\"mixed\""), "{said_of_both}");
         let log = || fs::read_to_string(format!("{run}/log.jsonl")).unwrap().matches("test_reading").count();
         let before = log();
         for (data, readings) in [(&dev, 0), (&test, 1)] {
@@ -1263,18 +1266,10 @@ fn classifiers_are_trained_quantized_and_used() {
             assert_eq!(log() - before, readings, "{data}");
         }
         if kind == "single" {
-            let two = path("two.jsonl");
+            let two = path("dev.jsonl");
             fs::write(&two, r#"{"text": "the pain", "labels": ["symptom", "drug"]}"#).unwrap();
             for verb in [["evaluate"].as_slice(), &["report", "--run", &run], &["quantize", "--out", "x.safetensors"]] {
-                let model = ["--model", &model, "--data", &two];
-                let refused = match verb[0] {
-                    "quantize" => {
-                        let dev = path("dev.jsonl");
-                        fs::copy(&two, &dev).unwrap();
-                        ampoule(&[verb, &["--model", model[1], "--data", &dev]].concat())
-                    }
-                    _ => ampoule(&[verb, &model].concat()),
-                };
+                let refused = ampoule(&[verb, &["--model", &model, "--data", &two]].concat());
                 assert_fails(&refused, "1 of 1 texts have no label or several");
             }
         }

@@ -297,3 +297,30 @@ fn stage_int8(model: &Checkpoint, path: &Path) -> Result<Staged> {
     };
     bundle::stage(path, &spec)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_labelling_is_wrong_in_the_way_that_its_task_allows() {
+        let of = |labels: &[&str]| labels.iter().map(|label| label.to_string()).collect::<Vec<String>>();
+        let verdicts = |multi_label: bool, texts: &[(&[&str], &[&str])]| {
+            let scores = |given: &[&str]| given.iter().map(|label| (label.to_string(), 0.9)).collect::<Vec<_>>();
+            let found: Vec<_> = texts.iter().map(|(_, given)| scores(given)).collect();
+            let gold = texts.iter().map(|(gold, _)| of(gold)).collect();
+            let found = FoundLabels { labels: of(&["a", "b", "c"]), multi_label, gold, at_one: found.clone(), found };
+            found.errors().iter().map(|error| (error.text, error.verdict)).collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(false, &[(&["a"], &["a"]), (&["a"], &["b"])]), [(1, Verdict::Label)]);
+        let several: [(&[&str], &[&str]); 5] = [
+            (&["a", "b"], &["b", "a"]),
+            (&["a"], &["b"]),
+            (&["a", "b"], &["a", "c"]),
+            (&["a"], &["a", "b"]),
+            (&["a"], &[]),
+        ];
+        let expected = [(1, Verdict::Missed), (2, Verdict::Missed), (3, Verdict::Spurious), (4, Verdict::Missed)];
+        assert_eq!(verdicts(true, &several), expected);
+    }
+}

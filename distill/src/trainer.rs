@@ -103,8 +103,8 @@ pub enum Outcome {
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data or a configuration that cannot be trained on, a run folder of
 /// another configuration or [of something else](check_run_folder), and a loss that is not finite;
-/// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written, in which case the files before are intact; [`DeviceUnavailable`](ampoule::ErrorKind::DeviceUnavailable) where there is no GPU,
-/// or it fails.
+/// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written, in which case the files before are intact;
+/// [`DeviceUnavailable`](ampoule::ErrorKind::DeviceUnavailable) where there is no GPU, or it fails.
 pub fn train(
     student: Checkpoint,
     teacher: Option<Teacher>,

@@ -25,8 +25,9 @@ use crate::ui::{TrainingView, hint, print_json, print_line, spinner, stop_on_ctr
 pub struct BudgetArgs {
     /// In place of --layers, the device's limits: bytes of the bundle, time for a text of so many tokens, or both, as in
     /// `--budget "4 MB, 5 ms@128"`. Shapes that fit are found without training, their time by models of these shapes on this machine;
-    /// the one that computes most and a few unlike it are trained for a tenth of the steps, in `budget` in the run's folder, and the best of these to the end. With --plan it
-    /// ends when it has said which these are, and how long that takes. The precision is int8 unless it is named
+    /// the one that computes most and a few unlike it are trained for a tenth of the steps, in `budget` in the run's folder, and the
+    /// best of these to the end. With --plan it ends when it has said which these are, and how long that takes. The precision is int8 unless
+    /// it is named
     #[arg(long, value_name = "LIMITS", conflicts_with_all = ["layers", "student"])]
     budget: Option<String>,
     /// The number of shapes that are trained for a tenth of the steps; of one alone, no shape is
