@@ -41,7 +41,8 @@ impl Classifier {
     /// # Errors
     /// As [`Extractor::open`](crate::Extractor::open).
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        Self::from_opened(Opened::open(path.as_ref(), options)?)
+        let path = path.as_ref();
+        Self::from_opened(Opened::open(path, options)?).map_err(|e| e.context(path.display()))
     }
 
     /// Opens a bundle in memory.

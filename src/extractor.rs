@@ -50,7 +50,8 @@ impl Extractor {
     /// [`DeviceUnavailable`](ErrorKind::DeviceUnavailable), or [`InvalidInput`](ErrorKind::InvalidInput) for options that this model or this
     /// machine cannot have.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        Self::from_opened(Opened::open(path.as_ref(), options)?)
+        let path = path.as_ref();
+        Self::from_opened(Opened::open(path, options)?).map_err(|e| e.context(path.display()))
     }
 
     /// Opens the bundle that this crate carries: chemicals and diseases in English text.
