@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long, value_name = "[LABEL=]SCORE")]
     min_score: Vec<String>,
     /// The unit of "start" and "end" in JSON
-    #[arg(long, value_enum, default_value = "utf8")]
+    #[arg(long, value_enum, default_value = "utf8", requires = "json")]
     offsets: Offsets,
     /// Put the text and the model's labels into the JSON too: such lines are labelled data for `train` and `distill`
     #[arg(long, requires = "json", conflicts_with = "min_score")]

@@ -7,7 +7,7 @@ use ampoule::{Checkpoint, ModelConfig};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::ui::{print_json, print_line, table};
+use crate::ui::{hint, print_json, print_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -16,7 +16,7 @@ pub struct Args {
     /// Read all of it, and compare a bundle's data with its digest
     #[arg(long)]
     verify: bool,
-    /// List every tensor
+    /// List every tensor of a bundle
     #[arg(long)]
     tensors: bool,
     /// One JSON object
@@ -25,6 +25,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    if args.tensors && args.path.is_dir() {
+        return Err(hint("--tensors lists those of a bundle, and this is a folder", "without it; or a bundle"));
+    }
     if args.path.is_dir() { folder(&args) } else { bundle(&args) }
 }
 

@@ -94,7 +94,20 @@ pub fn precisions() -> impl TypedValueParser<Value = Precision> {
 /// Points of F1 or MRR@10, of 100.
 const MAX_LOSS: f64 = 0.5;
 
+/// Refuses to write over what is no bundle: weights of checkpoints end in `.safetensors` too.
+fn check_out(out: &Path) -> Result<()> {
+    let is_free = std::fs::metadata(out).map_or(true, |file| !file.is_file() || file.len() == 0);
+    match is_free || Bundle::inspect(out).is_ok() {
+        true => Ok(()),
+        false => Err(hint(format!("{} is there, and is no bundle", out.display()), "another --out, or delete it")),
+    }
+}
+
 pub fn run(args: Args) -> Result<()> {
+    check_out(&args.out)?;
+    if !(args.max_loss >= 0.0) {
+        return Err(hint("--max-loss: expected 0 or more", "--max-loss 0.5, points of 100"));
+    }
     if args.model.is_file() {
         return renew(&args);
     }
