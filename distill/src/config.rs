@@ -42,7 +42,7 @@ pub struct TrainConfig {
     pub optimizer: AdamW,
     /// Dropout in place of the checkpoint's own probabilities.
     pub dropout: Option<f64>,
-    /// Tensors whose names begin so are not trained.
+    /// Tensors that are not trained: names, or beginnings of them in whole parts, as `encoder.layer.0`; `""` for all.
     pub freeze: Vec<String>,
     /// Evaluations on the dev set in an epoch; the best one's weights are kept.
     pub evaluations_per_epoch: usize,
@@ -147,9 +147,19 @@ impl TrainConfig {
         (1..).zip(&self.stages).map(of).collect()
     }
 
+    /// The terms that teach; one of weight 0 is measured alone.
+    pub(crate) fn taught(&self) -> impl Iterator<Item = &Term> {
+        self.terms.iter().filter(|term| term.weight() > 0.0)
+    }
+
     /// Whether what the dev set measures is taught, labels or embeddings, and so worth an evaluation.
     pub(crate) fn teaches_labels(&self) -> bool {
-        self.terms.iter().any(|term| term.reads_logits() || term.reads_embeddings())
+        self.taught().any(|term| term.reads_logits() || term.reads_embeddings())
+    }
+
+    /// Whether this tensor is not trained.
+    pub(crate) fn freezes(&self, tensor: &str) -> bool {
+        self.freeze.iter().any(|beginning| begins(tensor, beginning))
     }
 
     /// What is wrong with the settings, of the run or of a stage.
@@ -158,8 +168,14 @@ impl TrainConfig {
         if self.epochs == 0 || self.batch_size == 0 || self.evaluations_per_epoch == 0 || self.save_every == 0 {
             return wrong("epochs, batch_size, evaluations_per_epoch and save_every must be at least 1");
         }
+        if matches!(self.window, 1 | 2) {
+            return wrong("window must be 0, or at least 3: a sequence has two special tokens");
+        }
         if self.steps == Some(0) {
             return wrong("steps must be at least 1, or absent");
+        }
+        if self.epochs > 10_000 {
+            return wrong("epochs must be at most 10000");
         }
         if self.batch_size > 1 << 20 || self.max_batch_tokens > 1 << 30 {
             return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");
@@ -199,7 +215,7 @@ impl TrainConfig {
                 return wrong(&format!("the temperature of the loss term {:?} must be at least 0.001", term.name()));
             }
         }
-        if self.terms.iter().all(|term| term.weight() == 0.0) {
+        if self.taught().next().is_none() {
             return wrong("the weights of all loss terms are 0, so nothing would be taught");
         }
         let needs_teacher = self.terms.iter().find(|t| t.needs_teacher());
@@ -208,6 +224,13 @@ impl TrainConfig {
         }
         Ok(())
     }
+}
+
+/// Whether a tensor's name begins so, in whole parts: layer 1 is not layer 10.
+pub(crate) fn begins(tensor: &str, beginning: &str) -> bool {
+    let is_whole =
+        |rest: &str| rest.is_empty() || rest.starts_with('.') || beginning.is_empty() || beginning.ends_with('.');
+    tensor.strip_prefix(beginning).is_some_and(is_whole)
 }
 
 /// Puts the fields of `from` into `into`, object by object; what is no object takes the other's place.

@@ -64,7 +64,7 @@ pub use config::{TrainConfig, merge};
 pub use dictionary::Dictionary;
 pub use evaluate::{EntityError, FoundEntities, FoundLabels, LabelError};
 pub use factorize::factorize_embeddings;
-pub use losses::{Counts, Outputs, Targets, Term, losses};
+pub use losses::Term;
 pub use optimizer::AdamW;
 pub use run::{RunLog, check_run_folder, log_start, log_test_reading};
 pub use search::FoundPassages;

@@ -189,42 +189,42 @@ impl Term {
 
 /// What the positions of a batch should answer. A position is a token, or a text's only one.
 #[derive(Clone, Debug, Default)]
-pub struct Targets {
+pub(crate) struct Targets {
     /// Whether the teacher answers for a position, `[batch * positions]`; only first sub-words count, since only they decide.
-    pub answered: Vec<f32>,
+    pub(crate) answered: Vec<f32>,
     /// How much a position's label weighs, `[batch * positions]`; 0 where it has none.
-    pub labelled: Vec<f32>,
+    pub(crate) labelled: Vec<f32>,
     /// Which tags a labelled position may have, 0 or 1, `[batch * positions, labels]`.
-    pub allowed: Vec<f32>,
+    pub(crate) allowed: Vec<f32>,
     /// Whether the teacher has a token of the same characters, `[batch * seq]`.
-    pub tokens: Vec<f32>,
+    pub(crate) tokens: Vec<f32>,
     /// Whether each label is a question of its own (sigmoid) and not one of several (softmax).
-    pub multi_label: bool,
+    pub(crate) multi_label: bool,
     /// What the labels of words are; none for labels of texts.
-    pub scheme: Option<Arc<Scheme>>,
+    pub(crate) scheme: Option<Arc<Scheme>>,
     /// What means are taken over: the numbers of the whole step, of which this may be a part.
-    pub of_step: Counts,
+    pub(crate) of_step: Counts,
 }
 
 /// Numbers of a step.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Positions that the teacher answers for.
-    pub answered: usize,
+    pub(crate) answered: usize,
     /// Positions that are labelled.
-    pub labelled: usize,
+    pub(crate) labelled: usize,
     /// Tokens that the teacher has too.
-    pub tokens: usize,
+    pub(crate) tokens: usize,
 }
 
 /// What a model computes of a batch, as far as the terms need it.
-pub struct Outputs {
+pub(crate) struct Outputs {
     /// `[batch, positions, labels]`; none of a teacher without a head, or where no term reads a student's.
-    pub logits: Option<Tensor<3>>,
+    pub(crate) logits: Option<Tensor<3>>,
     /// The texts' embeddings, of length 1, where a term reads them, `[batch, hidden]`.
-    pub embeddings: Option<Tensor<2>>,
+    pub(crate) embeddings: Option<Tensor<2>>,
     /// Those that the terms compare, `[batch, seq, hidden]`.
-    pub states: BTreeMap<HiddenState, Tensor<3>>,
+    pub(crate) states: BTreeMap<HiddenState, Tensor<3>>,
 }
 
 impl Outputs {
@@ -232,7 +232,7 @@ impl Outputs {
     ///
     /// # Errors
     /// Those of the model.
-    pub fn of_student(
+    pub(crate) fn of_student(
         model: &Model,
         pooling: PoolingMode,
         terms: &[Term],
@@ -261,7 +261,7 @@ impl Outputs {
 ///
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where `layer_map` names a state that is not there, or widths differ.
-pub fn losses(
+pub(crate) fn losses(
     terms: &[Term],
     student: &Outputs,
     teacher: Option<&Outputs>,

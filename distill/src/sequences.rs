@@ -234,7 +234,7 @@ impl<'a> Sequences<'a> {
         };
         if !fits {
             return Err(Error::invalid_input(format!(
-                "the data and the model do not belong together: the model's task is {}",
+                "the data are {data:?}, and the model's task is {}; name data of its task, or another model",
                 model.task.as_str()
             )));
         }
@@ -258,9 +258,13 @@ impl<'a> Sequences<'a> {
         }
         let sequences =
             Sequences { data, teachers, tokenizer: student.tokenizer.clone(), config: model, scheme, outside };
-        if let Data::Labels { dev, .. } = data {
-            for (text, number) in dev.iter().zip(1..) {
-                sequences.label_target(text).map_err(|e| e.context(format!("text {number} of the dev data")))?;
+        if let Data::Labels { train, dev, .. } = data {
+            for (texts, split) in [(train, "train"), (dev, "dev")] {
+                for (text, number) in texts.iter().zip(1..) {
+                    sequences
+                        .label_target(text)
+                        .map_err(|e| e.context(format!("text {number} of the {split} data")))?;
+                }
             }
         }
         Ok(sequences)
@@ -271,7 +275,7 @@ impl<'a> Sequences<'a> {
         let most = self.config.max_tokens();
         let tokens = match config.window {
             0 => most,
-            n => n.clamp(3, most),
+            n => n.min(most),
         };
         tokens - 2
     }
@@ -305,7 +309,7 @@ impl<'a> Sequences<'a> {
             sequences.push(self.whole(&noisy, &clean, window, Some(allowed))?);
         }
         // Without a teacher, a text without labels teaches nothing.
-        if config.transfer && config.terms.iter().any(|term| term.needs_teacher()) {
+        if config.transfer && config.taught().any(Term::needs_teacher) {
             for text in transfer {
                 let (noisy, clean) = typing.text(text);
                 if self.scheme.is_some() {
@@ -421,9 +425,10 @@ impl<'a> Sequences<'a> {
             .iter()
             .map(|label| {
                 let id = self.config.id2label.iter().position(|l| l == label);
+                // It is not quoted: who has swapped text and label has a text there.
                 id.map(|id| id as u32).ok_or_else(|| {
                     Error::invalid_input(format!(
-                        "the data has the label {label:?}, which is not one of the model's: {}",
+                        "it has a label that is not one of the model's: {}",
                         self.config.id2label.join(", ")
                     ))
                 })
@@ -433,7 +438,7 @@ impl<'a> Sequences<'a> {
             (Task::MultiLabel, _) => Ok(Allowed::All(ids)),
             (_, &[one]) => Ok(Allowed::One(one, 1.0)),
             (_, _) => Err(Error::invalid_input(format!(
-                "a text has {} labels, and this model gives exactly one; train a multi-label head",
+                "it has {} labels, and this model gives exactly one; train a multi-label head",
                 ids.len()
             ))),
         }

@@ -296,9 +296,9 @@ impl Kept {
             Ok(KeptOfLayer { query_key, value, intermediate: largest(&wide, student.intermediate_size) })
         });
         let layers = kept.collect::<Result<_>>()?;
-        let pooled = pooler.zip(classifier).map(|(pooler, classifier)| {
-            largest(&product(rows(pooler), columns(classifier)), student.hidden_size)
-        });
+        let pooled = pooler
+            .zip(classifier)
+            .map(|(pooler, classifier)| largest(&product(rows(pooler), columns(classifier)), student.hidden_size));
         let hidden = largest(&weights, student.hidden_size);
         Ok(Kept { hidden, basis: None, pooled, is_embedding_as_wide, layers })
     }

@@ -15,7 +15,7 @@ use ampoule::text::{Token, Tokenizer};
 use ampoule::{Batch, Checkpoint, Error, ModelConfig, Result, Task};
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
@@ -48,19 +48,31 @@ impl Teacher {
     }
 
     /// What tells it from another teacher, for the run's identity: of each member the weights, and what is computed of them.
-    pub(crate) fn identity(&self) -> [Value; 2] {
+    pub(crate) fn identity(&self) -> [Value; 3] {
         let of_each = |value: fn(&Checkpoint) -> Value| match self.members.as_slice() {
             [one] => value(one),
             several => several.iter().map(value).collect(),
         };
-        [of_each(|member| weights_sha256(&member.weights).into()), of_each(|member| member.config.to_json())]
+        [
+            of_each(|member| weights_sha256(&member.weights).into()),
+            of_each(|member| member.config.to_json()),
+            of_each(reads),
+        ]
     }
 
     /// Keeps its answers in `folder`, a file of at most `max_bytes`, and takes from there what is asked again: a second run with the same
-    /// texts computes none. They change no bit of the student. The file is as confidential as the texts; it is its owner's alone.
+    /// texts and seed computes none, and of single sentences others find the answers too. They change no bit of the student. The file is as
+    /// confidential as the texts; it is its owner's alone.
     pub fn with_cache(self, folder: &Path, max_bytes: u64) -> Self {
         Teacher { cache: Some((folder.to_owned(), max_bytes)), ..self }
     }
+}
+
+/// What tells how a model reads a text, and makes one vector of it, from how others do.
+pub(crate) fn reads(model: &Checkpoint) -> Value {
+    let tokenizer: String =
+        Sha256::digest(model.tokenizer.to_json()).iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({ "tokenizer_sha256": tokenizer, "pooling": model.pooling.mode.as_str() })
 }
 
 /// Models that answer together.
@@ -485,13 +497,15 @@ fn answers_of(words: &[(usize, Range<usize>)], of_teacher: &[(usize, Range<usize
     each.collect()
 }
 
-/// For each range, the teacher's token of exactly these characters.
+/// For each range, the teacher's token of exactly these characters; of several tokens of one character each has its own, in order.
 fn same_characters(ranges: &[Range<usize>], read: &[Token]) -> Vec<Option<usize>> {
     let mut at = 0;
     let each = ranges.iter().map(|range| {
         at += read[at..].iter().take_while(|token| token.range.start < range.start).count();
         let is_same = |token: &&Token| token.range == *range && !range.is_empty();
-        read.get(at).filter(is_same).map(|_| at)
+        let same = read.get(at).filter(is_same).map(|_| at)?;
+        at += 1;
+        Some(same)
     });
     each.collect()
 }

@@ -18,14 +18,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::calibration::{TemperatureFit, fit_on_dev};
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, begins};
 use crate::embedding::pair_losses;
 use crate::evaluate::dev_score;
 use crate::losses::{Outputs, Term, losses};
 use crate::optimizer::{NamedGradients, OptimizerState, WORDS};
 use crate::run::{Best, RunFolder, State, check_run_folder, threads_of};
 use crate::sequences::{Data, Epoch, Input, Part, Sequences};
-use crate::teacher::{Ensemble, Reader, Teacher};
+use crate::teacher::{Ensemble, Reader, Teacher, reads};
 
 /// One step, as it is logged; what an older log lacks is 0 when it is read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -173,8 +173,10 @@ pub struct Plan {
     pub seconds: f64,
     /// The most bytes of memory that the process held by now; none where the system does not say.
     pub peak_bytes: Option<u64>,
-    /// Bytes of a saved state, of which two lie in the run's folder while one is written.
+    /// Bytes of a saved state.
     pub state_bytes: usize,
+    /// The most bytes in the run's folder: while one is written, two states and two of the best models so far.
+    pub disk_bytes: usize,
 }
 
 /// A stage of a [`Plan`].
@@ -215,9 +217,10 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
     let sequences = Sequences::new(student, Vec::new(), data)?;
     let steps =
         (0..config.epochs).map(|number| Ok(sequences.epoch(number, config)?.batches.len())).sum::<Result<usize>>()?;
+    let steps = steps.min(config.steps.unwrap_or(usize::MAX));
     let epoch = sequences.epoch(0, config)?;
     let mut lines = String::new();
-    for step in 0..epoch.batches.len() {
+    for step in 0..epoch.batches.len().min(steps) {
         let mut row = sequences
             .dump(&epoch, step)
             .ok_or_else(|| Error::invalid_input("only batches of entities can be written, and these hold others"))?;
@@ -260,7 +263,7 @@ impl Stage {
 
 /// Refuses what freezes nothing, as a name that is spelt otherwise would, and what leaves nothing to train.
 fn check_freeze(config: &TrainConfig, weights: &Weights) -> Result<()> {
-    let freezes = |prefix: &str| weights.0.keys().any(|name| name.starts_with(prefix));
+    let freezes = |prefix: &str| weights.0.keys().any(|name| begins(name, prefix));
     if let Some(prefix) = config.freeze.iter().find(|prefix| !freezes(prefix)) {
         // Published weights have the model's name before each of theirs.
         let meant = match prefix.split_once('.') {
@@ -268,18 +271,17 @@ fn check_freeze(config: &TrainConfig, weights: &Weights) -> Result<()> {
             _ => weights.0.keys().next().map_or(String::new(), |name| format!("; they are named like {name:?}")),
         };
         return Err(Error::invalid_input(format!(
-            "freeze has {prefix:?}, and no tensor of the model has a name that begins so{meant}"
+            "freeze has {prefix:?}, and no tensor of the model has a name that begins so, in whole parts{meant}"
         )));
     }
     // States are compared up to a layer, and what comes after it has no gradient.
-    let layers = config.terms.iter().flat_map(Term::pairs).map(|(state, _)| state.layer()).max().unwrap_or(0);
+    let layers = config.taught().flat_map(Term::pairs).map(|(state, _)| state.layer()).max().unwrap_or(0);
     let reads_all = config.teaches_labels();
     let is_reached = |name: &str| match name.strip_prefix("encoder.layer.").and_then(|rest| rest.split('.').next()) {
         Some(layer) => reads_all || layer.parse::<usize>().is_ok_and(|layer| layer < layers),
         None => reads_all || name.starts_with("embeddings"),
     };
-    let is_frozen = |name: &str| config.freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
-    match weights.0.keys().any(|name| is_reached(name) && !is_frozen(name)) {
+    match weights.0.keys().any(|name| is_reached(name) && !config.freezes(name)) {
         true => Ok(()),
         false => Err(nothing_to_train()),
     }
@@ -325,7 +327,8 @@ impl<'a> Trainer<'a> {
             student.config.attention_probs_dropout_prob = p;
             student.config.classifier_dropout = Some(p);
         }
-        let [teacher_sha256, teacher_config] = teacher.as_ref().map(Teacher::identity).unwrap_or_default();
+        let [teacher_sha256, teacher_config, teacher_reads] =
+            teacher.as_ref().map(Teacher::identity).unwrap_or_default();
         let members = teacher.iter().flat_map(|teacher| &teacher.members);
         let readers = members.map(|member| Reader::new(member, &student)).collect();
         let device = training_device(config.device, config.adapter.as_deref())?;
@@ -354,14 +357,16 @@ impl<'a> Trainer<'a> {
             }
             planned.push(stage);
         }
-        // What the run would otherwise be resumed with unnoticed: other texts, another start, another teacher.
+        // What the run would otherwise be resumed with unnoticed: other texts, or another reading of them, another start, another teacher.
         let identity = json!({
             "arithmetic": ARITHMETIC,
             "config": config,
             "student": student.config.to_json(),
             "student_sha256": weights_sha256(&student.weights),
+            "student_reads": reads(&student),
             "teacher_sha256": teacher_sha256,
             "teacher": teacher_config,
+            "teacher_reads": teacher_reads,
             "data_sha256": data.sha256(),
         });
         let model = Model::load(&student.config, &mut student.weights, &Device::flex())?;
@@ -443,12 +448,15 @@ impl<'a> Trainer<'a> {
         };
         let values = |tensors: &Weights| tensors.0.values().map(|tensor| tensor.data.len()).sum::<usize>();
         let trained = self.optimizer.moments.values().map(|moments| moments.first.len()).sum::<usize>();
+        let weights = 4 * values(&self.model.weights());
+        let state_bytes = weights + 2 * 4 * trained;
         Ok(Plan {
             threads: self.config().threads,
             seconds: stages.iter().map(of).sum(),
             stages,
             peak_bytes: peak_bytes(),
-            state_bytes: 4 * (values(&self.model.weights()) + 2 * trained),
+            state_bytes,
+            disk_bytes: 2 * (state_bytes + weights),
         })
     }
 
@@ -606,13 +614,14 @@ impl<'a> Trainer<'a> {
         let device = self.device.clone().autodiff();
         let words = Batch::distinct_ids(part.inputs().iter().map(|input| &input.batch));
         // Leaves of its own: parts that shared leaves would share one graph, and one lock.
-        let freeze = &self.config().freeze;
-        let model = self.model.clone().map(&mut Lift { path: Vec::new(), device: &self.device, freeze, words: &words });
-        let model = match self.config().precision {
+        let config = self.config();
+        let lift = &mut Lift { path: Vec::new(), device: &self.device, config, words: &words };
+        let model = self.model.clone().map(lift);
+        let model = match config.precision {
             Precision::Int8 => model.fake_quantized(),
             _ => model,
         };
-        let terms = &self.config().terms;
+        let terms = &config.terms;
         let teacher = self.teacher.as_ref().filter(|_| terms.iter().any(|term| term.needs_teacher()));
         let (pooling, mut noise) = (self.student.pooling.mode, Some(noise));
         let mut outputs = |input: &Input| -> Result<(Outputs, Option<Outputs>)> {
@@ -636,6 +645,7 @@ impl<'a> Trainer<'a> {
         let loss = terms
             .iter()
             .zip(values)
+            .filter(|(term, _)| term.weight() > 0.0)
             .map(|(term, value)| value * term.weight())
             .reduce(|sum, value| sum + value)
             .ok_or_else(|| Error::invalid_input("configuration: terms is empty"))?;
@@ -661,14 +671,15 @@ impl<'a> Trainer<'a> {
         let bundle = self.folder.bundle_path();
         let quantized = (self.config().precision == Precision::Int8).then_some(bundle.as_path());
         let score = dev_score(now.clone(), self.data, quantized, &self.options())?;
-        // Where nothing is found yet, the later weights are nearer to it.
-        let is_better = |best: &Best| score.value > best.score || best.score == 0.0;
-        let is_best = self.best.as_ref().is_none_or(is_better);
+        // Of equals the later weights have learned more, and where nothing is found yet they are nearer to it.
+        let is_best = self.best.as_ref().is_none_or(|best| score.value >= best.score);
+        let is_better = self.best.as_ref().is_none_or(|best| score.value > best.score || best.score == 0.0);
+        let since = self.best.as_ref().filter(|_| !is_better).map_or(0, |best| best.since + 1);
         if is_best {
             self.folder.save_best(self.step, &now)?;
-            self.best = Some(Best { step: self.step, score: score.value, since: 0 });
+            self.best = Some(Best { step: self.step, score: score.value, since });
         } else if let Some(best) = &mut self.best {
-            best.since += 1;
+            best.since = since;
         }
         Ok(EvaluationLog {
             step: self.step,
@@ -718,12 +729,12 @@ struct Computed {
     gradient: NamedGradients,
 }
 
-/// Puts a model of the processor's on a device with autodiff, each parameter a new leaf, the frozen ones constants. Of the embeddings of words it has the
-/// rows of `words` alone: a gradient of all would be zeros, most of them.
+/// Puts a model of the processor's on a device with autodiff, each parameter a new leaf, the frozen ones constants. Of the embeddings of
+/// words it has the rows of `words` alone: a gradient of all would be zeros, most of them.
 struct Lift<'a> {
     path: Vec<String>,
     device: &'a Device,
-    freeze: &'a [String],
+    config: &'a TrainConfig,
     words: &'a [i32],
 }
 
@@ -738,7 +749,7 @@ impl ModuleMapper for Lift<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = parameter_name(&self.path);
-        let is_frozen = self.freeze.iter().any(|prefix| name.starts_with(prefix.as_str()));
+        let is_frozen = self.config.freezes(&name);
         let lifted = param.map(|tensor| {
             let tensor = match name == WORDS {
                 true => tensor.clone().select(0, Tensor::from_data(self.words, &tensor.device())),

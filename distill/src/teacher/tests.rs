@@ -112,6 +112,20 @@ fn states_are_compared_at_tokens_of_the_same_characters_alone() {
 }
 
 #[test]
+fn each_token_of_a_character_is_compared_with_its_own() {
+    let token = |range: Range<usize>| Token { id: 1, range, starts_word: false };
+    // Byte-level tokens of a character of several bytes.
+    let ranges = [0..1, 1..5, 1..5, 1..5, 5..6];
+    let read = ranges.clone().map(token);
+    assert_eq!(same_characters(&ranges, &read), [Some(0), Some(1), Some(2), Some(3), Some(4)]);
+    assert_eq!(same_characters(&[0..1, 1..5, 5..6], &read), [Some(0), Some(1), Some(4)]);
+    assert_eq!(
+        same_characters(&ranges, &[token(0..1), token(1..5), token(5..6)]),
+        [Some(0), Some(1), None, None, Some(2)]
+    );
+}
+
+#[test]
 fn values_are_the_same_bits_by_way_of_the_cache() {
     let states = BTreeSet::from([HiddenState::Layer(1), HiddenState::Query(2)]);
     for embedding in [None, Some(PoolingMode::Mean)] {

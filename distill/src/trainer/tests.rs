@@ -207,6 +207,7 @@ fn what_a_later_stage_cannot_do_is_said_before_the_first_step() {
         (r#"{"freeze": [""]}"#.to_owned(), "freeze leaves nothing to train"),
         (frozen(r#"["embeddings"]"#, 0), "freeze leaves nothing to train"),
         (frozen(r#"["embeddings", "encoder.layer.0"]"#, 1), "freeze leaves nothing to train"),
+        (frozen(r#"["encoder.lay"]"#, 1), "a name that begins so, in whole parts"),
         (r#"{"optimizer": {"weight_decay": 1e5}}"#.to_owned(), "optimizer.weight_decay must be 0 or more, and below"),
         (r#"{"optimizer": {"epsilon": 1e-50}}"#.to_owned(), "optimizer.epsilon must be above 0"),
         (r#"{"optimizer": {"max_grad_norm": 0}}"#.to_owned(), "optimizer.max_grad_norm must be above 0"),
@@ -233,7 +234,7 @@ fn two_terms_of_a_kind_are_logged_side_by_side_and_steps_end_an_epoch() {
     let data = Data::Labels { train: texts.clone(), dev: texts, transfer: Vec::new() };
     let hidden = |layer| Term::Hidden { weight: 1.0, layer_map: vec![(layer, layer)] };
     let config = TrainConfig {
-        epochs: 1_000_000,
+        epochs: 10_000,
         steps: Some(3),
         batch_size: 4,
         threads: 1,
@@ -250,6 +251,30 @@ fn two_terms_of_a_kind_are_logged_side_by_side_and_steps_end_an_epoch() {
         let value = |name: &str| step.terms[name].as_f64().unwrap();
         assert!((value("hidden") + value("hard") + value("hidden-2") - step.loss).abs() < 1e-5 * step.loss);
     }
+}
+
+/// Scores that stay the same run out of patience, but for 0, and it is the last weights that are kept.
+#[test]
+fn of_equal_scores_the_later_weights_are_kept() {
+    let start = Checkpoint::open("../tests/fixtures/checkpoints/bert-sequence").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut ends = Vec::new();
+    for label in &start.config.id2label {
+        let texts =
+            vec![LabelledText { id: String::new(), text: "the pain".to_owned(), labels: vec![label.clone()] }; 8];
+        let data = Data::Labels { train: texts.clone(), dev: texts, transfer: Vec::new() };
+        let optimizer = AdamW { learning_rate: 1e-9, ..AdamW::default() };
+        let config =
+            TrainConfig { epochs: 6, batch_size: 4, threads: 1, patience: 2, optimizer, ..TrainConfig::default() };
+        let (stop, run) = (AtomicBool::new(false), folder.path().join(label));
+        match train(start.clone(), None, &data, &config, &run, &stop, &mut After(0, &stop)).unwrap() {
+            Outcome::Finished { dev_score: Some(score), step, .. } => ends.push((score > 0.0, step)),
+            other => panic!("{other:?}"),
+        }
+    }
+    ends.sort_unstable();
+    ends.dedup();
+    assert_eq!(ends, [(false, 12), (true, 6)]);
 }
 
 #[test]
@@ -369,7 +394,7 @@ fn searches_are_learnt_handed_on_and_resumed_the_same_with_any_threads() {
     config.precision = Precision::Int8;
     let before = dev_score(student.clone(), &data, None, &Options::default()).unwrap().value;
     let distilled = score(run("student", &student, Some(&teacher), &config, 0));
-    assert!(distilled > 0.8 && distilled > before + 0.2, "{before} {distilled}");
+    assert!(distilled > 0.7 && distilled > before + 0.2, "{before} {distilled}");
 
     // Dropout makes a text its own positive, and a stopped run goes on to the same tensors.
     config = TrainConfig { epochs: 2, dropout: Some(0.1), precision: Precision::F32, ..config };
