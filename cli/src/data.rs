@@ -13,7 +13,7 @@ use ampoule_distill::{Data, TrainConfig, TypingNoise, log_test_reading};
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::ui::hint;
+use crate::ui::{hint, tell};
 
 #[derive(clap::Args)]
 pub struct DataArgs {
@@ -208,7 +208,7 @@ impl Corpus {
                 "a folder with a train and a dev file; `quantize` takes a file called dev whole",
             ));
         }
-        eprintln!("{path}: no dev file; {} of {all} texts are held out to choose by", dev.len());
+        tell(&format!("{path}: no dev file; {} of {all} texts are held out to choose by", dev.len()));
         Ok((train, dev))
     }
 
@@ -258,11 +258,11 @@ impl Corpus {
         let (within, all) = (set.within_words(), set.entities().count());
         // Some corpora mark parts of words here and there.
         if within > 2 && within * 20 > all {
-            eprintln!(
+            tell(&format!(
                 "{}: {within} of {all} entities begin or end inside a word, where no model finds them; are the offsets in another unit? \
                  --offsets, or \"offsets\" of a line, says in which",
                 file.display()
-            );
+            ));
         }
         Ok(set)
     }
@@ -285,7 +285,8 @@ impl Corpus {
         }
     }
 
-    /// Refuses texts none of whose labels any of the models has, and for one that gives a single label texts that have not one.
+    /// Refuses texts none of whose labels any of the models has, and for one that gives a single label texts that have not one. Says how many
+    /// labels no model has; they are not quoted, since a text may stand in their place.
     pub fn check_known_labels(texts: &[LabelledText], models: &[ModelConfig]) -> Result<()> {
         let others = texts.iter().filter(|text| text.labels.len() != 1).count();
         if others > 0 && models.iter().any(|config| config.task == Task::SingleLabel) {
@@ -295,14 +296,21 @@ impl Corpus {
             ));
         }
         let known = |label: &String| models.iter().any(|config| config.id2label.contains(label));
-        let mut labels = texts.iter().flat_map(|text| &text.labels).peekable();
-        match labels.peek().copied() {
-            Some(first) if !labels.any(known) => Err(hint(
-                format!("no model has the label {first:?}, nor any other of the data"),
-                "the labels as the model writes them, capitals included; `ampoule inspect` lists them",
+        let labels: BTreeSet<&String> = texts.iter().flat_map(|text| &text.labels).collect();
+        match labels.iter().filter(|label| !known(label)).count() {
+            0 => {}
+            unknown if unknown == labels.len() => {
+                return Err(hint(
+                    "no model has any label of the data",
+                    "the labels as the model writes them, capitals included; `ampoule inspect` lists them",
+                ));
+            }
+            unknown => tell(&format!(
+                "{unknown} of {} labels of the data no model has, and what has them counts as wrong in the accuracy alone",
+                labels.len()
             )),
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     pub fn labelled(&self, which: Split) -> ampoule::Result<Vec<LabelledText>> {
@@ -378,7 +386,14 @@ pub fn typing_noise(words: f64) -> Result<TypingNoise> {
 /// Notes that models were measured on a test set, once nothing stands in the way of it.
 pub fn note_reading<'a>(asked: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
     if is_test(data, asked) {
-        models.into_iter().try_for_each(|model| log_test_reading(model, data))?;
+        for model in models {
+            match log_test_reading(model, data) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    tell(&format!("{error}: this measurement on a test set is not noted there"));
+                }
+                noted => noted?,
+            }
+        }
     }
     Ok(())
 }
@@ -387,6 +402,10 @@ impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
         let lines = |path: &PathBuf| match read_lines(path)? {
+            _ if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) => Err(hint(
+                format!("{}: a .tsv file has a token a line, and --transfer takes texts", path.display()),
+                "a text a line in a file of another name, or .jsonl",
+            )),
             lines if lines.is_empty() => Err(hint(format!("{}: no text in it", path.display()), "a text a line")),
             lines => Ok(lines),
         };
@@ -450,11 +469,22 @@ impl DataArgs {
 
     /// Refuses data that covers a label and marks it nowhere, or whose texts all have the same label: a new head would learn nothing else.
     pub fn check_taught(&self, data: &Data, task: Task) -> Result<()> {
-        if let (Task::SingleLabel, [label]) = (task, self.labels(data).as_slice()) {
+        if task == Task::SingleLabel && self.labels(data).len() < 2 {
             return Err(hint(
-                format!("all texts have the label {label:?}, so there is nothing to tell apart"),
+                "all texts have the same label, so there is nothing to tell apart",
                 "texts of at least two labels, or --multi-label",
             ));
+        }
+        if let Data::Labels { train, dev, .. } = data {
+            let of = |texts: &[LabelledText]| BTreeSet::from_iter(texts.iter().flat_map(|text| text.labels.clone()));
+            let (taught, measured) = (of(train), of(dev));
+            match measured.difference(&taught).count() {
+                0 => {}
+                n => tell(&format!(
+                    "{n} of {} labels are in texts to choose by alone, and nothing teaches them; is one misspelt?",
+                    taught.union(&measured).count()
+                )),
+            }
         }
         let Data::Entities { train, .. } = data else { return Ok(()) };
         let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);

@@ -9,7 +9,7 @@ use ampoule::checkpoint::NewHead;
 use ampoule::{Checkpoint, ModelConfig, Task};
 use ampoule_distill::{
     Candidate, Data, StudentShape, Teacher, Term, TrainConfig, VocabularyReport, check_run_folder,
-    factorize_embeddings, prune_vocabulary, relation_heads, student_from_states, student_from_teacher,
+    factorize_embeddings, merge, prune_vocabulary, relation_heads, student_from_states, student_from_teacher,
 };
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     student: Option<PathBuf>,
     /// Also write the student's bundle in this precision, `model.PRECISION.safetensors` in the run's folder, measured on the dev sets. Before
-    /// int8 one more epoch, at a tenth of the learning rate, trains what the device will compute, unless the last stage does
+    /// int8 one more epoch of the last stage, at a tenth of its learning rate, trains what the device will compute, unless that stage does
     #[arg(long, value_parser = quantize::precisions())]
     precision: Option<Precision>,
     /// Keep the teacher's answers in this folder, for later epochs and runs. Guard it as you guard the texts
@@ -212,15 +212,22 @@ impl Args {
             defaults.optimizer.learning_rate = 3e-4;
         }
         let mut settings = self.run.settings(&TrainConfig { terms, ..defaults })?;
-        let ends_in_int8 = match settings.stages.last().map(|stage| stage.get("precision")) {
-            Some(Some(precision)) => *precision == json!("int8"),
-            _ => settings.precision == Precision::Int8,
+        let last = Value::from(settings.stages.last().cloned().unwrap_or_default());
+        let ends_in_int8 = match last.get("precision") {
+            Some(precision) => *precision == json!("int8"),
+            None => settings.precision == Precision::Int8,
         };
         if self.precision == Some(Precision::Int8) && !ends_in_int8 {
             settings.stages.extend(settings.stages.is_empty().then(Map::new));
-            let rate = settings.optimizer.learning_rate / 10.0;
-            let last = json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}});
-            settings.stages.extend(last.as_object().cloned());
+            let rate = last.pointer("/optimizer/learning_rate").and_then(Value::as_f64);
+            let rate = rate.unwrap_or(settings.optimizer.learning_rate) / 10.0;
+            // What the last stage teaches, in the same texts.
+            let mut more = last;
+            merge(&mut more, &json!({"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": rate}}));
+            if let Value::Object(mut more) = more {
+                more.remove("steps");
+                settings.stages.push(more);
+            }
         }
         Ok(settings)
     }

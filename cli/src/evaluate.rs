@@ -34,7 +34,8 @@ pub struct Args {
     /// Labelled text, or queries of passages: a file, or a folder with a file of the split; `PATH=Label,…` says which labels it covers
     #[arg(long, required = true, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
-    /// Which file of a folder; a file called train, dev or test is what it is called
+    /// Which file of a folder; a file called train, dev or test is what it is called. That a run's model was measured on a test set is noted in
+    /// the run's log
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
     /// The unit of "start" and "end" in .jsonl lines that name none

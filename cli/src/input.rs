@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::ui::hint;
+use crate::ui::{hint, tell};
 
 /// Which model, and how it runs.
 #[derive(clap::Args)]
@@ -142,10 +142,10 @@ pub fn tell_gpu(report: &ModelReport) {
             Device::GpuOrCpu => ", and the processor goes on",
             _ => "",
         };
-        eprintln!(
+        tell(&format!(
             "the GPU {} failed{goes_on}: {reason}; {} batches are unverified",
             gpu.adapter, gpu.unverified_batches
-        );
+        ));
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::data::DataArgs;
 use crate::distill::ShapeArgs;
 use crate::quantize;
-use crate::ui::{TrainingView, fitted, hint, print_json, print_line, stop_on_ctrl_c, table};
+use crate::ui::{TrainingView, fitted, hint, note_json, note_line, stop_on_ctrl_c, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -73,14 +73,22 @@ pub struct RunArgs {
     pub json: bool,
 }
 
+/// Whether a stage has the setting of this name, `optimizer.learning_rate` for one, and has it whole.
+fn has(stage: &Map<String, Value>, name: &str) -> bool {
+    let mut fields = name.split('.');
+    let first = fields.next().and_then(|field| stage.get(field));
+    fields.fold(first, |value, field| value?.get(field)).is_some_and(|value| !value.is_object())
+}
+
 impl RunArgs {
     /// The settings: `defaults`, then the file's, then the options'.
     pub fn settings(&self, defaults: &TrainConfig) -> Result<TrainConfig> {
         let mut all = serde_json::to_value(defaults)?;
         if let Some(path) = &self.config {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            let text = text.trim_start_matches('\u{feff}');
             let mut file: serde_json::Value =
-                serde_json::from_str(&text).with_context(|| format!("{}: not JSON", path.display()))?;
+                serde_json::from_str(text).with_context(|| format!("{}: not JSON", path.display()))?;
             // That of a run's folder has them beside what else tells the run from others.
             if file["config"].is_object() && file["data_sha256"].is_string() {
                 file = file["config"].take();
@@ -101,6 +109,15 @@ impl RunArgs {
                 "the settings in `config.json` of any run folder; that file can be given as it is",
             )
         })?;
+        let options = self.set.iter().filter_map(|setting| setting.split_once('=')).map(|(name, _)| (name, "--set"));
+        for (name, option) in options.chain(self.epochs.map(|_| ("epochs", "--epochs"))) {
+            if !settings.stages.is_empty() && settings.stages.iter().all(|stage| has(stage, name)) {
+                return Err(hint(
+                    format!("{option} changes nothing: each of the run's stages has its own {name}"),
+                    format!("the settings without {name} in the stage that is to have another"),
+                ));
+            }
+        }
         settings.seed = self.seed.unwrap_or(settings.seed);
         settings.epochs = self.epochs.unwrap_or(settings.epochs);
         settings.threads = self.threads.unwrap_or(settings.threads);
@@ -116,8 +133,8 @@ impl RunArgs {
     /// Says what the student begins with, as a line or as an object, and puts it into `start`.
     pub fn say(&self, start: &mut Map<String, Value>, name: &str, report: Value, line: &str) -> Result<()> {
         match self.json {
-            true => print_json(&json!({ name: report }))?,
-            false => print_line(line)?,
+            true => note_json(&json!({ name: report }))?,
+            false => note_line(line)?,
         }
         start.insert(name.to_owned(), report);
         Ok(())
@@ -138,7 +155,7 @@ impl RunArgs {
 
     fn show(&self, plan: &Plan) -> Result<()> {
         if self.json {
-            return print_json(&serde_json::to_value(plan)?);
+            return note_json(&serde_json::to_value(plan)?);
         }
         let head =
             ["stage", "steps", "tokens", "ms a step", "evaluations", "s each", "minutes"].map(str::to_owned).to_vec();
@@ -155,14 +172,14 @@ impl RunArgs {
             ]
         };
         let rows: Vec<Vec<String>> = std::iter::once(head).chain((1..).zip(&plan.stages).map(row)).collect();
-        print_line(table(&rows).trim_end())?;
+        note_line(table(&rows).trim_end())?;
         let mib = |bytes: f64| format!("{:.0} MiB", bytes / f64::from(1 << 20));
         let memory = plan.peak_bytes.map(|bytes| format!(", {} of memory", mib(bytes as f64))).unwrap_or_default();
-        print_line(&format!(
+        note_line(&format!(
             "about {:.1} minutes with {} threads, if the machine stays as it was in the last seconds{memory}, {} of disk",
             plan.seconds / 60.0,
             plan.threads,
-            mib(2.0 * plan.state_bytes as f64),
+            mib(plan.disk_bytes as f64),
         ))
     }
 
@@ -185,17 +202,17 @@ impl RunArgs {
             Outcome::Finished { dev_score, step, fit } => {
                 let model = self.run.join("model");
                 if self.json {
-                    return print_json(&json!({"model": model, "dev_score": dev_score, "step": step, "fit": fit}));
+                    return note_json(&json!({"model": model, "dev_score": dev_score, "step": step, "fit": fit}));
                 }
                 // Embeddings have no temperature.
                 if dev_score.is_some() && !matches!(data, Data::Search { .. }) {
-                    print_line(
+                    note_line(
                         &fit.map_or("temperature 1: the dev set determines none".to_owned(), |fit| fitted(&fit)),
                     )?;
                 }
                 let dev = |score: f64| format!("dev {} {:.2}, ", data.metric(), 100.0 * score);
                 let score = dev_score.map(dev).unwrap_or_default();
-                print_line(&format!("{} ({score}step {step})", model.display()))
+                note_line(&format!("{} ({score}step {step})", model.display()))
             }
             Outcome::Interrupted { step } => Err(hint(
                 format!("stopped after step {step}; the run is saved in {}", self.run.display()),

@@ -35,9 +35,7 @@ pub fn hint(what: impl Into<String>, try_this: impl Into<String>) -> anyhow::Err
 /// Prints one line that says what failed and where, and one that says what to try; the exit code is 1.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     // A reader that has gone away (`| head`) is no failure of ours.
-    let is_closed_pipe =
-        error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe));
-    if is_closed_pipe {
+    if is_closed_pipe(error) {
         return ExitCode::SUCCESS;
     }
     let mut said = Vec::<String>::new();
@@ -52,9 +50,18 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The two lines of an error; where stderr is closed there is nobody to tell.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+/// The two lines of an error.
 fn say(what: &str, try_this: &str) {
-    let _ = writeln!(io::stderr(), "error: {what}\ntry: {try_this}");
+    tell(&format!("error: {what}\ntry: {try_this}"));
+}
+
+/// Writes a line to stderr; where that is closed, or its disk is full, there is nobody to tell.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints what is wrong with the command line, without any word of it that could be a note's; the exit code is 2.
@@ -91,6 +98,7 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
             format!("{argument}: missing; `-` stands for stdin")
         }
         ErrorKind::MissingRequiredArgument => format!("{argument}: missing"),
+        ErrorKind::ArgumentConflict if argument == get(ContextKind::PriorArg) => format!("{argument}: given twice"),
         ErrorKind::ArgumentConflict => format!("{argument}: not together with {}", get(ContextKind::PriorArg)),
         ErrorKind::InvalidValue if !get(ContextKind::ValidValue).is_empty() => {
             format!("{argument}: expected one of {}", get(ContextKind::ValidValue))
@@ -154,7 +162,9 @@ fn what_to_try(error: &anyhow::Error) -> String {
         _ if io == Some(io::ErrorKind::StorageFull) => "free some space on the disk, or write elsewhere",
         Some(ErrorKind::NotFound) => "check the path and its permissions",
         None if io.is_some() => "check the path and its permissions",
-        Some(ErrorKind::Corrupt) => "fetch or make the file again; `ampoule inspect --verify` checks a bundle",
+        Some(ErrorKind::Corrupt) => {
+            "fetch or make the file again, or delete it where it is a run's or a cache; `ampoule inspect --verify` checks a bundle"
+        }
         Some(ErrorKind::Incompatible) => {
             "`ampoule inspect` says what the file is; make one that fits with `ampoule quantize`"
         }
@@ -164,7 +174,9 @@ fn what_to_try(error: &anyhow::Error) -> String {
         Some(ErrorKind::DeviceUnavailable) => {
             "`--device cpu`; `ampoule doctor` alone lists the GPUs, of which `--adapter NAME` takes software too"
         }
-        Some(ErrorKind::InvalidInput) => "mend what it names; the verb with --help says what is expected",
+        Some(ErrorKind::InvalidInput) => {
+            "mend what it names; the verb with --help says what is expected, and the README, \"Your own student\", how data are written"
+        }
         Some(ErrorKind::Cancelled) => "run the same command again",
         Some(ErrorKind::Internal) => "report this with the command and the output of `ampoule doctor`",
         _ => "`ampoule help`, or the verb with --help, says what is expected",
@@ -176,6 +188,19 @@ fn what_to_try(error: &anyhow::Error) -> String {
 pub fn print_line(line: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}").context("stdout")
+}
+
+/// [`print_line`] about work that goes on: a reader that has gone away does not end it.
+pub fn note_line(line: &str) -> Result<()> {
+    match print_line(line) {
+        Err(error) if is_closed_pipe(&error) => Ok(()),
+        other => other,
+    }
+}
+
+/// [`print_json`] about work that goes on.
+pub fn note_json(value: &impl Serialize) -> Result<()> {
+    note_line(&serde_json::to_string(value)?)
 }
 
 /// Prints one JSON object.
@@ -242,7 +267,8 @@ pub fn spinner(what: &str) -> ProgressBar {
     bar
 }
 
-/// Set when the user presses Ctrl-C for the first time; the second ends the process.
+/// Set by the first Ctrl-C, or plain `kill`; the second ends the process. A closed terminal ends it too, unless it was begun with `nohup`: its
+/// signal is left as it was.
 pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     // A process has one handler, and may train several times.
     static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -255,9 +281,16 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
         if handle.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+        tell("stopping after this step; press Ctrl-C again to stop at once");
     })
     .context("Ctrl-C cannot be handled")?;
+    #[cfg(unix)]
+    {
+        use signal_hook::{consts::SIGTERM, flag};
+        flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, stop.clone())
+            .and_then(|_| flag::register(SIGTERM, stop.clone()))
+            .context("the signal TERM cannot be handled")?;
+    }
     Ok(stop)
 }
 
@@ -293,7 +326,7 @@ impl ProgressListener for TrainingView {
         self.bar.set_position(step as u64);
         self.bar.reset_eta();
         if step > 0 {
-            self.bar.suspend(|| eprintln!("going on after step {step} of {steps}"));
+            self.bar.suspend(|| tell(&format!("going on after step {step} of {steps}")));
         }
     }
 
@@ -333,7 +366,7 @@ impl ProgressListener for TrainingView {
         };
         let best = if log.best { "  best" } else { "" };
         self.bar.suspend(|| {
-            eprintln!("step {}{terms}{entities}  {} {}{best}", log.step, self.metric, percent(log.dev_score));
+            tell(&format!("step {}{terms}{entities}  {} {}{best}", log.step, self.metric, percent(log.dev_score)));
         });
     }
 }

@@ -533,12 +533,12 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     }
     let encoder = fixture("bert-encoder").to_str().unwrap().to_owned();
     let train = ["train", "--model", &encoder, "--data", &one, "--run", "x"];
-    assert_fails(&ampoule(&train), "all texts have the label \"odd\"");
+    assert_fails(&ampoule(&train), "all texts have the same label");
     // A note in a label's place, and labels that nobody has.
     let classifier = fixture("bert-sequence");
     for (label, part) in [
         (format!("{CANARY} ").repeat(9), "its label has 81 characters"),
-        ("odd".into(), "no model has the label \"odd\""),
+        (CANARY.into(), "no model has any label of the data"),
     ] {
         fs::write(&labels, serde_json::json!({"text": "the pain", "label": label}).to_string()).unwrap();
         assert_fails(&ampoule(&["evaluate", "--model", classifier.to_str().unwrap(), "--data", &labels]), part);
@@ -633,6 +633,72 @@ fn a_student_made_of_another_model_learns_from_several_teachers_of_other_tokens(
     assert_eq!(run["teacher_sha256"].as_array().map(Vec::len), Some(2), "{run}");
 }
 
+/// Nobody reads what it prints, and its terminal closes, which `nohup` says to ignore; a plain `kill` saves the run.
+#[cfg(unix)]
+#[test]
+fn a_run_goes_on_without_its_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = corpus(folder.path());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (run, checkpoint) = (path("run"), fixture("bert-token").to_str().unwrap().to_owned());
+    let distill = |run: &str, more: &[&str]| {
+        let of = [
+            "distill",
+            "--teacher",
+            &checkpoint,
+            "--layers",
+            "2",
+            "--data",
+            corpus.to_str().unwrap(),
+            "--threads",
+            "1",
+        ];
+        let mut child = Command::new("sh")
+            .args(["-c", r#"trap "" HUP; exec "$0" "$@""#, env!("CARGO_BIN_EXE_ampoule")])
+            .args([of.as_slice(), &["--run", run], more].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        (drop(child.stdout.take()), drop(child.stderr.take()));
+        child
+    };
+    let mut child = distill(&run, &["--epochs", "9000"]);
+    let log = Path::new(&run).join("log.jsonl");
+    while !fs::read_to_string(&log).is_ok_and(|log| log.contains("evaluation")) {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let id = child.id().to_string();
+    let kill = |signal: &str| Command::new("kill").args([signal, &id]).status().unwrap();
+    assert!(kill("-HUP").success());
+    let steps = || fs::read_to_string(&log).unwrap().lines().count();
+    let before = steps();
+    while steps() < before + 20 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(kill("-TERM").success());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(Path::new(&run).join("state.safetensors").is_file());
+
+    let whole = path("whole");
+    let more = ["--epochs", "1", "--vocabulary", "80", "--precision", "int8"];
+    assert!(distill(&whole, &more).wait().unwrap().success());
+    assert!(Path::new(&whole).join("model.int8.safetensors").is_file());
+    assert!(fs::read_to_string(Path::new(&whole).join("log.jsonl")).unwrap().contains("\"start\""));
+
+    // What is no bundle is not written over.
+    let model = format!("{whole}/model");
+    let weights = format!("{model}/model.safetensors");
+    let before = fs::read(&weights).unwrap();
+    assert_fails(&ampoule(&["quantize", "--model", &model, "--out", &weights]), "is there, and is no bundle");
+    assert!(fs::read(&weights).unwrap() == before);
+    let bundle = format!("{whole}/model.int8.safetensors");
+    let output = ampoule(&["quantize", "--model", &model, "--out", &bundle]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
 #[test]
 fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let folder = tempfile::tempdir().unwrap();
@@ -644,7 +710,7 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     let kills: usize = std::env::var("AMPOULE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
 
     let stages = r#"stages=[{"epochs": 1, "terms": [{"term": "relations", "weight": 1, "layer_map": [[1, 2]], "heads": 4}]},
-        {"epochs": 2, "noise": {"words": 0.2, "texts": 0.5}, "patience": 1, "evaluations_per_epoch": 3},
+        {"noise": {"words": 0.2, "texts": 0.5}, "patience": 1, "evaluations_per_epoch": 3},
         {"epochs": 1, "precision": "int8", "optimizer": {"learning_rate": 1e-3}}]"#;
     for (verb, start) in [
         ("train", vec!["--model", checkpoint]),
@@ -733,6 +799,14 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
         (r#"stages=[{"seed": 2}]"#, "stage 1: seed is a setting of the whole run"),
         (r#"stages=[{}, {"precision": "f16"}]"#, "stage 2: precision must be f32 or int8"),
         (
+            r#"stages=[{"epochs": 1}, {"epochs": 2}]"#,
+            "--epochs changes nothing: each of the run's stages has its own epochs",
+        ),
+        (
+            r#"stages=[{"epochs": 1, "window": 32}, {"window": 40}]"#,
+            "--set changes nothing: each of the run's stages has its own window",
+        ),
+        (
             r#"stages=[{}, {"terms": [{"term": "soft_targets", "weight": 1, "temperature": 2}]}]"#,
             "stage 2: the loss term",
         ),
@@ -769,6 +843,19 @@ fn a_killed_run_goes_on_to_the_same_tensors_and_keeps_no_text() {
     arguments.extend(["--model", checkpoint]);
     assert_fails(&ampoule(&arguments), "another run, of other data");
     fs::write(&train, texts).unwrap();
+
+    // And one by another tokenizer.
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    for file in fs::read_dir(checkpoint).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), other.join(file.file_name())).unwrap();
+    }
+    fs::write(other.join("tokenizer_config.json"), r#"{"do_lower_case": false, "tokenizer_class": "BertTokenizer"}"#)
+        .unwrap();
+    let mut arguments = training("train", corpus, &run);
+    arguments.extend(["--model", other.to_str().unwrap()]);
+    assert_fails(&ampoule(&arguments), "another run, of other tokenizer or pooling");
 
     // The bundle of the trained model answers as the folder does.
     let (model, bundle) = (path("train-unbroken/model"), path("x.f32.safetensors"));
@@ -927,8 +1014,8 @@ fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_
     let output = ampoule(&arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let teacher = format!("{teacher}/model");
-    let stages =
-        r#"stages=[{"epochs": 2, "terms": [{"term": "hidden", "weight": 1, "layer_map": [[1, 2]]}]}, {"epochs": 4}]"#;
+    let stages = r#"stages=[{"epochs": 2, "terms": [{"term": "hidden", "weight": 1, "layer_map": [[1, 2]]}]},
+            {"noise": {"words": 0.3}, "optimizer": {"learning_rate": 0.02}}]"#;
     let mut arguments = training("distill", corpus, &run);
     arguments.extend(["--teacher", &teacher, "--layers", "2", "--set", stages, "--precision", "int8"]);
     let output = ampoule(&arguments);
@@ -999,6 +1086,10 @@ fn a_report_says_how_a_run_learned_and_what_its_models_score_and_nothing_of_the_
     assert_eq!(said["run"]["evaluations"].as_array().unwrap().len(), lines("{\"evaluation\""));
     assert_eq!(said["run"]["steps"], lines("{\"step\""));
     assert_eq!(said["run"]["stages"].as_array().unwrap().len(), 3, "one more in int8");
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(format!("{run}/config.json")).unwrap()).unwrap();
+    let as_the_last =
+        r#"{"noise": {"words": 0.3}, "optimizer": {"learning_rate": 0.002}, "epochs": 1, "precision": "int8"}"#;
+    assert_eq!(config["config"]["stages"][2], serde_json::from_str::<serde_json::Value>(as_the_last).unwrap());
     assert!(html.contains("stage 2") && html.contains("Term hidden"));
 
     // The same again, where nothing is timed; and where it is, all but the times.

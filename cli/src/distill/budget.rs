@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::Args;
 use crate::doctor::{self, Model};
-use crate::ui::{TrainingView, hint, print_json, print_line, spinner, stop_on_ctrl_c, table};
+use crate::ui::{TrainingView, hint, note_json, note_line, spinner, stop_on_ctrl_c, table};
 
 #[derive(clap::Args)]
 pub struct BudgetArgs {
@@ -31,10 +31,10 @@ pub struct BudgetArgs {
     #[arg(long, value_name = "LIMITS", conflicts_with_all = ["layers", "student"])]
     budget: Option<String>,
     /// The number of shapes that are trained for a tenth of the steps; of one alone, no shape is
-    #[arg(long, value_name = "N", default_value_t = 3, requires = "budget")]
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "budget", conflicts_with_all = ["layers", "student"])]
     tries: usize,
     /// Threads that the device has for the model, while its time is measured
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "budget")]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "budget", conflicts_with_all = ["layers", "student"])]
     device_threads: usize,
 }
 
@@ -74,9 +74,9 @@ impl BudgetArgs {
         let what = format!("{}: {}{time}", bundle.display(), megabytes(bytes));
         if json {
             let bundle = json!({"bytes": bytes, "milliseconds": milliseconds, "breaks": broken});
-            print_json(&json!({ "budget": limits, "bundle": bundle }))?;
+            note_json(&json!({ "budget": limits, "bundle": bundle }))?;
         } else if broken.is_none() {
-            print_line(&format!("{what}: fits {limits}"))?;
+            note_line(&format!("{what}: fits {limits}"))?;
         }
         match broken {
             Some(_) => Err(hint(
@@ -303,14 +303,14 @@ pub fn choose(args: &mut Args, teachers: &[Checkpoint], data: &Data) -> Result<b
         command(std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()), &best.candidate, precision);
     if args.run.json {
         let tries = scored.iter().map(|(one, score)| json!({"shape": one, "dev_score": score})).collect::<Vec<_>>();
-        print_json(&json!({"tries": tries, "best": best, "command": command}))?;
+        note_json(&json!({"tries": tries, "best": best, "command": command}))?;
     } else {
         let metric = format!("dev {}", data.metric());
         let mut rows = vec![head(&metric)];
         let percent = |score: &Option<f64>| score.map_or("-".to_owned(), |score| format!("{:.2}", 100.0 * score));
         rows.extend(scored.iter().map(|(one, score)| row(one, percent(score))));
-        print_line(&table(&rows))?;
-        print_line(&format!("the best goes on to the long run, as by\n  {command}"))?;
+        note_line(&table(&rows))?;
+        note_line(&format!("the best goes on to the long run, as by\n  {command}"))?;
     }
     args.take(&best.candidate);
     Ok(true)
@@ -358,11 +358,11 @@ fn announce(
         let each = plans.iter().map(
             |(one, plan)| json!({"shape": one.candidate, "steps": steps, "seconds": seconds(plan), "long_run": plan}),
         );
-        return print_json(&json!({"plan": {"seconds_of_tries": tries, "tries": each.collect::<Vec<_>>()}}));
+        return note_json(&json!({"plan": {"seconds_of_tries": tries, "tries": each.collect::<Vec<_>>()}}));
     }
     let long = plans.iter().map(|(_, plan)| plan.seconds / 60.0);
     let (least, most) = long.fold((f64::INFINITY, 0.0f64), |(low, high), t| (low.min(t), high.max(t)));
-    print_line(&format!(
+    note_line(&format!(
         "tries left: {} of {steps} steps each, about {:.1} minutes in all with {} threads; then the long run of the best, about {least:.1} \
          to {most:.1}",
         plans.len(),
@@ -457,7 +457,7 @@ fn show(limits: &Budget, found: &Found, chosen: &[Measured], tokens: usize, args
             object
         };
         let shapes: Vec<Value> = found.fits.iter().chain(&found.breaks).map(object).collect();
-        return print_json(&json!({
+        return note_json(&json!({
             "budget": limits, "precision": args.precision, "device_threads": threads, "tokens": tokens, "shapes": shapes
         }));
     }
@@ -474,12 +474,12 @@ fn show(limits: &Budget, found: &Found, chosen: &[Measured], tokens: usize, args
         };
         rows.push(row(one, why.to_owned()));
     }
-    print_line(&table(&rows))?;
+    note_line(&table(&rows))?;
     let more = match others.len().saturating_sub(OTHERS) {
         0 => String::new(),
         n => format!("; {n} more shapes fit"),
     };
-    print_line(&format!(
+    note_line(&format!(
         "bundles in {}, times of {tokens} tokens on this machine, {threads} thread(s), median{more}",
         args.precision.unwrap_or_default()
     ))
