@@ -1,6 +1,8 @@
 //! Labelled and unlabelled text for training.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
 use std::path::{Path, PathBuf};
 
 use ampoule::decode::Scheme;
@@ -306,7 +308,7 @@ impl Corpus {
                 ));
             }
             unknown => tell(&format!(
-                "{unknown} of {} labels of the data no model has, and what has them counts as wrong in the accuracy alone",
+                "{unknown} of {} labels of the data no model has; texts that have them count as wrong",
                 labels.len()
             )),
         }
@@ -387,11 +389,15 @@ pub fn typing_noise(words: f64) -> Result<TypingNoise> {
 pub fn note_reading<'a>(asked: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
     if is_test(data, asked) {
         for model in models {
-            match log_test_reading(model, data) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    tell(&format!("{error}: this measurement on a test set is not noted there"));
+            let noted = log_test_reading(model, data);
+            match noted.as_ref().err().and_then(|error| std::error::Error::source(error)?.downcast_ref::<io::Error>()) {
+                Some(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) => {
+                    tell(&format!(
+                        "{}: this measurement on a test set cannot be noted in its run: {error}",
+                        model.display()
+                    ));
                 }
-                noted => noted?,
+                _ => noted?,
             }
         }
     }
@@ -469,11 +475,15 @@ impl DataArgs {
 
     /// Refuses data that covers a label and marks it nowhere, or whose texts all have the same label: a new head would learn nothing else.
     pub fn check_taught(&self, data: &Data, task: Task) -> Result<()> {
-        if task == Task::SingleLabel && self.labels(data).len() < 2 {
-            return Err(hint(
-                "all texts have the same label, so there is nothing to tell apart",
-                "texts of at least two labels, or --multi-label",
-            ));
+        match self.labels(data).len() {
+            0 if task != Task::Encoder => return Err(hint("no text has a label", "texts with labels")),
+            1 if task == Task::SingleLabel => {
+                return Err(hint(
+                    "all texts have the same label, so there is nothing to tell apart",
+                    "texts of at least two labels, or --multi-label",
+                ));
+            }
+            _ => {}
         }
         if let Data::Labels { train, dev, .. } = data {
             let of = |texts: &[LabelledText]| BTreeSet::from_iter(texts.iter().flat_map(|text| text.labels.clone()));

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, required = true, value_name = "PATH[=LABELS]")]
     data: Vec<String>,
     /// Which file of a folder; a file called train, dev or test is what it is called. That a run's model was measured on a test set is noted in
-    /// the run's log
+    /// the run's log, where that can be written
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
     /// The unit of "start" and "end" in .jsonl lines that name none

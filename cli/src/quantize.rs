@@ -1,6 +1,8 @@
 //! `ampoule quantize`: a bundle from a checkpoint.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ampoule::bundle::{self, Bundle, Golden, Load, Precision};
@@ -13,7 +15,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
 use crate::data::{Corpus, DataArgs, Labelled, OffsetsArg};
-use crate::ui::{fitted, hint, print_json, print_line, table};
+use crate::ui::{fitted, hint, note_json, note_line, table};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -94,10 +96,18 @@ pub fn precisions() -> impl TypedValueParser<Value = Precision> {
 /// Points of F1 or MRR@10, of 100.
 const MAX_LOSS: f64 = 0.5;
 
-/// Refuses to write over what is no bundle: weights of checkpoints end in `.safetensors` too.
+/// Refuses to write over what does not begin as a bundle: weights of checkpoints end in `.safetensors` too.
 fn check_out(out: &Path) -> Result<()> {
-    let is_free = std::fs::metadata(out).map_or(true, |file| !file.is_file() || file.len() == 0);
-    match is_free || Bundle::inspect(out).is_ok() {
+    const MOST: u64 = 1 << 20;
+    if std::fs::metadata(out).map_or(true, |file| !file.is_file() || file.len() == 0) {
+        return Ok(());
+    }
+    let mut beginning = Vec::new();
+    File::open(out)
+        .and_then(|file| file.take(MOST).read_to_end(&mut beginning))
+        .with_context(|| out.display().to_string())?;
+    let format = br#""format":"ampoule""#;
+    match beginning.windows(format.len()).any(|bytes| bytes == format) {
         true => Ok(()),
         false => Err(hint(format!("{} is there, and is no bundle", out.display()), "another --out, or delete it")),
     }
@@ -169,7 +179,7 @@ pub fn run(args: Args) -> Result<()> {
     let tokenizer = checkpoint.tokenizer.to_json();
     let report = quantize(&checkpoint.config, &checkpoint.weights, &tokenizer, &args.out, &options, fit, guard)?;
     if args.json {
-        return print_json(&json!({"bundle": args.out, "report": report, "fit": fitted}));
+        return note_json(&json!({"bundle": args.out, "report": report, "fit": fitted}));
     }
     show(&args, &dev, &report, fitted)
 }
@@ -195,9 +205,9 @@ fn renew(args: &Args) -> Result<()> {
     bundle::stage_with_golden(&args.out, &bundle, &golden)?.commit()?;
     let (before, after) = (bundle.info().bytes, std::fs::metadata(&args.out)?.len());
     if args.json {
-        return print_json(&json!({"bundle": args.out, "bytes_before": before, "bytes_after": after}));
+        return note_json(&json!({"bundle": args.out, "bytes_before": before, "bytes_after": after}));
     }
-    print_line(&format!("{}: written with golden cases, {before} bytes before, {after} after", args.out.display()))
+    note_line(&format!("{}: written with golden cases, {before} bytes before, {after} after", args.out.display()))
 }
 
 /// The most texts by which a model is calibrated.
@@ -320,20 +330,20 @@ fn show(args: &Args, dev: &Dev, report: &Report, fit: Option<TemperatureFit>) ->
             format!("{:.6}", t.cosine),
         ]
     }));
-    print_line(&table(&rows))?;
+    note_line(&table(&rows))?;
     if let Some(metric) = &report.metric {
         let (name, before, after) = (dev.metric_name(), metric.before, metric.after);
-        print_line(&format!("{name} {before:.2} before, {after:.2} after: {:.2} lost", metric.loss))?;
+        note_line(&format!("{name} {before:.2} before, {after:.2} after: {:.2} lost", metric.loss))?;
     }
     let (before, after) = (report.temperature.before, report.temperature.after);
     if !matches!(dev, Dev::Search(_)) {
-        print_line(&match fit {
+        note_line(&match fit {
             Some(fit) => format!("temperature {before} before; {}", fitted(&fit)),
             None if args.data.is_empty() => format!("temperature {after}, the checkpoint's"),
             None => format!("temperature {after}, the checkpoint's: the data determines none"),
         })?;
     }
-    print_line(&format!(
+    note_line(&format!(
         "{}: {}, {} before, {} after",
         args.out.display(),
         report.precision,

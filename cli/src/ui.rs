@@ -267,8 +267,7 @@ pub fn spinner(what: &str) -> ProgressBar {
     bar
 }
 
-/// Set by the first Ctrl-C, or plain `kill`; the second ends the process. A closed terminal ends it too, unless it was begun with `nohup`: its
-/// signal is left as it was.
+/// Set by the first Ctrl-C, plain `kill` or closed terminal; the second ends the process. What `nohup` ignores stays ignored.
 pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     // A process has one handler, and may train several times.
     static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -286,12 +285,22 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     .context("Ctrl-C cannot be handled")?;
     #[cfg(unix)]
     {
-        use signal_hook::{consts::SIGTERM, flag};
-        flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, stop.clone())
-            .and_then(|_| flag::register(SIGTERM, stop.clone()))
-            .context("the signal TERM cannot be handled")?;
+        use signal_hook::{consts, flag};
+        for signal in [consts::SIGTERM, consts::SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)) {
+            flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())
+                .and_then(|_| flag::register(signal, stop.clone()))
+                .with_context(|| format!("signal {signal} cannot be handled"))?;
+        }
     }
     Ok(stop)
+}
+
+/// Whether this process was begun with the signal ignored, as Linux says; elsewhere that of a closed terminal is taken to be.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.map_or(signal == signal_hook::consts::SIGHUP, |ignored| ignored >> (signal - 1) & 1 == 1)
 }
 
 /// Shows a training run: a bar with rate and time left on a terminal, and a row an evaluation.

@@ -174,8 +174,8 @@ impl TrainConfig {
         if self.steps == Some(0) {
             return wrong("steps must be at least 1, or absent");
         }
-        if self.epochs > 10_000 {
-            return wrong("epochs must be at most 10000");
+        if self.epochs > 10_000 && self.steps.is_none() {
+            return wrong("epochs must be at most 10000, or steps be given");
         }
         if self.batch_size > 1 << 20 || self.max_batch_tokens > 1 << 30 {
             return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");

@@ -27,7 +27,7 @@ pub struct StudentShape {
 /// A narrower student keeps the dimensions that weigh most. For the hidden states, a dimension weighs what its readers make of
 /// it: the squares of their weights times that of the layer norm's factor before them, summed over all kept layers. For heads and
 /// feed-forward blocks, it weighs the product of the norms of what writes and what reads it (Michel et al. 2019 prune whole heads
-/// too). Heads are kept whole where those of student and teacher are of one width.
+/// too), and so does a pooler's output. Heads are kept whole where those of student and teacher are of one width.
 ///
 /// # Errors
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where a layer is not there or they are not rising, and where a width is none

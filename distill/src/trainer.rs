@@ -762,7 +762,7 @@ impl ModuleMapper for Lift<'_> {
 }
 
 /// Raised when a step's bits change, so that no run goes on under another arithmetic than it began with.
-const ARITHMETIC: u32 = 3;
+const ARITHMETIC: u32 = 4;
 
 /// Purposes of random streams are numbered: here, and in `sequences`.
 const DROPOUT: u64 = 0;

@@ -234,7 +234,7 @@ fn two_terms_of_a_kind_are_logged_side_by_side_and_steps_end_an_epoch() {
     let data = Data::Labels { train: texts.clone(), dev: texts, transfer: Vec::new() };
     let hidden = |layer| Term::Hidden { weight: 1.0, layer_map: vec![(layer, layer)] };
     let config = TrainConfig {
-        epochs: 10_000,
+        epochs: 1_000_000,
         steps: Some(3),
         batch_size: 4,
         threads: 1,
@@ -392,9 +392,10 @@ fn searches_are_learnt_handed_on_and_resumed_the_same_with_any_threads() {
     config.terms =
         vec![Term::Embedding { weight: 1.0, temperature: 0.05 }, Term::Relations { weight: 0.1, layer_map, heads: 2 }];
     config.precision = Precision::Int8;
+    config.epochs = 60;
     let before = dev_score(student.clone(), &data, None, &Options::default()).unwrap().value;
     let distilled = score(run("student", &student, Some(&teacher), &config, 0));
-    assert!(distilled > 0.7 && distilled > before + 0.2, "{before} {distilled}");
+    assert!(distilled > 0.8 && distilled > before + 0.2, "{before} {distilled}");
 
     // Dropout makes a text its own positive, and a stopped run goes on to the same tensors.
     config = TrainConfig { epochs: 2, dropout: Some(0.1), precision: Precision::F32, ..config };
