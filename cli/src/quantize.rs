@@ -115,7 +115,7 @@ fn check_out(out: &Path) -> Result<()> {
 
 pub fn run(args: Args) -> Result<()> {
     check_out(&args.out)?;
-    if !(args.max_loss >= 0.0) {
+    if args.max_loss.is_nan() || args.max_loss < 0.0 {
         return Err(hint("--max-loss: expected 0 or more", "--max-loss 0.5, points of 100"));
     }
     if args.model.is_file() {

@@ -660,7 +660,7 @@ fn a_run_goes_on_without_its_terminal() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        (drop(child.stdout.take()), drop(child.stderr.take()));
+        drop((child.stdout.take(), child.stderr.take()));
         child
     };
     let lines = || fs::read_to_string(Path::new(&run).join("log.jsonl")).unwrap_or_default();
