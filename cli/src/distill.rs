@@ -190,6 +190,7 @@ impl Args {
     ) -> Result<TrainConfig> {
         let mut defaults = self.data.defaults(data);
         let mut terms = match data {
+            // Labels cost nothing where the teacher knows them, and pay where it does not: examples/produce has the figures.
             Data::Entities { .. } | Data::Labels { .. } => {
                 vec![Term::Hard { weight: 0.5 }, Term::SoftTargets { weight: 1.0, temperature: 2.0 }]
             }
