@@ -1,8 +1,7 @@
 //! Labelled and unlabelled text for training.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+use std::io::{self, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem};
 use std::path::{Path, PathBuf};
 
 use ampoule::decode::Scheme;
@@ -407,13 +406,17 @@ pub fn note_reading<'a>(asked: Split, models: impl IntoIterator<Item = &'a PathB
 impl DataArgs {
     pub fn read(&self) -> Result<Data> {
         let corpora: Vec<Corpus> = self.data.iter().map(|c| Corpus::parse(c)).collect();
-        let lines = |path: &PathBuf| match read_lines(path)? {
-            _ if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) => Err(hint(
-                format!("{}: a .tsv file has a token a line, and --transfer takes texts", path.display()),
-                "a text a line in a file of another name, or .jsonl",
-            )),
-            lines if lines.is_empty() => Err(hint(format!("{}: no text in it", path.display()), "a text a line")),
-            lines => Ok(lines),
+        let lines = |path: &PathBuf| {
+            if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) {
+                return Err(hint(
+                    format!("{}: a .tsv file has a token a line, and --transfer takes texts", path.display()),
+                    "a text a line in a file of another name, or .jsonl",
+                ));
+            }
+            match read_lines(path)? {
+                lines if lines.is_empty() => Err(hint(format!("{}: no text in it", path.display()), "a text a line")),
+                lines => Ok(lines),
+            }
         };
         let transfer = self.transfer.iter().map(lines).collect::<Result<Vec<_>>>()?.concat();
         match one_kind(&corpora, Split::Train)? {
@@ -486,14 +489,20 @@ impl DataArgs {
             _ => {}
         }
         if let Data::Labels { train, dev, .. } = data {
-            let of = |texts: &[LabelledText]| BTreeSet::from_iter(texts.iter().flat_map(|text| text.labels.clone()));
-            let (taught, measured) = (of(train), of(dev));
-            match measured.difference(&taught).count() {
-                0 => {}
-                n => tell(&format!(
-                    "{n} of {} labels are in texts to choose by alone, and nothing teaches them; is one misspelt?",
-                    taught.union(&measured).count()
-                )),
+            let (all, texts) = (self.labels(data).len(), train.len() + dev.len());
+            // They would stand in the model, for everyone to read.
+            if task == Task::SingleLabel && texts >= 20 && 2 * all > texts {
+                return Err(hint(
+                    format!("{texts} texts have {all} labels, so most are there once"),
+                    "\"text\" and \"label\" in each other's place, if these are texts; or fewer labels",
+                ));
+            }
+            let taught: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
+            if taught.len() < all {
+                tell(&format!(
+                    "{} of {all} labels are in texts to choose by alone, and nothing teaches them; is one misspelt?",
+                    all - taught.len()
+                ));
             }
         }
         let Data::Entities { train, .. } = data else { return Ok(()) };

@@ -267,7 +267,7 @@ pub fn spinner(what: &str) -> ProgressBar {
     bar
 }
 
-/// Set by the first Ctrl-C, plain `kill` or closed terminal; the second ends the process. What `nohup` ignores stays ignored.
+/// Set by the first Ctrl-C or plain `kill`, of which the second ends the process, or by a closed terminal. What `nohup` ignores stays ignored.
 pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     // A process has one handler, and may train several times.
     static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -287,9 +287,12 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     {
         use signal_hook::{consts, flag};
         for signal in [consts::SIGTERM, consts::SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)) {
-            flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())
-                .and_then(|_| flag::register(signal, stop.clone()))
-                .with_context(|| format!("signal {signal} cannot be handled"))?;
+            let wrong = || format!("signal {signal} cannot be handled");
+            // A terminal that closes says so twice, once itself and once by its shell.
+            if signal == consts::SIGTERM {
+                flag::register_conditional_shutdown(signal, 128 + signal, stop.clone()).with_context(wrong)?;
+            }
+            flag::register(signal, stop.clone()).with_context(wrong)?;
         }
     }
     Ok(stop)

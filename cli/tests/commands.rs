@@ -534,6 +534,9 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     let encoder = fixture("bert-encoder").to_str().unwrap().to_owned();
     let train = ["train", "--model", &encoder, "--data", &one, "--run", "x"];
     assert_fails(&ampoule(&train), "all texts have the same label");
+    let swapped = |i| serde_json::json!({"text": "pain", "label": format!("{CANARY} {i}")}).to_string();
+    fs::write(Path::new(&one).join("train.jsonl"), (0..20).map(swapped).collect::<Vec<_>>().join("\n")).unwrap();
+    assert_fails(&ampoule(&train), "21 texts have 21 labels");
     // A note in a label's place, and labels that nobody has.
     let classifier = fixture("bert-sequence");
     for (label, part) in [
@@ -682,6 +685,9 @@ fn a_run_goes_on_without_its_terminal() {
             goes_on(&mut child);
         }
         kill(&child, signal);
+        if signal == "-HUP" {
+            kill(&child, signal);
+        }
         assert_eq!(child.wait().unwrap().code(), Some(1), "{signal}");
         let state = fs::read(Path::new(&run).join("state.safetensors")).unwrap();
         let header = u64::from_le_bytes(state[..8].try_into().unwrap()) as usize;

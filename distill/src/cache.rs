@@ -25,6 +25,11 @@ pub(crate) type Values = Vec<u8>;
 /// Bytes of an entry before its values: the key, their number of bytes, and the beginning of the hash of key and values.
 const HEADER: usize = 32 + 4 + 8;
 
+/// A digest as text.
+pub(crate) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The answers of teachers.
 pub(crate) struct Cache {
     max_bytes: u64,

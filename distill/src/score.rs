@@ -206,8 +206,9 @@ pub fn spans_of_tags<S: AsRef<str>>(tags: &[S]) -> Vec<LabelledSpan> {
 /// Scores labels of texts.
 ///
 /// `gold` holds each text's labels, exactly one where `multi_label` is false; a text with a label outside `labels` (all that the model
-/// knows) is wrong, and what it is given instead counts as found in error. `scores` holds probabilities by name, in any order; one that is missing is 0. A text is given its
-/// likeliest label, of equals the first of `labels`; where `multi_label` is true, every label of at least 0.5.
+/// knows) is wrong, and what it is given instead counts as found in error. `scores` holds probabilities by name, in any order; one that
+/// is missing is 0. A text is given its likeliest label, of equals the first of `labels`; where `multi_label` is true, every label of at
+/// least 0.5.
 ///
 /// # Panics
 /// When `gold` and `scores` differ in length.

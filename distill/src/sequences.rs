@@ -14,6 +14,7 @@ use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
 use self::pairs::Pair;
+use crate::cache::hex;
 use crate::config::TrainConfig;
 use crate::data::{Annotation, Example, LabelledText, NerSet, SearchSet, runs};
 use crate::embedding::Pairs;
@@ -132,7 +133,7 @@ impl Data {
             }
         };
         transfer.iter().for_each(|text| add(text.as_bytes()));
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

@@ -18,7 +18,7 @@ use half::f16;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, hex};
 use crate::losses::{Outputs, Term};
 use crate::search::of_length_1;
 use crate::typing::Alignment;
@@ -70,9 +70,7 @@ impl Teacher {
 
 /// What tells how a model reads a text, and makes one vector of it, from how others do.
 pub(crate) fn reads(model: &Checkpoint) -> Value {
-    let tokenizer: String =
-        Sha256::digest(model.tokenizer.to_json()).iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({ "tokenizer_sha256": tokenizer, "pooling": model.pooling.mode.as_str() })
+    json!({ "tokenizer_sha256": hex(&Sha256::digest(model.tokenizer.to_json())), "pooling": model.pooling.mode.as_str() })
 }
 
 /// Models that answer together.
@@ -190,7 +188,7 @@ impl Answering {
         let sha256 = sha256.chain_update(teacher.config.to_json().to_string());
         // The last bits of its answers are another device's.
         let sha256 = if *device == Device::flex() { sha256 } else { sha256.chain_update("gpu") }.finalize();
-        let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(&sha256);
         let config = &teacher.config;
         if config.task != student.config.task {
             return Err(Error::incompatible(format!(

@@ -173,8 +173,6 @@ pub struct Plan {
     pub seconds: f64,
     /// The most bytes of memory that the process held by now; none where the system does not say.
     pub peak_bytes: Option<u64>,
-    /// Bytes of a saved state.
-    pub state_bytes: usize,
     /// The most bytes in the run's folder: while one is written, two states and two of the best models so far.
     pub disk_bytes: usize,
 }
@@ -357,7 +355,7 @@ impl<'a> Trainer<'a> {
             }
             planned.push(stage);
         }
-        // What the run would otherwise be resumed with unnoticed: other texts, or another reading of them, another start, another teacher.
+        // What the run would otherwise be resumed with unnoticed: other texts, or another reading of them, another start or teacher.
         let identity = json!({
             "arithmetic": ARITHMETIC,
             "config": config,
@@ -449,14 +447,12 @@ impl<'a> Trainer<'a> {
         let values = |tensors: &Weights| tensors.0.values().map(|tensor| tensor.data.len()).sum::<usize>();
         let trained = self.optimizer.moments.values().map(|moments| moments.first.len()).sum::<usize>();
         let weights = 4 * values(&self.model.weights());
-        let state_bytes = weights + 2 * 4 * trained;
         Ok(Plan {
             threads: self.config().threads,
             seconds: stages.iter().map(of).sum(),
             stages,
             peak_bytes: peak_bytes(),
-            state_bytes,
-            disk_bytes: 2 * (state_bytes + weights),
+            disk_bytes: 2 * (weights + 2 * 4 * trained + weights),
         })
     }
 
@@ -671,10 +667,12 @@ impl<'a> Trainer<'a> {
         let bundle = self.folder.bundle_path();
         let quantized = (self.config().precision == Precision::Int8).then_some(bundle.as_path());
         let score = dev_score(now.clone(), self.data, quantized, &self.options())?;
-        // Of equals the later weights have learned more, and where nothing is found yet they are nearer to it.
-        let is_best = self.best.as_ref().is_none_or(|best| score.value >= best.score);
-        let is_better = self.best.as_ref().is_none_or(|best| score.value > best.score || best.score == 0.0);
-        let since = self.best.as_ref().filter(|_| !is_better).map_or(0, |best| best.since + 1);
+        // Of equals the later weights have learned more. Where nothing is found yet, they are nearer to it.
+        let (is_best, since) = match &self.best {
+            Some(best) if score.value > best.score || best.score == 0.0 => (true, 0),
+            Some(best) => (score.value == best.score, best.since + 1),
+            None => (true, 0),
+        };
         if is_best {
             self.folder.save_best(self.step, &now)?;
             self.best = Some(Best { step: self.step, score: score.value, since });
