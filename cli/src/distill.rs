@@ -18,7 +18,7 @@ use self::budget::BudgetArgs;
 use crate::data::DataArgs;
 use crate::quantize;
 use crate::train::RunArgs;
-use crate::ui::hint;
+use crate::ui::{hint, tell};
 
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("narrower").args(["hidden", "budget"]))]
@@ -118,6 +118,9 @@ pub fn run(mut args: Args) -> Result<()> {
         false => args.cut(&source, &data, Some(&mut start))?,
     };
     let settings = args.settings(&student.config, layer_map, &teacher.config, &data)?;
+    if !settings.needs_teacher()? {
+        tell("no loss term needs a teacher, so it is asked nothing, and texts without labels teach nothing");
+    }
     args.run.train(student, args.taught_by(teachers), &data, &settings)?;
     if !start.is_empty() && !args.run.plan {
         args.run.log_start(&start.into())?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ampoule::bundle::{self, Bundle, Golden, Load, Precision};
 use ampoule::{Checkpoint, Classifier, Embedder, Extractor, ModelConfig, Options, Task};
-use ampoule_distill::data::{SearchSet, read_lines};
+use ampoule_distill::data::{NerSet, SearchSet, read_lines};
 use ampoule_distill::{FoundEntities, FoundLabels, FoundPassages, Judgements, TemperatureFit};
 use ampoule_quantize::{FitTemperature, Guard, QuantizeOptions, Report, quantize, smooth};
 use anyhow::{Context, Result};
@@ -265,6 +265,10 @@ impl Dev {
             Ok(read)
         };
         let (sets, others) = parts(corpora.iter().map(read).collect::<Result<_>>()?);
+        if !sets.is_empty() && sets.iter().all(|set: &NerSet| set.entities().next().is_none()) {
+            let message = "--data: no entity is marked in it, so F1 would be 0 before and after";
+            return Err(hint(message, "texts with entities, or without --data"));
+        }
         Ok((Dev::Labelled(Labelled::Entities(sets)), others))
     }
 

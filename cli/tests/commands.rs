@@ -568,6 +568,18 @@ fn what_was_meant_is_said_where_something_else_was_named() {
         let said = text(&refused.stderr);
         assert!(refused.status.code() == Some(2) && said.contains("--data"), "{said}");
     }
+    // A dev file from which nothing could be measured, and a teacher that teaches nothing.
+    let unmarked = path("dev.jsonl");
+    fs::write(&unmarked, r#"{"text": "the pain", "entities": []}"#).unwrap();
+    let quantize = ["quantize", "--model", &model, "--out", "x.safetensors", "--data", &format!("{unmarked}=Disease")];
+    assert_fails(&ampoule(&quantize), "no entity is marked");
+    let hard = r#"terms=[{"term": "hard", "weight": 1}, {"term": "soft_targets", "weight": 0, "temperature": 2}]"#;
+    let distill = ["distill", "--teacher", start, "--layers", "1", "--data", corpus, "--plan", "--run", "x"];
+    for (more, is_told) in [([].as_slice(), false), (&["--set", hard], true)] {
+        let output = ampoule(&[distill.as_slice(), more].concat());
+        let said = text(&output.stderr);
+        assert!(output.status.success() && said.contains("no loss term needs a teacher") == is_told, "{said}");
+    }
     // Another's folder is told of before anything is read.
     for verb in [vec!["train", "--model", "nowhere"], vec!["distill", "--teacher", "nowhere", "--budget", "4 MB"]] {
         let others = [verb.as_slice(), &["--plan", "--data", "nowhere", "--run", start]].concat();

@@ -122,6 +122,14 @@ impl TrainConfig {
         }
     }
 
+    /// Whether a teacher teaches anything, in any stage. Otherwise its cache and texts without labels are of no use to the training.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) where the settings are none of a run.
+    pub fn needs_teacher(&self) -> Result<bool> {
+        Ok(self.checked_stages(true)?.iter().any(|stage| stage.taught().any(Term::needs_teacher)))
+    }
+
     /// The settings of each stage, none of which has stages.
     ///
     /// # Errors

@@ -333,6 +333,10 @@ impl ModelConfig {
                 self.id2label.len()
             )));
         }
+        // It is printed, in terminals too, which would do what it says.
+        if let Some(label) = self.id2label.iter().find(|label| label.contains(char::is_control)) {
+            return Err(Error::incompatible(format!("config.json: id2label: {label:?} has a control character")));
+        }
         let mut seen = std::collections::HashSet::new();
         if let Some(label) = self.id2label.iter().find(|label| !seen.insert(label.as_str())) {
             return Err(Error::incompatible(format!("config.json: id2label: {label:?} is there twice")));
@@ -587,6 +591,7 @@ mod tests {
             ("num_attention_heads", json!(0)),
             ("num_hidden_layers", json!(257)),
             ("id2label", (0..4097).map(|i| (i.to_string(), json!(format!("I-{i}")))).collect::<Map<_, _>>().into()),
+            ("id2label", json!({"0": "O", "1": "I-\u{1b}[2J"})),
             ("pad_token_id", json!(100)),
             ("hidden_dropout_prob", json!(1.5)),
         ] {
