@@ -125,7 +125,7 @@ if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
     scripts/android.sh
     scripts/android.sh --gpu
     echo "== WebAssembly"
-    sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --lib kernels
+    sid RUSTFLAGS="-C target-feature=+simd128" cargo test --release --target wasm32-wasip1 -p ampoule --no-default-features --lib kernels
     echo "== the page"
     scripts/web.sh
     echo "== iPhones and their simulator: compiled"
