@@ -30,6 +30,7 @@ training() {
         cargo check --workspace --features ampoule/autodiff-wgpu
         return
     fi
+    export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
     cargo test --release --workspace --features ampoule/autodiff-wgpu --test backends
     cargo test --release --workspace --features ampoule/autodiff-wgpu --lib -- --nocapture a_gpu_makes | tee "$temporary/gpu"
     if grep "skipped: there is no GPU" "$temporary/gpu"; then exit 1; fi
