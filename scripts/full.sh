@@ -54,6 +54,7 @@ soak() {
 
 # What calls from Python, Kotlin and Swift cost, how soon they end, what they leave.
 bindings() {
+    scripts/python.sh # by the profile of what it is compared with, whatever was made last
     scripts/soak.sh
 }
 
