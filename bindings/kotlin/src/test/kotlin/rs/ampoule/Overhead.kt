@@ -6,8 +6,8 @@ import kotlinx.coroutines.runBlocking
 
 /**
  * What a call of 128 tokens costs on the JVM beside Rust, blocks of both in turn; its argument is `bindings/examples/clock.rs`, built.
- * Prints microseconds, medians over blocks of medians, and exits with 1 where a blocking call costs [LIMIT] percent more than Rust's, or
- * beyond. That is of a machine that does nothing else.
+ * Prints microseconds, medians over blocks of medians, and what the least block of each side makes of it, which what else runs on the machine
+ * disturbs less. Exits with 1 where a blocking call costs [LIMIT] percent more than Rust's in the least, or twice that in the median.
  */
 internal object Overhead {
     private const val CALLS = 30
@@ -59,15 +59,16 @@ internal object Overhead {
                 val rows = List(BLOCKS) {
                     listOf(there(), medianOf { model.extractBlocking(text) }, medianOf { model.extract(text) })
                 }
-                val (blocking, _) = listOf(1 to "blocking", 2 to "suspending").map { (i, name) ->
+                val (isCheap, _) = listOf(1 to "blocking", 2 to "suspending").map { (i, name) ->
                     val more = 100 * (rows.map { it[i] / it[0] }.median() - 1)
+                    val least = 100 * (rows.minOf { it[i] } / rows.minOf { it[0] } - 1)
                     println(
-                        "%d tokens: Rust %.0f us, Kotlin, %s %.0f us, %+.1f %%"
-                            .format(tokens, rows.map { it[0] }.median(), name, rows.map { it[i] }.median(), more),
+                        "%d tokens: Rust %.0f us, Kotlin, %s %.0f us, %+.1f %% (least %+.1f %%)"
+                            .format(tokens, rows.map { it[0] }.median(), name, rows.map { it[i] }.median(), more, least),
                     )
-                    more
+                    least < LIMIT && more < 2 * LIMIT
                 }
-                isSound = blocking < LIMIT
+                isSound = isCheap
                 println("${if (isSound) "ok" else "FAILED"}: the blocking call within $LIMIT % of Rust's")
             }
             input.close()
