@@ -61,7 +61,7 @@ const TOKENIZER: &[u8] = br#"{"version":"1.0","model":{"type":"WordPiece","vocab
 fn config(model_type: ModelType, task: Task) -> ModelConfig {
     let labels: &[&str] = match task {
         Task::Encoder => &[],
-        _ => &["O", "B-Krankheit\"\\ü\n", "I-疾病😀"],
+        _ => &["O", "B-Krankheit\"\\ü", "I-疾病😀"],
     };
     let architecture = match task {
         Task::Encoder => "Model",
