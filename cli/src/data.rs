@@ -1,6 +1,6 @@
 //! Labelled and unlabelled text for training.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem};
 use std::path::{Path, PathBuf};
 
@@ -369,6 +369,43 @@ impl Labelled {
         }
     }
 
+    /// Numbers the labels that none of the models has, in place of their names, since a text may stand in one. No score changes.
+    pub fn number_unknown(&mut self, models: &[ModelConfig]) -> Result<()> {
+        let mut known = BTreeSet::new();
+        for config in models {
+            match self {
+                Labelled::Entities(_) => {
+                    known.extend(Scheme::new(&config.id2label)?.entity_labels().iter().map(|label| label.to_string()));
+                }
+                Labelled::Labels(_) => known.extend(config.id2label.iter().cloned()),
+            }
+        }
+        let mut numbers = BTreeMap::new();
+        let mut numbered = |label: String| {
+            if known.contains(&label) {
+                return label;
+            }
+            let next = numbers.len() + 1;
+            format!("label {} that no model has", numbers.entry(label).or_insert(next))
+        };
+        match self {
+            Labelled::Entities(sets) => {
+                for set in sets {
+                    set.covers = std::mem::take(&mut set.covers).into_iter().map(&mut numbered).collect();
+                    for entity in set.examples.iter_mut().flat_map(|example| &mut example.entities) {
+                        entity.label = numbered(std::mem::take(&mut entity.label));
+                    }
+                }
+            }
+            Labelled::Labels(texts) => {
+                for label in texts.iter_mut().flat_map(|text| &mut text.labels) {
+                    *label = numbered(std::mem::take(label));
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub fn texts(&self) -> Vec<&str> {
         match self {
             Labelled::Entities(sets) => sets.iter().flat_map(|set| &set.examples).map(|e| e.text.as_str()).collect(),
@@ -384,10 +421,11 @@ pub fn typing_noise(words: f64) -> Result<TypingNoise> {
     Ok(noise)
 }
 
-/// Notes that models were measured on a test set, once nothing stands in the way of it.
+/// Notes that models were measured on a test set, once nothing stands in the way of it; once for each run, whatever the number of its models.
 pub fn note_reading<'a>(asked: Split, models: impl IntoIterator<Item = &'a PathBuf>, data: &[String]) -> Result<()> {
     if is_test(data, asked) {
-        for model in models {
+        let mut seen = BTreeSet::new();
+        for model in models.into_iter().filter(|model| seen.insert(model.parent())) {
             let noted = log_test_reading(model, data);
             match noted.as_ref().err().and_then(|error| std::error::Error::source(error)?.downcast_ref::<io::Error>()) {
                 Some(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) => {
@@ -496,6 +534,19 @@ impl DataArgs {
                     format!("{texts} texts have {all} labels, so most are there once"),
                     "\"text\" and \"label\" in each other's place, if these are texts; or fewer labels",
                 ));
+            }
+            let mut uses: BTreeMap<&String, usize> = BTreeMap::new();
+            train
+                .iter()
+                .chain(dev)
+                .flat_map(|text| &text.labels)
+                .for_each(|label| *uses.entry(label).or_default() += 1);
+            match uses.values().filter(|&&uses| uses == 1).count() {
+                once if once > 0 && texts >= 20 => tell(&format!(
+                    "{once} of {all} labels are of one text alone; is one misspelt, or a text in a label's place? Labels stand in the \
+                     model, for everyone to read"
+                )),
+                _ => {}
             }
             let taught: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
             if taught.len() < all {

@@ -50,7 +50,8 @@ pub struct Args {
     /// Folder for report.html and report.json; `report` in the run's folder unless it is named
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Show examples of the last model's errors, with their texts: both files then hold texts
+    /// Show examples of the last model's errors, with their texts: both files then hold texts. Without it labels that no model has are
+    /// numbered, since a text may stand in the place of one
     #[arg(long)]
     with_text: bool,
     /// Also score the texts with noise of typing in these shares of their words
@@ -88,16 +89,17 @@ pub fn run(args: Args) -> Result<()> {
     let log = RunLog::read(&args.run)?;
     let candidates = candidates(&args)?;
     let corpora: Vec<Corpus> = args.data.iter().map(|c| Corpus::parse(c)).collect();
-    let data = Labelled::read(&corpora, args.split, args.offsets.unit())?;
-    check(&candidates, &corpora, &data)?;
+    let mut data = Labelled::read(&corpora, args.split, args.offsets.unit())?;
+    let configs: Vec<ModelConfig> = candidates.iter().map(|candidate| candidate.config.clone()).collect();
+    check(&candidates, &configs, &corpora, &data)?;
+    if !args.with_text {
+        data.number_unknown(&configs)?;
+    }
     let sources = corpora.iter().zip(&args.data).map(|(corpus, name)| Source::read(name, &corpus.file(args.split)?));
     let sources = sources.collect::<Result<Vec<_>>>()?;
     let out = args.out.clone().unwrap_or_else(|| args.run.join("report"));
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-    // Once for each run, whatever the number of its models.
-    let mut measured: Vec<&PathBuf> = candidates.iter().map(|candidate| &candidate.path).collect();
-    measured.dedup_by_key(|path| path.parent());
-    note_reading(args.split, measured, &args.data)?;
+    note_reading(args.split, candidates.iter().map(|candidate| &candidate.path), &args.data)?;
 
     let bootstraps = Bootstraps { resamples: args.resamples as usize, seed: SEED };
     let noisy: Vec<Labelled> = noises.iter().map(|noise| data.noisy(noise, args.noise_seed)).collect();
@@ -178,7 +180,7 @@ fn candidates(args: &Args) -> Result<Vec<Candidate>> {
 }
 
 /// Refuses models that do not answer what the data asks, before the first is measured.
-fn check(candidates: &[Candidate], corpora: &[Corpus], data: &Labelled) -> Result<()> {
+fn check(candidates: &[Candidate], configs: &[ModelConfig], corpora: &[Corpus], data: &Labelled) -> Result<()> {
     let labels = |candidate: &Candidate| candidate.config.id2label.iter().cloned().collect::<BTreeSet<String>>();
     for candidate in candidates {
         let (path, task) = (candidate.path.display(), candidate.config.task);
@@ -199,10 +201,9 @@ fn check(candidates: &[Candidate], corpora: &[Corpus], data: &Labelled) -> Resul
             ));
         }
     }
-    let configs: Vec<ModelConfig> = candidates.iter().map(|candidate| candidate.config.clone()).collect();
     match data {
-        Labelled::Entities(sets) => corpora.iter().zip(sets).try_for_each(|(c, set)| c.check_known(set, &configs)),
-        Labelled::Labels(texts) => Corpus::check_known_labels(texts, &configs),
+        Labelled::Entities(sets) => corpora.iter().zip(sets).try_for_each(|(c, set)| c.check_known(set, configs)),
+        Labelled::Labels(texts) => Corpus::check_known_labels(texts, configs),
     }
 }
 

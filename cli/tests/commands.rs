@@ -435,6 +435,8 @@ fn a_budget_becomes_a_student_that_fits() {
     let without = ampoule(&["distill", "--data", data, "--run", run_text, "--budget", "4 MB"]);
     assert!(without.status.code() == Some(2) && text(&without.stderr).contains("--teacher <FOLDER>: missing"));
 
+    // A plan binds nobody to its budget.
+    assert!(with(&["--budget", "0.31 MB", "--plan"]).status.success());
     let planned = objects(&with(&[budget.as_slice(), &["--plan", "--json"]].concat()));
     assert_eq!(planned.len(), 2);
     let shapes = planned[0]["shapes"].as_array().unwrap();
@@ -520,6 +522,9 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     assert!(ampoule(&["quantize", "--model", &model, "--out", &bundle]).status.success());
     let train = ["train", "--model", &bundle, "--data", corpus, "--run", "x"];
     assert_fails(&ampoule(&train), "a file; a checkpoint is a folder");
+    // It would end with a bundle of that name.
+    let taken = folder.path().to_str().unwrap();
+    assert_fails(&with(&["--run", taken]), "holds \"model.int8.safetensors\", which a run would write over");
     fs::write(path("empty.txt"), "\n\n").unwrap();
     let empty = path("empty.txt");
     let distill =
@@ -537,6 +542,12 @@ fn what_was_meant_is_said_where_something_else_was_named() {
     let swapped = |i| serde_json::json!({"text": "pain", "label": format!("{CANARY} {i}")}).to_string();
     fs::write(Path::new(&one).join("train.jsonl"), (0..20).map(swapped).collect::<Vec<_>>().join("\n")).unwrap();
     assert_fails(&ampoule(&train), "21 texts have 21 labels");
+    let sound = |i| serde_json::json!({"text": "pain", "label": if i % 2 == 0 { "odd" } else { "even" }}).to_string();
+    let one_swapped = (0..20).map(sound).chain([swapped(0)]).collect::<Vec<_>>();
+    fs::write(Path::new(&one).join("train.jsonl"), one_swapped.join("\n")).unwrap();
+    // What is told comes before the error, which ends the command before it trains.
+    let told = text(&ampoule(&[train.as_slice(), &["--dump-batches", &path("batches")]].concat()).stderr);
+    assert!(told.contains("1 of 3 labels are of one text alone") && !told.contains(CANARY), "{told}");
     // A note in a label's place, and labels that nobody has.
     let classifier = fixture("bert-sequence");
     for (label, part) in [
@@ -1380,7 +1391,10 @@ fn classifiers_are_trained_quantized_and_used() {
         let log = || fs::read_to_string(format!("{run}/log.jsonl")).unwrap().matches("test_reading").count();
         let before = log();
         for (data, readings) in [(&dev, 0), (&test, 1)] {
-            assert!(ampoule(&["evaluate", "--split", "dev", "--model", &model, "--data", data]).status.success());
+            let twice = ["--model", &model, "--model", &model];
+            assert!(
+                ampoule(&[["evaluate", "--split", "dev", "--data", data].as_slice(), &twice].concat()).status.success()
+            );
             assert_eq!(log() - before, readings, "{data}");
         }
         if kind == "single" {
@@ -1428,6 +1442,26 @@ fn classifiers_are_trained_quantized_and_used() {
         let html = fs::read_to_string(format!("{out}/report.html")).unwrap();
         assert_is_a_sound_page(&html);
         assert!(!html.contains(CANARY) && !html.contains("aspirin"));
+        // A text in a label's place is not in it, unless texts are asked for; no figure is another for it.
+        let (odd, out) = (path("odd.jsonl"), path(&format!("{kind}-odd")));
+        let line = |i| match i {
+            6 if kind == "single" => serde_json::json!({"text": "odd", field: CANARY}).to_string(),
+            6 => serde_json::json!({"text": "odd", field: [CANARY]}).to_string(),
+            i => serde_json::json!({"text": sentence(i), field: labels(i)}).to_string(),
+        };
+        fs::write(&odd, (0..7).map(line).collect::<Vec<_>>().join("\n")).unwrap();
+        let report = ["report", "--run", &run, "--data", &odd, "--timing", "0", "--resamples", "50", "--out", &out];
+        for with_text in [false, true] {
+            let output = ampoule(&[report.as_slice(), if with_text { &["--with-text"] } else { &[] }].concat());
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let [html, json] = ["html", "json"].map(|kind| fs::read_to_string(format!("{out}/report.{kind}")).unwrap());
+            assert!([&html, &json].iter().all(|file| file.contains(CANARY) == with_text), "{with_text}");
+            assert!([&html, &json].iter().all(|file| file.contains("label 1 that no model has") != with_text));
+            let said = serde_json::from_str::<serde_json::Value>(&json).unwrap()["models"][0]["f1"]["value"].clone();
+            let evaluate = ampoule(&["evaluate", "--json", "--model", &model, "--data", &odd]);
+            let expected: serde_json::Value = serde_json::from_slice(&evaluate.stdout).unwrap();
+            assert_eq!(said, expected["models"][0]["scores"]["macro_f1"], "{with_text}");
+        }
 
         let input: String = (0..3).map(|i| format!("{CANARY} {}\n", sentence(i))).collect();
         let output = with_stdin(&["classify", "--json", "--model", &bundle, "-"], input.as_bytes());
@@ -1543,6 +1577,10 @@ fn embedders_are_trained_distilled_quantized_and_scored() {
     assert_fails(&ampoule(&[&arguments, wrong.as_slice()].concat()), "\"hard\" cannot be taught by this data");
     let dump = ["--model", encoder, "--dump-batches", &path("dump")];
     assert_fails(&ampoule(&[&arguments, dump.as_slice()].concat()), "only batches of entities");
+    fs::create_dir_all(path("dump/start")).unwrap();
+    assert_fails(&ampoule(&[&arguments, dump.as_slice()].concat()), "dump/start is there, and would be written over");
+    let endless = ["--model", encoder, "--epochs", "3000000000", "--set", "steps=3"];
+    assert_fails(&ampoule(&[&arguments, endless.as_slice()].concat()), "epochs must be at most 2^20");
     // The whole of what shrinks a student; and a file alone, of which some queries are held out.
     let train = format!("{corpus}/train.jsonl");
     let held_out = path("held-out");

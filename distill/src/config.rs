@@ -46,7 +46,7 @@ pub struct TrainConfig {
     pub freeze: Vec<String>,
     /// Evaluations on the dev set in an epoch; the best one's weights are kept.
     pub evaluations_per_epoch: usize,
-    /// Evaluations without a better score after which the stage ends; 0 for never.
+    /// Evaluations without a better score after which the stage ends, from the first score above 0 on; 0 for never.
     pub patience: usize,
     /// Steps between two saved states.
     pub save_every: usize,
@@ -184,6 +184,9 @@ impl TrainConfig {
         }
         if self.epochs > 10_000 && self.steps.is_none() {
             return wrong("epochs must be at most 10000, or steps be given");
+        }
+        if self.epochs > 1 << 20 {
+            return wrong("epochs must be at most 2^20, also where steps are given");
         }
         if self.batch_size > 1 << 20 || self.max_batch_tokens > 1 << 30 {
             return wrong("batch_size must be at most 2^20, max_batch_tokens at most 2^30");

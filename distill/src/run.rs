@@ -222,7 +222,16 @@ pub fn check_run_folder(run: &Path) -> Result<bool> {
 }
 
 /// What a run writes beside `config.json`, which is there first, and its best models.
-const OF_RUN: [&str; 4] = ["state.safetensors", "log.jsonl", "model", "dev.int8.safetensors"];
+const OF_RUN: [&str; 7] = [
+    "state.safetensors",
+    "log.jsonl",
+    "model",
+    "dev.int8.safetensors",
+    // What `distill --precision` ends with.
+    "model.f32.safetensors",
+    "model.f16.safetensors",
+    "model.int8.safetensors",
+];
 
 fn is_best(name: &str) -> bool {
     name.strip_prefix("best-").is_some_and(|n| n.len() >= 8 && n.bytes().all(|byte| byte.is_ascii_digit()))

@@ -201,6 +201,13 @@ pub struct PlannedStage {
 /// [`InvalidInput`](ampoule::ErrorKind::InvalidInput) for data that cannot be trained on, or that holds no entities;
 /// [`NotFound`](ampoule::ErrorKind::NotFound) where a file cannot be written.
 pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, folder: &Path) -> Result<()> {
+    let (start, batches) = (folder.join("start"), folder.join("batches.jsonl"));
+    if let Some(there) = [&start, &batches].into_iter().find(|path| path.exists()) {
+        return Err(Error::invalid_input(format!(
+            "{} is there, and would be written over; name a new folder",
+            there.display()
+        )));
+    }
     let stages = config.checked_stages(true)?;
     if let Data::Entities { train, .. } = data
         && train.iter().flat_map(|set| &set.examples).flat_map(|e| &e.entities).any(|entity| entity.score < 1.0)
@@ -227,8 +234,8 @@ pub fn dump_batches(student: &Checkpoint, data: &Data, config: &TrainConfig, fol
         lines.push_str(&serde_json::Value::Object(row).to_string());
         lines.push('\n');
     }
-    student.save(folder.join("start"))?;
-    ampoule::checkpoint::write_aside(&folder.join("batches.jsonl"), lines.as_bytes())
+    student.save(&start)?;
+    ampoule::checkpoint::write_aside(&batches, lines.as_bytes())
 }
 
 /// Each computes a part of a step; a GPU computes it whole.

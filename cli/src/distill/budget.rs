@@ -103,7 +103,7 @@ struct Record {
 }
 
 impl Record {
-    /// The one at `path`, if it is there.
+    /// The one at `path`, if it is there. One of another search is none where no try was begun, as after a plan.
     fn read(path: &Path, of: &Value) -> Result<Option<Self>> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
@@ -111,6 +111,10 @@ impl Record {
             Err(e) => return Err(Error::io(path, e).into()),
         };
         let record = serde_json::from_slice::<Record>(&bytes).ok().filter(|record| record.of == *of);
+        let beside = path.parent().and_then(|folder| fs::read_dir(folder).ok());
+        if record.is_none() && !beside.into_iter().flatten().flatten().any(|entry| entry.path().is_dir()) {
+            return Ok(None);
+        }
         let other = || {
             hint(
                 format!(

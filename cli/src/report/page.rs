@@ -436,10 +436,6 @@ impl Page<'_> {
     fn noise(&mut self) {
         self.heading("noise", "Noise");
         let shares: Vec<f64> = self.first().noise.iter().map(|noisy| noisy.words).collect();
-        if shares.is_empty() {
-            self.paragraph("Not measured: no share of words was named.");
-            return;
-        }
         let text = format!(
             "{} of the same texts with typing errors in a share of their words (seed {}), and in brackets what is lost, and its 95 % \
              interval. The labels are exact in noisy text too.",

@@ -60,6 +60,9 @@ pub(super) fn read_entities(path: &Path, unit: OffsetUnit) -> Result<Annotated> 
     let mut covers: Option<(usize, BTreeSet<String>)> = None;
     lines::each(path, |number, line| {
         let Some(line): Option<NerLine> = parse(line, NER)? else { return Ok(()) };
+        if let Some(wrong) = line.covers.iter().flatten().find_map(|label| wrong_label(label)) {
+            return Err(Error::invalid_input(format!("of what it covers: {wrong}")));
+        }
         match (&covers, line.covers) {
             (Some((first, before)), Some(now)) if *before != now => {
                 return Err(Error::invalid_input(format!(

@@ -137,6 +137,8 @@ fn refuses_malformed_jsonl() {
     let mismatch = r#"entity 1: its "text" is not what stands at 7..15, in units of utf8"#;
     jsonl(&format!("{},{other}", entity(0, 2)), "", mismatch);
     jsonl(&entity(7, 9), r#","covers":["E"]"#, "the label of entity 0 (in the order of the text) is not among those");
+    let covers = format!(r#","covers":["{}"]"#, CANARY.repeat(70));
+    jsonl(&entity(7, 9), &covers, "of what it covers: its label has ");
 
     let fields = "not the fields and types expected";
     jsonl(&entity(-1, 9), "", fields);
