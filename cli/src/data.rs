@@ -205,7 +205,7 @@ impl Corpus {
         let (train, dev) = held_out(texts, text);
         if train.is_empty() || dev.is_empty() {
             return Err(hint(
-                format!("{path}: {all} texts are too few to hold some out to choose by"),
+                format!("{path}: {all} texts, or those of them that differ, are too few to hold some out to choose by"),
                 "a folder with a train and a dev file; `quantize` takes a file called dev whole",
             ));
         }
@@ -272,18 +272,22 @@ impl Corpus {
     pub fn check_known(&self, set: &NerSet, models: &[ModelConfig]) -> Result<()> {
         let schemes = models.iter().map(|config| Scheme::new(&config.id2label)).collect::<ampoule::Result<Vec<_>>>()?;
         let known = |label: &str| schemes.iter().any(|scheme| scheme.label_index(label).is_some());
-        let unknown = match &self.covers {
-            Some(asked) => asked.iter().find(|label| !known(label)),
-            None if set.covers.iter().any(|label| known(label)) => None,
-            None => set.covers.first(),
+        let (path, all) = (self.path.display(), set.covers.len());
+        let unknown = set.covers.iter().filter(|label| !known(label)).count();
+        let problem = match self.covers.iter().flatten().find(|label| !known(label)) {
+            Some(asked) => format!("{path}: no model has the label {asked:?}"),
+            // The data's own are not quoted: a text may stand in the place of one.
+            None if unknown == all => format!("{path}: no model has any label of the data"),
+            None if unknown > 0 => {
+                tell(&format!(
+                    "{path}: {unknown} of its {all} labels no model has; entities that have them count as missed, unless \
+                     `{path}=Label,…` names the others"
+                ));
+                return Ok(());
+            }
+            None => return Ok(()),
         };
-        match unknown {
-            Some(label) => Err(hint(
-                format!("{}: no model has the label {label:?}", self.path.display()),
-                "the labels as the model writes them, capitals included; `ampoule inspect` lists them",
-            )),
-            None => Ok(()),
-        }
+        Err(hint(problem, "the labels as the model writes them, capitals included; `ampoule inspect` lists them"))
     }
 
     /// Refuses texts none of whose labels any of the models has, and for one that gives a single label texts that have not one. Says how many
@@ -559,12 +563,18 @@ impl DataArgs {
         let Data::Entities { train, .. } = data else { return Ok(()) };
         let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);
         let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
-        match train.iter().flat_map(|set| &set.covers).find(|label| !marked.contains(label)) {
-            Some(label) => Err(hint(
-                format!("no train file marks the label {label:?}, so nothing teaches it"),
-                "the label as the files write it, capitals included; or train files that mark it",
-            )),
-            None => Ok(()),
-        }
+        let covered: BTreeSet<&String> = train.iter().flat_map(|set| &set.covers).collect();
+        let unmarked: BTreeSet<&String> = covered.difference(&marked).copied().collect();
+        let what = match self.data.iter().flat_map(|c| Corpus::parse(c).covers).flatten().find(|l| unmarked.contains(l))
+        {
+            Some(asked) => format!("the label {asked:?}"),
+            // The data's own are not quoted: a text may stand in the place of one.
+            None if !unmarked.is_empty() => format!("{} of the {} labels", unmarked.len(), covered.len()),
+            None => return Ok(()),
+        };
+        Err(hint(
+            format!("no train file marks {what}, so nothing teaches it"),
+            "the labels as the files write them, capitals included; or train files that mark them",
+        ))
     }
 }

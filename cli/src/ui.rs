@@ -92,6 +92,9 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
         ErrorKind::UnknownArgument if takes_text(cli) => {
             "an argument too many; a text is one argument, in quotes".to_owned()
         }
+        ErrorKind::UnknownArgument if argument.parse::<f64>().is_ok() => {
+            format!("{argument}: an argument too many; an option is given a number below 0 as in --option={argument}")
+        }
         ErrorKind::UnknownArgument => "an argument too many".to_owned(),
         ErrorKind::InvalidSubcommand => "there is no such verb".to_owned(),
         ErrorKind::MissingRequiredArgument if argument.contains("TEXT") => {
@@ -169,7 +172,7 @@ fn what_to_try(error: &anyhow::Error) -> String {
             "`ampoule inspect` says what the file is; make one that fits with `ampoule quantize`"
         }
         Some(ErrorKind::DeviceUnavailable) if cfg!(not(feature = "wgpu")) => {
-            "`--device cpu`; for a GPU, a program built with `--features ampoule-cli/wgpu`"
+            "`--device cpu`; for a GPU, a program built with `--features ampoule-cli/wgpu`, for NdArray, with `ampoule-cli/ndarray`"
         }
         Some(ErrorKind::DeviceUnavailable) => {
             "`--device cpu`; `ampoule doctor` alone lists the GPUs, of which `--adapter NAME` takes software too"

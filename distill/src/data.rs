@@ -122,7 +122,7 @@ pub struct NerFolder {
     pub test: Option<NerSet>,
 }
 
-/// The most characters of a label. What is longer is a text in a label's place, and errors quote labels.
+/// The most characters of a label. What is longer is a text in a label's place, and would stand in a model for everyone to read.
 const MAX_LABEL: usize = 64;
 
 /// Why a label cannot be one.
@@ -231,16 +231,13 @@ fn check_asked<'a>(path: &Path, files: impl Iterator<Item = &'a Annotated>, aske
     if asked.is_empty() || marked.is_empty() || marked.iter().any(|label| asked.contains(label)) {
         return Ok(());
     }
-    let marked = marked.into_iter().take(MAX_LISTED).map(|label| format!("{label:?}")).collect::<Vec<_>>();
+    // The file's own are not quoted: a text may stand in the place of one.
     Err(Error::invalid_input(format!(
-        "{}: no entity has a label of {asked:?}, which it is said to cover; it marks {}",
+        "{}: no entity has a label of {asked:?}, which it is said to cover; labels that it marks: {}",
         path.display(),
-        marked.join(", ")
+        marked.len()
     )))
 }
-
-/// The most labels that a message lists.
-const MAX_LISTED: usize = 20;
 
 /// Reads sentences of one token a line: `token<TAB>tag`, tags `O`, `B-<label>` and `I-<label>`, a blank line after each
 /// sentence.
@@ -356,9 +353,10 @@ fn settle(
     } else if let Some(stated) = stated {
         stated
     } else if let Some(of_train) = of_train {
-        if let Some(label) = seen().find(|label| !of_train.contains(*label)) {
+        let others = seen().filter(|label| !of_train.contains(*label)).collect::<BTreeSet<_>>().len();
+        if others > 0 {
             return error(format!(
-                "it has the label {label:?}, which the train file beside it has not: say which labels the corpus covers"
+                "{others} of its labels the train file beside it has not: say which labels the corpus covers"
             ));
         }
         of_train.clone()

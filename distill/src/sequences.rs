@@ -3,6 +3,7 @@
 mod pairs;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -234,8 +235,13 @@ impl<'a> Sequences<'a> {
             Data::Search { .. } => model.task == Task::Encoder,
         };
         if !fits {
+            let kind = match data {
+                Data::Entities { .. } => "entities",
+                Data::Labels { .. } => "labels of whole texts",
+                Data::Search { .. } => "questions and their passages",
+            };
             return Err(Error::invalid_input(format!(
-                "the data are {data:?}, and the model's task is {}; name data of its task, or another model",
+                "the data are {kind}, and the model's task is {}; name data of its task, or a model that was trained on such data",
                 model.task.as_str()
             )));
         }
@@ -243,10 +249,13 @@ impl<'a> Sequences<'a> {
         if let Data::Entities { train, dev, .. } = data {
             let tags = Scheme::new(&model.id2label)?;
             for (sets, split) in [(train, "train"), (dev, "dev")] {
-                let mut covered = sets.iter().flat_map(|set| &set.covers);
-                if let Some(label) = covered.find(|label| tags.label_index(label).is_none()) {
+                let covered: BTreeSet<&String> = sets.iter().flat_map(|set| &set.covers).collect();
+                let unknown = covered.iter().filter(|label| tags.label_index(label).is_none()).count();
+                if unknown > 0 {
+                    // Not quoted: a text may stand in a label's place.
                     return Err(Error::invalid_input(format!(
-                        "the {split} data has the label {label:?}, which is not one of the model's: {}; say which labels it covers",
+                        "of the {} labels of the {split} data {unknown} are not among the model's: {}; say which labels it covers",
+                        covered.len(),
                         tags.entity_labels().join(", ")
                     )));
                 }
@@ -439,7 +448,7 @@ impl<'a> Sequences<'a> {
             (Task::MultiLabel, _) => Ok(Allowed::All(ids)),
             (_, &[one]) => Ok(Allowed::One(one, 1.0)),
             (_, _) => Err(Error::invalid_input(format!(
-                "it has {} labels, and this model gives exactly one; train a multi-label head",
+                "it has {} labels, and this model gives exactly one; train a multi-label head (`train --multi-label`)",
                 ids.len()
             ))),
         }

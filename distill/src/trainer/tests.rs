@@ -221,7 +221,7 @@ fn what_a_later_stage_cannot_do_is_said_before_the_first_step() {
         assert!(error.to_string().contains("stage 2: ") && error.to_string().contains(part), "{error}");
     }
     let error = run("{}", &data(&strange)).unwrap_err().to_string();
-    assert!(error.contains("the dev data has the label \"Strange\""), "{error}");
+    assert!(error.contains("labels of the dev data 1 are not among the model's"), "{error}");
     assert!(!folder.path().join("run").exists());
     run("{}", &data(&set)).unwrap();
 }
