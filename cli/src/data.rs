@@ -270,11 +270,10 @@ impl Corpus {
 
     /// Refuses labels, of the command line or of all that `set` covers, that none of the models has: nothing could be found of them.
     pub fn check_known(&self, set: &NerSet, models: &[ModelConfig]) -> Result<()> {
-        let schemes = models.iter().map(|config| Scheme::new(&config.id2label)).collect::<ampoule::Result<Vec<_>>>()?;
-        let known = |label: &str| schemes.iter().any(|scheme| scheme.label_index(label).is_some());
+        let known = entity_labels(models)?;
         let (path, all) = (self.path.display(), set.covers.len());
-        let unknown = set.covers.iter().filter(|label| !known(label)).count();
-        let problem = match self.covers.iter().flatten().find(|label| !known(label)) {
+        let unknown = set.covers.difference(&known).count();
+        let problem = match self.covers.iter().flatten().find(|label| !known.contains(*label)) {
             Some(asked) => format!("{path}: no model has the label {asked:?}"),
             // The data's own are not quoted: a text may stand in the place of one.
             None if unknown == all => format!("{path}: no model has any label of the data"),
@@ -375,15 +374,10 @@ impl Labelled {
 
     /// Numbers the labels that none of the models has, in place of their names, since a text may stand in one. No score changes.
     pub fn number_unknown(&mut self, models: &[ModelConfig]) -> Result<()> {
-        let mut known = BTreeSet::new();
-        for config in models {
-            match self {
-                Labelled::Entities(_) => {
-                    known.extend(Scheme::new(&config.id2label)?.entity_labels().iter().map(|label| label.to_string()));
-                }
-                Labelled::Labels(_) => known.extend(config.id2label.iter().cloned()),
-            }
-        }
+        let known = match self {
+            Labelled::Entities(_) => entity_labels(models)?,
+            Labelled::Labels(_) => models.iter().flat_map(|config| config.id2label.iter().cloned()).collect(),
+        };
         let mut numbers = BTreeMap::new();
         let mut numbered = |label: String| {
             if known.contains(&label) {
@@ -518,7 +512,8 @@ impl DataArgs {
         }
     }
 
-    /// Refuses data that covers a label and marks it nowhere, or whose texts all have the same label: a new head would learn nothing else.
+    /// Refuses data that covers a label and marks it nowhere, or whose texts all have the same label: a new head would learn nothing else;
+    /// and data most of whose labels are there once, as texts in their place are. Says how many are, where it is some.
     pub fn check_taught(&self, data: &Data, task: Task) -> Result<()> {
         match self.labels(data).len() {
             0 if task != Task::Encoder => return Err(hint("no text has a label", "texts with labels")),
@@ -530,41 +525,40 @@ impl DataArgs {
             }
             _ => {}
         }
-        if let Data::Labels { train, dev, .. } = data {
-            let (all, texts) = (self.labels(data).len(), train.len() + dev.len());
-            // They would stand in the model, for everyone to read.
-            if task == Task::SingleLabel && texts >= 20 && 2 * all > texts {
-                return Err(hint(
-                    format!("{texts} texts have {all} labels, so most are there once"),
-                    "\"text\" and \"label\" in each other's place, if these are texts; or fewer labels",
-                ));
-            }
-            let mut uses: BTreeMap<&String, usize> = BTreeMap::new();
-            train
-                .iter()
-                .chain(dev)
-                .flat_map(|text| &text.labels)
-                .for_each(|label| *uses.entry(label).or_default() += 1);
-            match uses.values().filter(|&&uses| uses == 1).count() {
-                once if once > 0 && texts >= 20 => tell(&format!(
-                    "{once} of {all} labels are of one text alone; is one misspelt, or a text in a label's place? Labels stand in the \
-                     model, for everyone to read"
-                )),
-                _ => {}
-            }
-            let taught: BTreeSet<&String> = train.iter().flat_map(|text| &text.labels).collect();
+        let (one, many, taught, held_out) = match data {
+            Data::Entities { train, dev, .. } => ("entity", "entities", marks(train), marks(dev)),
+            Data::Labels { train, dev, .. } => ("text", "texts", names(train), names(dev)),
+            Data::Search { .. } => return Ok(()),
+        };
+        let mut uses: BTreeMap<&String, usize> = BTreeMap::new();
+        taught.iter().chain(&held_out).for_each(|label| *uses.entry(label).or_default() += 1);
+        let (number, all) = (taught.len() + held_out.len(), uses.len());
+        let taught: BTreeSet<&String> = taught.into_iter().collect();
+        // They would stand in the model, for everyone to read.
+        if number >= 20 && task != Task::MultiLabel && 2 * all > number {
+            return Err(hint(
+                format!("{number} {many} have {all} labels, so most are there once"),
+                "\"text\" and \"label\" in each other's place, if these are texts; or fewer labels",
+            ));
+        }
+        let once = uses.values().filter(|&&uses| uses == 1).count();
+        if number >= 20 && once > 0 {
+            tell(&format!(
+                "{once} of {all} labels are of one {one} alone; is one misspelt, or a text in a label's place? Labels stand in the model, \
+                 for everyone to read"
+            ));
+        }
+        let Data::Entities { train, .. } = data else {
             if taught.len() < all {
                 tell(&format!(
                     "{} of {all} labels are in texts to choose by alone, and nothing teaches them; is one misspelt?",
                     all - taught.len()
                 ));
             }
-        }
-        let Data::Entities { train, .. } = data else { return Ok(()) };
-        let entities = train.iter().flat_map(|set| &set.examples).flat_map(|example| &example.entities);
-        let marked: BTreeSet<&String> = entities.map(|entity| &entity.label).collect();
+            return Ok(());
+        };
         let covered: BTreeSet<&String> = train.iter().flat_map(|set| &set.covers).collect();
-        let unmarked: BTreeSet<&String> = covered.difference(&marked).copied().collect();
+        let unmarked: BTreeSet<&String> = covered.difference(&taught).copied().collect();
         let what = match self.data.iter().flat_map(|c| Corpus::parse(c).covers).flatten().find(|l| unmarked.contains(l))
         {
             Some(asked) => format!("the label {asked:?}"),
@@ -573,8 +567,31 @@ impl DataArgs {
             None => return Ok(()),
         };
         Err(hint(
-            format!("no train file marks {what}, so nothing teaches it"),
+            format!("no train file marks {what}, and what is not marked is not taught"),
             "the labels as the files write them, capitals included; or train files that mark them",
         ))
     }
+}
+
+/// The label of each entity.
+fn marks(sets: &[NerSet]) -> Vec<&String> {
+    sets.iter()
+        .flat_map(|set| &set.examples)
+        .flat_map(|example| &example.entities)
+        .map(|entity| &entity.label)
+        .collect()
+}
+
+/// The labels of each text.
+fn names(texts: &[LabelledText]) -> Vec<&String> {
+    texts.iter().flat_map(|text| &text.labels).collect()
+}
+
+/// The labels of entities that any of the models has.
+fn entity_labels(models: &[ModelConfig]) -> Result<BTreeSet<String>> {
+    let mut labels = BTreeSet::new();
+    for config in models {
+        labels.extend(Scheme::new(&config.id2label)?.entity_labels().iter().map(|label| label.to_string()));
+    }
+    Ok(labels)
 }

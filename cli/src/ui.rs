@@ -92,7 +92,7 @@ pub fn fail_usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
         ErrorKind::UnknownArgument if takes_text(cli) => {
             "an argument too many; a text is one argument, in quotes".to_owned()
         }
-        ErrorKind::UnknownArgument if argument.parse::<f64>().is_ok() => {
+        ErrorKind::UnknownArgument if argument.starts_with('-') && argument.parse::<f64>().is_ok() => {
             format!("{argument}: an argument too many; an option is given a number below 0 as in --option={argument}")
         }
         ErrorKind::UnknownArgument => "an argument too many".to_owned(),

@@ -365,6 +365,20 @@ fn bad_data_is_refused_by_file_and_line() {
     fs::write(untaught.join("dev.jsonl"), line).unwrap();
     let train = ["train", "--model", model, "--data", untaught.to_str().unwrap(), "--run", run_text];
     assert_fails(&ampoule(&train), "no train file marks 1 of the ");
+    // What an entity says in the place of its label would stand in the model.
+    let marked = |label: &str| {
+        serde_json::json!({"text": "a", "entities": [{"start": 0, "end": 1, "label": label}]}).to_string() + "\n"
+    };
+    let swapped: String = (0..20).map(|i| marked(&format!("{CANARY} {i}"))).collect();
+    fs::write(untaught.join("train.jsonl"), &swapped).unwrap();
+    fs::write(untaught.join("dev.jsonl"), marked(&format!("{CANARY} 0"))).unwrap();
+    assert_fails(&ampoule(&train), "21 entities have 20 labels, so most are there once");
+    fs::write(untaught.join("train.jsonl"), marked("Sign").repeat(20) + &marked(CANARY)).unwrap();
+    fs::write(untaught.join("dev.jsonl"), marked("Sign")).unwrap();
+    let dump = folder.path().join("dump");
+    let output = ampoule(&[train.as_slice(), &["--dump-batches", dump.to_str().unwrap()]].concat());
+    let told = text(&output.stderr);
+    assert!(told.contains("1 of 2 labels are of one entity alone") && !told.contains(CANARY), "{told}");
     assert!(!run.exists() && !out.exists());
 }
 
